@@ -1,0 +1,1 @@
+"""Where operators run: devices, links and routes."""

@@ -1,0 +1,115 @@
+"""Cluster: where operators can run. Devices, switches, directed use of links, and routes between devices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import networkx as nx
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True)
+class DeviceType:
+    """A data sheet. Figures are peaks; what a device really reaches is the cost model's business."""
+
+    name: str
+    kind: Literal["cpu", "gpu", "npu", "fpga"]
+    memory_bytes: int
+    memory_bandwidth_bytes_per_s: float
+    peak_flops: Mapping[str, float]
+    """FLOP/s by data type, multiply-add counted as two."""
+    compute_units: int | None = None
+    """Streaming multiprocessors of a GPU, cores of a CPU."""
+    clock_hz: float | None = None
+    l2_cache_bytes: int | None = None
+    idle_watts: float | None = None
+    peak_watts: float | None = None
+    price_eur: float | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Device:
+    """One place where an operator can run."""
+
+    name: str
+    type: DeviceType
+    cost_model: str | None = None
+    """Catalog name or folder of the cost model that prices operators here; None prices by roofline."""
+    backend: str = "onnxruntime"
+    """What runs operators here when a placement is measured."""
+    address: str = "cpu:0"
+    """Where the backend finds it: ``cpu:FIRST[-LAST]`` (cores to pin) or ``cuda:INDEX``."""
+    threads: int = 1
+    server: str = ""
+    """Devices of one server share its host memory; empty where the cluster has one server."""
+    memory_bytes: int | None = None
+    """Memory a user grants, where it is less than the data sheet's."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """A cable or bus between two nodes (devices or switches)."""
+
+    name: str
+    ends: tuple[str, str]
+    bandwidth_bytes_per_s: float
+    """In each direction for ``full`` duplex; shared by both directions for ``half``."""
+    latency_ns: int = 0
+    duplex: Literal["full", "half"] = "full"
+    price_eur: float | None = None
+
+
+@dataclass(frozen=True)
+class Route:
+    """The way of a tensor from one device to another."""
+
+    nodes: tuple[str, ...]
+    links: tuple[str, ...]
+    """Names of the links used, in order."""
+    latency_ns: int
+    """Sum of the latencies of the links."""
+    bandwidth_bytes_per_s: float
+    """The narrowest link: cut-through forwarding, so that a tensor is not stored at each hop."""
+
+    def transfer_ns(self, size: int) -> int:
+        """Return the time of ``size`` bytes over this route alone on the network, ns, rounded up."""
+        return self.latency_ns + -int(-size * 1e9 // self.bandwidth_bytes_per_s)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Devices, switches and links; see ``moirai_sim.clusters.reader`` for the YAML form."""
+
+    name: str
+    devices: tuple[Device, ...]
+    links: tuple[Link, ...] = ()
+    switches: tuple[str, ...] = ()
+    link_model: str | None = None
+    """Catalog name or folder of a calibrated link model; None takes the data sheet of the links."""
+    source: str = ""
+    provenance: Mapping[str, object] = field(default_factory=dict)
+
+    @cached_property
+    def device(self) -> dict[str, Device]:
+        """Devices by name."""
+        return {device.name: device for device in self.devices}
+
+    @cached_property
+    def link(self) -> dict[str, Link]:
+        """Links by name."""
+        return {link.name: link for link in self.links}
+
+    @cached_property
+    def graph(self) -> nx.Graph:
+        """Nodes are devices and switches; of parallel links the one with most bandwidth is kept."""
+        graph = nx.Graph()
+        graph.add_nodes_from(device.name for device in self.devices)
+        graph.add_nodes_from(self.switches)
+        for link in sorted(self.links, key=lambda link: (link.bandwidth_bytes_per_s, link.name)):
+            graph.add_edge(*link.ends, link=link.name)
+        return graph

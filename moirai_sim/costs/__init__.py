@@ -1,0 +1,1 @@
+"""Predicted cost: roofline, learned estimators, link models."""

@@ -1,0 +1,53 @@
+"""The errors a user can meet, each with the exit code of the command line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class MoiraiError(Exception):
+    """Base of every error that moirai-sim raises on purpose."""
+
+    exit_code = 4
+
+
+class CheckError(MoiraiError):
+    """A check that the user asked for found something wrong (exit code 1)."""
+
+    exit_code = 1
+
+
+class InputError(MoiraiError):
+    """The user's input is wrong: says where, what was read, and how to repair it (exit code 2).
+
+    Parameters
+    ----------
+    problems
+        One line each, in the form ``place: what is wrong; how to repair it``. All of them are reported at once.
+    """
+
+    exit_code = 2
+
+    def __init__(self, problems: str | Iterable[str]) -> None:
+        self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class SolverLimitError(MoiraiError):
+    """A solver stopped without an answer (exit code 3)."""
+
+    exit_code = 3
+
+
+class InternalError(MoiraiError):
+    """A bug of ours: a result that our own checks refuse (exit code 4)."""
+
+    exit_code = 4
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """Return a suggestion for a misspelt word, then all known ones; made to end an error message."""
+    close = difflib.get_close_matches(word, known, n=1)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return f"{hint}known: {', '.join(known)}"

@@ -1,0 +1,1 @@
+"""What did happen: a placement run on real devices."""

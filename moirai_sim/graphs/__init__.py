@@ -1,0 +1,1 @@
+"""What runs: operators, their work, and the graphs that they form."""

@@ -1,0 +1,1 @@
+"""Published placement instances, read as they are, and generated ones."""

@@ -1,0 +1,1 @@
+"""Who goes where: one file a policy."""

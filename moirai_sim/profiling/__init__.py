@@ -1,0 +1,1 @@
+"""Measured cost: profilers of operators and links, and readers of published measurements."""

@@ -1,0 +1,1 @@
+"""Many runs: evaluate, what-if, validate, report."""

@@ -1,0 +1,247 @@
+"""Checks any timeline against its problem. Shares no code with policies or simulator, so that it can disagree."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from moirai_sim.problem import UNLIMITED, PlacementProblem
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable
+
+    from moirai_sim.timeline import Span, Timeline
+
+
+def verify(problem: PlacementProblem, timeline: Timeline) -> list[str]:
+    """Return every violation, one line each; an empty list means that the timeline is right.
+
+    Checked: every operator runs exactly once, on its device, for its duration; every tensor that crosses devices
+    travels exactly once to each device that reads it; nothing starts before its inputs are there; devices and ports
+    do one thing at a time (of zero-length work too: it may not lie inside other work); memory, co-location and
+    unsupported devices; the makespan, the bound and the period.
+    """
+    found: list[str] = []
+    if timeline.status in ("infeasible", "limit", "error"):
+        if timeline.spans:
+            found.append(f"status '{timeline.status}' but the timeline has spans")
+        return found
+    if timeline.network != problem.network:
+        found.append(f"timeline is for network '{timeline.network}', problem for '{problem.network}'")
+    index = {name: i for i, name in enumerate(problem.operators)}
+    where = {name: k for k, name in enumerate(problem.devices)}
+    device = _devices(problem, timeline, index, where, found)
+    if found:
+        return found
+    runs = _operator_spans(problem, timeline, index, device, found)
+    arrivals = _transfer_spans(problem, timeline, index, where, device, runs, found)
+    _check_inputs(problem, device, runs, arrivals, found)
+    _check_exclusive(problem, timeline, found)
+    _check_limits(problem, device, found)
+    _check_figures(problem, timeline, device, found)
+    return found
+
+
+def _devices(
+    problem: PlacementProblem,
+    timeline: Timeline,
+    index: dict[str, int],
+    where: dict[str, int],
+    found: list[str],
+) -> dict[int, int]:
+    device: dict[int, int] = {}
+    for name, target in timeline.placement.items():
+        if name not in index:
+            found.append(f"placement names '{name}', which is no operator of the model")
+        elif target not in where:
+            found.append(f"placement puts '{name}' on '{target}', which is no device of the cluster")
+        else:
+            device[index[name]] = where[target]
+    found += [f"operator '{name}' has no device" for name, i in index.items() if i not in device]
+    return device
+
+
+def _operator_spans(
+    problem: PlacementProblem,
+    timeline: Timeline,
+    index: dict[str, int],
+    device: dict[int, int],
+    found: list[str],
+) -> dict[int, Span]:
+    runs: dict[int, Span] = {}
+    for span in timeline.spans:
+        if span.kind != "operator":
+            continue
+        i = index.get(span.name)
+        if i is None:
+            found.append(f"span '{span.name}' is no operator of the model")
+            continue
+        if i in runs:
+            found.append(f"operator '{span.name}' runs twice")
+            continue
+        runs[i] = span
+        if span.resource != problem.devices[device[i]]:
+            found.append(
+                f"operator '{span.name}' runs on '{span.resource}' but is placed on '{problem.devices[device[i]]}'"
+            )
+        cost = int(problem.operator_ns[i, problem.device_type[device[i]]])
+        if cost < 0:
+            found.append(f"operator '{span.name}' cannot run on '{problem.devices[device[i]]}'")
+        elif span.end_ns - span.start_ns != cost:
+            found.append(
+                f"operator '{span.name}' lasts {span.end_ns - span.start_ns} ns instead of {cost} ns"
+            )
+        if span.start_ns < 0:
+            found.append(f"operator '{span.name}' starts before time 0")
+    found += [f"operator '{name}' never runs" for name, i in index.items() if i not in runs]
+    return runs
+
+
+def _transfer_spans(
+    problem: PlacementProblem,
+    timeline: Timeline,
+    index: dict[str, int],
+    where: dict[str, int],
+    device: dict[int, int],
+    runs: dict[int, Span],
+    found: list[str],
+) -> dict[tuple[int, int], Span]:
+    """Match every transfer span with the tensor it carries; return the spans by (tensor, target device)."""
+    needed: dict[tuple[int, int], set[int]] = defaultdict(set)  # (tensor, target) -> consumers
+    producer_of: dict[int, int] = {}
+    for (i, j), tensor in zip(problem.edges.tolist(), problem.edge_tensor.tolist(), strict=True):
+        if tensor >= 0 and device[i] != device[j]:
+            needed[tensor, device[j]].add(j)
+            producer_of[tensor] = i
+    open_transfers: dict[tuple[int, int, frozenset[int]], list[int]] = defaultdict(list)
+    for (tensor, target), consumers in sorted(needed.items()):
+        open_transfers[producer_of[tensor], target, frozenset(consumers)].append(tensor)
+    arrivals: dict[tuple[int, int], Span] = {}
+    for span in timeline.spans:
+        if span.kind != "transfer":
+            continue
+        producer = index.get(span.producer, -1)
+        source, target = where.get(span.source, -1), where.get(span.target, -1)
+        consumers = frozenset(index.get(name, -1) for name in span.consumers)
+        candidates = open_transfers.get((producer, target, consumers), [])
+        if not candidates:
+            found.append(
+                f"transfer '{span.name}' to '{span.target}' carries nothing that is needed, or comes twice"
+            )
+            continue
+        fitting = [
+            t for t in candidates if span.bytes is None or int(problem.tensor_bytes[t]) in (-1, span.bytes)
+        ]
+        exact = [t for t in fitting if _duration_fits(problem, span, t, source, target)]
+        tensor = (exact or fitting or candidates)[0]
+        candidates.remove(tensor)
+        arrivals[tensor, target] = span
+        if source != device[producer]:
+            found.append(f"transfer '{span.name}' leaves '{span.source}', where its producer does not run")
+        elif not _duration_fits(problem, span, tensor, source, target):
+            alone = problem.transfer_time_ns(tensor, source, target)
+            found.append(
+                f"transfer '{span.name}' lasts {span.end_ns - span.start_ns} ns; alone it takes {alone} ns"
+            )
+        run = runs.get(producer)
+        if run is not None and span.start_ns < run.end_ns:
+            found.append(f"transfer '{span.name}' starts at {span.start_ns} ns, before its producer ends")
+    found.extend(
+        f"the output of '{problem.operators[i]}' never travels to '{problem.devices[target]}'"
+        for (i, target, _), tensors in sorted(open_transfers.items(), key=lambda item: item[0][:2])
+        for _ in tensors
+    )
+    return arrivals
+
+
+def _duration_fits(problem: PlacementProblem, span: Span, tensor: int, source: int, target: int) -> bool:
+    if source < 0 or source == target:
+        return False
+    alone = problem.transfer_time_ns(tensor, source, target)
+    lasted = span.end_ns - span.start_ns
+    return lasted >= alone if problem.network == "fair" else lasted == alone
+
+
+def _check_inputs(
+    problem: PlacementProblem,
+    device: dict[int, int],
+    runs: dict[int, Span],
+    arrivals: dict[tuple[int, int], Span],
+    found: list[str],
+) -> None:
+    for (i, j), tensor in zip(problem.edges.tolist(), problem.edge_tensor.tolist(), strict=True):
+        before, after = runs.get(i), runs.get(j)
+        if before is None or after is None:
+            continue
+        if after.start_ns < before.end_ns:
+            found.append(f"operator '{after.name}' starts before '{before.name}', which it reads, ends")
+        span = arrivals.get((tensor, device[j])) if tensor >= 0 and device[i] != device[j] else None
+        if span is not None and after.start_ns < span.end_ns:
+            found.append(f"operator '{after.name}' starts before the transfer '{span.name}' arrives")
+
+
+def _check_exclusive(problem: PlacementProblem, timeline: Timeline, found: list[str]) -> None:
+    resources: dict[tuple[Hashable, ...], list[Span]] = defaultdict(list)
+    for span in timeline.spans:
+        for resource in _resources(problem.network, span):
+            resources[resource].append(span)
+    for resource, spans in sorted(resources.items()):
+        spans.sort(key=lambda span: (span.start_ns, span.end_ns))
+        latest = spans[0]
+        for span in spans[1:]:
+            if span.start_ns < latest.end_ns:
+                label = " ".join(map(str, resource))
+                found.append(f"{label}: '{latest.name}' and '{span.name}' overlap at {span.start_ns} ns")
+            if span.end_ns > latest.end_ns:
+                latest = span
+
+
+def _resources(network: str, span: Span) -> Iterable[tuple[str, ...]]:
+    if span.kind == "operator":
+        return [("device", span.resource)]
+    if network == "one-port":
+        return [("send port of", span.source), ("receive port of", span.target)]
+    if network == "half-duplex":
+        return [("port of", span.source), ("port of", span.target)]
+    return []
+
+
+def _check_limits(problem: PlacementProblem, device: dict[int, int], found: list[str]) -> None:
+    used: dict[int, int] = defaultdict(int)
+    for i, k in device.items():
+        used[k] += int(problem.weight_bytes[i])
+    for k, size in sorted(used.items()):
+        limit = int(problem.memory_bytes[k])
+        if limit != UNLIMITED and size > limit:
+            found.append(f"device '{problem.devices[k]}' holds {size} bytes of weights but has {limit}")
+    if problem.colocation is not None:
+        homes: dict[int, set[int]] = defaultdict(set)
+        for i, group in enumerate(problem.colocation.tolist()):
+            if group >= 0:
+                homes[group].add(device[i])
+        found.extend(
+            f"co-location group {group} is split" for group, ks in sorted(homes.items()) if len(ks) > 1
+        )
+
+
+def _check_figures(
+    problem: PlacementProblem, timeline: Timeline, device: dict[int, int], found: list[str]
+) -> None:
+    ends = [span.end_ns for span in timeline.spans]
+    if ends and max(ends) != timeline.makespan_ns:
+        found.append(f"makespan_ns is {timeline.makespan_ns} but the last span ends at {max(ends)}")
+    if timeline.period_ns is not None:
+        load: dict[tuple[Hashable, ...], int] = defaultdict(int)
+        for span in timeline.spans:
+            for resource in _resources(problem.network, span):
+                load[resource] += span.end_ns - span.start_ns
+        if load and timeline.period_ns < max(load.values()):
+            found.append(
+                f"period_ns is {timeline.period_ns} but one resource works {max(load.values())} ns a request"
+            )
+    if timeline.lower_bound_ns > timeline.objective_ns:
+        found.append(
+            f"lower_bound_ns {timeline.lower_bound_ns} exceeds the objective {timeline.objective_ns}"
+        )
+    if timeline.status == "optimal" and timeline.lower_bound_ns != timeline.objective_ns:
+        found.append("status is 'optimal' but the lower bound is not the objective")
