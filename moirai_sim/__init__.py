@@ -1,4 +1,4 @@
-"""moirai-sim: which device should run which operator of my network, how fast will it be, and how sure are we?"""
+"""Which device should run which operator of my network, how fast will it be, and how sure are we."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _PUBLIC = {
     "verify": "moirai_sim.verify",
 }
 
-__all__ = [*_PUBLIC, "__version__"]  # noqa: PLE0604 - the names of _PUBLIC are strings
+__all__ = [*_PUBLIC, "__version__"]
 
 
 def __getattr__(name: str) -> object:

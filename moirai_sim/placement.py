@@ -113,6 +113,4 @@ def placement_from_timeline(problem: PlacementProblem, timeline: Timeline) -> Pl
     transfer_order = np.full(len(problem.edges), -1, dtype=np.int64)
     for position, (_, _, _, is_transfer, index) in enumerate(sorted(events)):
         (transfer_order if is_transfer else order)[index] = position
-    return Placement(
-        device=device, order=order, transfer_order=transfer_order, provenance={"policy": timeline.policy}
-    )
+    return Placement(device=device, order=order, transfer_order=transfer_order, provenance={"policy": timeline.policy})

@@ -96,9 +96,7 @@ class PlacementProblem:
         }
         problems += [f"{self.name}: {what} has the wrong shape" for what, good in shapes.items() if not good]
         if self.network not in NETWORKS:
-            problems.append(
-                f"{self.name}: unknown network '{self.network}'; {did_you_mean(self.network, NETWORKS)}"
-            )
+            problems.append(f"{self.name}: unknown network '{self.network}'; {did_you_mean(self.network, NETWORKS)}")
         for what, names in (("operator", self.operators), ("device", self.devices)):
             if len(set(names)) != len(names):
                 problems.append(f"{self.name}: two {what}s share a name; give every {what} its own")
@@ -109,7 +107,7 @@ class PlacementProblem:
         if n and (self.operator_ns.max(axis=1) < 0).any():
             stuck = [self.operators[i] for i in np.flatnonzero(self.operator_ns.max(axis=1) < 0)]
             problems.append(f"{self.name}: no device type can run {', '.join(stuck[:5])}")
-        if m and not (0 <= self.edges.min() and self.edges.max() < n):
+        if m and (self.edges.min() < 0 or self.edges.max() >= n):
             problems.append(f"{self.name}: an edge names an operator that does not exist")
         if problems:
             raise InputError(problems)
@@ -155,9 +153,7 @@ class PlacementProblem:
         n = self.n_operators
         indptr, out = self.successors
         targets = self.edges[out, 1]
-        waiting = (
-            np.bincount(self.edges[:, 1], minlength=n) if len(self.edges) else np.zeros(n, dtype=np.int64)
-        )
+        waiting = np.bincount(self.edges[:, 1], minlength=n) if len(self.edges) else np.zeros(n, dtype=np.int64)
         level = np.flatnonzero(waiting == 0)
         order = []
         while len(level):

@@ -139,24 +139,22 @@ def read_timeline(path: Path) -> Timeline:
         for index, entry in enumerate(document.get("spans", []))
         if (span := _read_span(entry, f"{path}: spans[{index}]", problems)) is not None
     ]
-    numbers = {}
-    for key, default in (("makespan_ns", 0), ("lower_bound_ns", 0), ("period_ns", None)):
-        value = document.get(key, default)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+    for key in ("makespan_ns", "lower_bound_ns", "period_ns"):
+        value = document.get(key, 0)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             problems.append(f'{path}: "{key}" must be a whole number of nanoseconds, read {value!r}')
-        numbers[key] = value
     if problems:
         raise InputError(problems)
     return Timeline(
         status=document.get("status", "feasible"),
         policy=str(document.get("policy", "")),
         network=str(document.get("network", "")),
-        makespan_ns=numbers["makespan_ns"],
+        makespan_ns=document.get("makespan_ns", 0),
         placement={str(k): str(v) for k, v in document["placement"].items()},
         spans=spans,
         objective=str(document.get("objective", "latency")),
-        period_ns=numbers["period_ns"],
-        lower_bound_ns=numbers["lower_bound_ns"],
+        period_ns=document.get("period_ns"),
+        lower_bound_ns=document.get("lower_bound_ns", 0),
         solve_seconds=float(document.get("solve_seconds", 0.0)),
         provenance=document.get("provenance", {}),
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from moirai_sim.problem import UNLIMITED, PlacementProblem
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable
+    from collections.abc import Iterable
 
     from moirai_sim.timeline import Span, Timeline
 
@@ -88,9 +88,7 @@ def _operator_spans(
         if cost < 0:
             found.append(f"operator '{span.name}' cannot run on '{problem.devices[device[i]]}'")
         elif span.end_ns - span.start_ns != cost:
-            found.append(
-                f"operator '{span.name}' lasts {span.end_ns - span.start_ns} ns instead of {cost} ns"
-            )
+            found.append(f"operator '{span.name}' lasts {span.end_ns - span.start_ns} ns instead of {cost} ns")
         if span.start_ns < 0:
             found.append(f"operator '{span.name}' starts before time 0")
     found += [f"operator '{name}' never runs" for name, i in index.items() if i not in runs]
@@ -114,8 +112,8 @@ def _transfer_spans(
             needed[tensor, device[j]].add(j)
             producer_of[tensor] = i
     open_transfers: dict[tuple[int, int, frozenset[int]], list[int]] = defaultdict(list)
-    for (tensor, target), consumers in sorted(needed.items()):
-        open_transfers[producer_of[tensor], target, frozenset(consumers)].append(tensor)
+    for (tensor, target), readers in sorted(needed.items()):
+        open_transfers[producer_of[tensor], target, frozenset(readers)].append(tensor)
     arrivals: dict[tuple[int, int], Span] = {}
     for span in timeline.spans:
         if span.kind != "transfer":
@@ -125,13 +123,9 @@ def _transfer_spans(
         consumers = frozenset(index.get(name, -1) for name in span.consumers)
         candidates = open_transfers.get((producer, target, consumers), [])
         if not candidates:
-            found.append(
-                f"transfer '{span.name}' to '{span.target}' carries nothing that is needed, or comes twice"
-            )
+            found.append(f"transfer '{span.name}' to '{span.target}' carries nothing that is needed, or comes twice")
             continue
-        fitting = [
-            t for t in candidates if span.bytes is None or int(problem.tensor_bytes[t]) in (-1, span.bytes)
-        ]
+        fitting = [t for t in candidates if span.bytes is None or int(problem.tensor_bytes[t]) in (-1, span.bytes)]
         exact = [t for t in fitting if _duration_fits(problem, span, t, source, target)]
         tensor = (exact or fitting or candidates)[0]
         candidates.remove(tensor)
@@ -140,9 +134,7 @@ def _transfer_spans(
             found.append(f"transfer '{span.name}' leaves '{span.source}', where its producer does not run")
         elif not _duration_fits(problem, span, tensor, source, target):
             alone = problem.transfer_time_ns(tensor, source, target)
-            found.append(
-                f"transfer '{span.name}' lasts {span.end_ns - span.start_ns} ns; alone it takes {alone} ns"
-            )
+            found.append(f"transfer '{span.name}' lasts {span.end_ns - span.start_ns} ns; alone it takes {alone} ns")
         run = runs.get(producer)
         if run is not None and span.start_ns < run.end_ns:
             found.append(f"transfer '{span.name}' starts at {span.start_ns} ns, before its producer ends")
@@ -181,7 +173,7 @@ def _check_inputs(
 
 
 def _check_exclusive(problem: PlacementProblem, timeline: Timeline, found: list[str]) -> None:
-    resources: dict[tuple[Hashable, ...], list[Span]] = defaultdict(list)
+    resources: dict[tuple[str, ...], list[Span]] = defaultdict(list)
     for span in timeline.spans:
         for resource in _resources(problem.network, span):
             resources[resource].append(span)
@@ -219,29 +211,21 @@ def _check_limits(problem: PlacementProblem, device: dict[int, int], found: list
         for i, group in enumerate(problem.colocation.tolist()):
             if group >= 0:
                 homes[group].add(device[i])
-        found.extend(
-            f"co-location group {group} is split" for group, ks in sorted(homes.items()) if len(ks) > 1
-        )
+        found.extend(f"co-location group {group} is split" for group, ks in sorted(homes.items()) if len(ks) > 1)
 
 
-def _check_figures(
-    problem: PlacementProblem, timeline: Timeline, device: dict[int, int], found: list[str]
-) -> None:
+def _check_figures(problem: PlacementProblem, timeline: Timeline, device: dict[int, int], found: list[str]) -> None:
     ends = [span.end_ns for span in timeline.spans]
     if ends and max(ends) != timeline.makespan_ns:
         found.append(f"makespan_ns is {timeline.makespan_ns} but the last span ends at {max(ends)}")
     if timeline.period_ns is not None:
-        load: dict[tuple[Hashable, ...], int] = defaultdict(int)
+        load: dict[tuple[str, ...], int] = defaultdict(int)
         for span in timeline.spans:
             for resource in _resources(problem.network, span):
                 load[resource] += span.end_ns - span.start_ns
         if load and timeline.period_ns < max(load.values()):
-            found.append(
-                f"period_ns is {timeline.period_ns} but one resource works {max(load.values())} ns a request"
-            )
+            found.append(f"period_ns is {timeline.period_ns} but one resource works {max(load.values())} ns a request")
     if timeline.lower_bound_ns > timeline.objective_ns:
-        found.append(
-            f"lower_bound_ns {timeline.lower_bound_ns} exceeds the objective {timeline.objective_ns}"
-        )
+        found.append(f"lower_bound_ns {timeline.lower_bound_ns} exceeds the objective {timeline.objective_ns}")
     if timeline.status == "optimal" and timeline.lower_bound_ns != timeline.objective_ns:
         found.append("status is 'optimal' but the lower bound is not the objective")

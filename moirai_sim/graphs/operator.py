@@ -35,7 +35,8 @@ class Tensor:
     @property
     def bytes(self) -> int:
         """Size in bytes."""
-        return (self.elements * DTYPE_BITS[self.dtype] + 7) // 8
+        bits: int = self.elements * DTYPE_BITS[self.dtype]
+        return (bits + 7) // 8
 
 
 @dataclass(frozen=True)
