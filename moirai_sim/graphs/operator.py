@@ -30,7 +30,7 @@ class Tensor:
     @property
     def elements(self) -> int:
         """Number of elements; 1 for a scalar."""
-        return math.prod(self.shape)
+        return int(math.prod(self.shape))
 
     @property
     def bytes(self) -> int:
