@@ -78,7 +78,7 @@ class OperatorGraph:
         """Where the graph came from: path, SHA-256, opset, producer."""
 
     def __len__(self) -> int:
-        return self.digraph.number_of_nodes()
+        return len(self.digraph.nodes)
 
     def __iter__(self) -> Iterator[Operator]:
         """Iterate over the operators in topological order, ties by position in the model."""

@@ -1,0 +1,76 @@
+"""Timeline files: what is written comes back, what is broken is named."""
+
+import json
+
+import numpy as np
+import pytest
+
+from moirai_sim.errors import InputError
+from moirai_sim.placement import placement_from_timeline
+from moirai_sim.problem import PlacementProblem
+from moirai_sim.timeline import Span, Timeline, read_timeline
+
+SPANS = (
+    Span(kind="operator", name="a", resource="d0", ready_ns=0, start_ns=0, end_ns=5),
+    Span(
+        kind="transfer", name="a->b", resource="d0->d1", producer="a", consumers=("b",), source="d0", target="d1",
+        bytes=None, ready_ns=5, start_ns=5, end_ns=8,
+    ),
+    Span(kind="operator", name="b", resource="d1", ready_ns=8, start_ns=8, end_ns=10),
+)  # fmt: skip
+
+
+def _timeline():
+    return Timeline(
+        status="feasible", policy="hand", network="one-port", makespan_ns=10, placement={"a": "d0", "b": "d1"},
+        spans=list(SPANS), lower_bound_ns=4, solve_seconds=0.5, provenance={"seed": 1},
+    )  # fmt: skip
+
+
+def test_round_trip(tmp_path):
+    path = tmp_path / "t.json"
+    _timeline().write(path)
+    assert read_timeline(path) == _timeline()
+    assert json.loads(path.read_text())["gap"] == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda d: d.pop("format"), "not a timeline"),
+        (lambda d: d.update(placement=[]), '"placement" must be'),
+        (lambda d: d.update(makespan_ns=1.5), "whole number of nanoseconds"),
+        (lambda d: d["spans"][0].pop("start_ns"), r"spans\[0\]: missing or of the wrong type: start_ns"),
+        (lambda d: d["spans"][1].update(kind="wait"), r"spans\[1\]"),
+    ],
+)
+def test_names_what_is_broken(tmp_path, change, complaint):
+    path = tmp_path / "t.json"
+    document = _timeline().to_json()
+    change(document)
+    path.write_text(json.dumps(document))
+    with pytest.raises(InputError, match=complaint):
+        read_timeline(path)
+
+
+def test_truncated_file_names_the_line(tmp_path):
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(_timeline().to_json(), indent=1)[:60])
+    with pytest.raises(InputError, match=r"t\.json:\d+:\d+: not JSON"):
+        read_timeline(path)
+
+
+def test_orders_come_back_from_the_spans():
+    problem = PlacementProblem(
+        name="pair", operators=("a", "b"), operator_ns=np.array([[5], [2]]), weight_bytes=np.array([0, 0]),
+        devices=("d0", "d1"), device_type=np.array([0, 0]), memory_bytes=np.array([1, 1]), edges=np.array([[0, 1]]),
+        edge_tensor=np.array([0]), tensor_bytes=np.array([-1]), route_class=np.array([[-1, 0], [0, -1]]),
+        transfer_ns=np.array([[3]]),
+    )  # fmt: skip
+    placement = placement_from_timeline(problem, _timeline())
+    assert placement.device.tolist() == [0, 1]
+    assert placement.order.tolist() == [0, 2]
+    assert placement.transfer_order.tolist() == [1]
+    missing = Timeline(status="feasible", policy="", network="one-port", makespan_ns=0, placement={"a": "d0"})
+    with pytest.raises(InputError, match="1 operators have no device: b"):
+        placement_from_timeline(problem, missing)

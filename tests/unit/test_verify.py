@@ -1,0 +1,117 @@
+"""Every rule of ``verify`` fires on a timeline that breaks just this rule."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from moirai_sim.problem import PlacementProblem
+from moirai_sim.timeline import Span, Timeline
+from moirai_sim.verify import verify
+
+
+@pytest.fixture
+def problem():
+    """Two chains a -> b and c -> d that cross from d0 to d1 with transfers of 3 ns."""
+    return PlacementProblem(
+        name="two-chains",
+        operators=("a", "b", "c", "d"),
+        operator_ns=np.array([[5], [7], [2], [4]]),
+        weight_bytes=np.array([10, 10, 10, 10]),
+        devices=("d0", "d1"),
+        device_type=np.array([0, 0]),
+        memory_bytes=np.array([20, 20]),
+        edges=np.array([[0, 1], [2, 3]]),
+        edge_tensor=np.array([0, 1]),
+        tensor_bytes=np.array([100, 100]),
+        route_class=np.array([[-1, 0], [0, -1]]),
+        transfer_ns=np.array([[3], [3]]),
+        network="one-port",
+    )
+
+
+@pytest.fixture
+def timeline():
+    def send(i, j, ready, start):
+        return Span(
+            kind="transfer", name=f"{i}->{j}", resource="d0->d1", producer=i, consumers=(j,), source="d0", target="d1",
+            bytes=100, ready_ns=ready, start_ns=start, end_ns=start + 3,
+        )  # fmt: skip
+
+    def run(name, device, start, end):
+        return Span(kind="operator", name=name, resource=device, ready_ns=start, start_ns=start, end_ns=end)
+
+    return Timeline(
+        status="optimal",
+        policy="hand",
+        network="one-port",
+        makespan_ns=19,
+        lower_bound_ns=19,
+        placement={"a": "d0", "b": "d1", "c": "d0", "d": "d1"},
+        spans=[
+            run("a", "d0", 0, 5), run("c", "d0", 5, 7), send("a", "b", 5, 5), send("c", "d", 7, 8),
+            run("b", "d1", 8, 15), run("d", "d1", 15, 19),
+        ],
+    )  # fmt: skip
+
+
+def test_accepts_a_right_timeline(problem, timeline):
+    assert verify(problem, timeline) == []
+
+
+def _move(timeline, name, by, stretch=0):
+    return replace(
+        timeline,
+        spans=[
+            replace(s, start_ns=s.start_ns + by, end_ns=s.end_ns + by + stretch) if s.name == name else s
+            for s in timeline.spans
+        ],
+    )
+
+
+@pytest.mark.parametrize(
+    ("broken", "complaint"),
+    [
+        (lambda t: _move(t, "d", -1), "overlap"),
+        (lambda t: _move(t, "c->d", -1), "send port of d0"),
+        (lambda t: _move(t, "c->d", -1), "receive port of d1"),
+        (lambda t: _move(t, "b", -1), "before the transfer 'a->b' arrives"),
+        (lambda t: _move(t, "a->b", -1), "before its producer ends"),
+        (lambda t: _move(t, "b", 0, stretch=-1), "lasts 6 ns instead of 7 ns"),
+        (lambda t: _move(t, "c->d", 0, stretch=1), "alone it takes 3 ns"),
+        (lambda t: replace(t, makespan_ns=18), "the last span ends at 19"),
+        (lambda t: replace(t, lower_bound_ns=20), "exceeds the objective"),
+        (lambda t: replace(t, lower_bound_ns=18), "'optimal' but"),
+        (lambda t: replace(t, period_ns=10), "one resource works 11 ns"),
+        (lambda t: replace(t, network="none"), "timeline is for network"),
+        (lambda t: replace(t, spans=t.spans[1:]), "'a' never runs"),
+        (lambda t: replace(t, spans=[*t.spans, t.spans[0]]), "'a' runs twice"),
+        (lambda t: replace(t, spans=[s for s in t.spans if s.name != "a->b"]), "'a' never travels to 'd1'"),
+        (lambda t: replace(t, placement=t.placement | {"x": "d0"}), "no operator of the model"),
+        (lambda t: replace(t, placement=t.placement | {"a": "d9"}), "no device of the cluster"),
+        (lambda t: replace(t, placement=t.placement | {"a": "d1"}), "runs on 'd0' but is placed on 'd1'"),
+        (lambda t: replace(t, spans=[replace(s, consumers=("d",)) for s in t.spans]), "carries nothing that is needed"),
+    ],
+)
+def test_names_each_violation(problem, timeline, broken, complaint):
+    assert any(complaint in line for line in verify(problem, broken(timeline))), verify(problem, broken(timeline))
+
+
+def test_memory_colocation_and_unsupported_devices(problem, timeline):
+    assert "holds 20 bytes" in verify(replace(problem, memory_bytes=np.array([19, 20])), timeline)[0]
+    assert "split" in verify(replace(problem, colocation=np.array([0, 0, -1, -1])), timeline)[0]
+    typed = replace(problem, operator_ns=np.array([[5, 5], [7, -1], [2, 2], [4, 4]]), device_type=np.array([0, 1]))
+    assert any("cannot run on 'd1'" in line for line in verify(typed, timeline))
+
+
+def test_zero_length_work_may_touch_but_not_lie_inside(problem, timeline):
+    flat = replace(problem, operator_ns=np.array([[5], [7], [0], [4]]))
+    spans = list(timeline.spans)
+    for start, good in ((5, True), (0, True), (2, False)):
+        spans[1] = replace(spans[1], start_ns=start, end_ns=start, ready_ns=start)
+        assert (verify(flat, replace(timeline, spans=spans)) == []) == good
+
+
+def test_an_answer_without_a_schedule_has_no_spans(problem, timeline):
+    assert verify(problem, replace(timeline, status="infeasible"))
+    assert verify(problem, replace(timeline, status="infeasible", spans=[])) == []
