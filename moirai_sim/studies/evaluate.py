@@ -1,0 +1,91 @@
+"""Batch evaluation of policies: many runs in parallel, resumable, on one machine or on a Ray cluster."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import moirai_sim
+from moirai_sim.studies import runs
+from moirai_sim.studies.parallel import run_all
+from moirai_sim.studies.store import Store, digest
+from moirai_sim.studies.study import EvaluateStudy, read_study
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def expand(study: EvaluateStudy) -> list[dict[str, Any]]:
+    """Return the key of every run of a study, in the order of the study file.
+
+    The key holds everything that determines the outcome, so equal keys have equal results.
+    """
+    axes = (
+        study.models,
+        study.clusters,
+        study.networks,
+        study.memory_scales,
+        study.objectives,
+        study.policies,
+        study.seeds,
+    )
+    return list(_keys(study, itertools.product(*axes)))
+
+
+def _keys(study: EvaluateStudy, combinations: Iterator[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+    for model, cluster, network, memory_scale, objective, policy, seed in combinations:
+        where = {"model": model, "cluster": cluster, "policy": policy, "network": network, "objective": objective}
+        if not any(rule.matches(**where) for rule in study.include):
+            continue
+        if any(rule.matches(**where) for rule in study.exclude):
+            continue
+        yield where | {
+            "memory_scale": memory_scale,
+            "seed": seed,
+            "time_limit_s": study.time_limit_s,
+            "version": moirai_sim.__version__,
+        }
+
+
+def run_name(key: dict[str, Any]) -> str:
+    """Return the hash that names a run: its key with files and clusters replaced by their content."""
+    content = {"model": runs.source_digest(key["model"]), "cluster": runs.cluster_digest(key["cluster"])}
+    return digest(key | content)[:24]
+
+
+def evaluate(
+    study_path: Path, out: Path, *, jobs: int | None = None, ray: str | None = None, retry_failed: bool = False
+) -> dict[str, Any]:
+    """Run a study of kind ``evaluate`` and return its summary.
+
+    Results that are already in ``out`` are kept, so a killed study goes on where it was.
+
+    Parameters
+    ----------
+    study_path
+        The study file.
+    out
+        The results folder.
+    jobs
+        Worker processes; None takes one a core.
+    ray
+        Address of a Ray cluster ("auto" for one that runs here); None stays on this machine.
+    retry_failed
+        Run failed runs again.
+
+    Raises
+    ------
+    InputError
+        If the study is wrong; nothing is written then.
+    """
+    study = read_study(study_path, "evaluate")
+    if not isinstance(study, EvaluateStudy):
+        raise TypeError(f"read_study returned {type(study).__name__}")
+    named = {run_name(key): key for key in expand(study)}
+    store = Store(out)
+    store.open(study.model_dump(mode="json", by_alias=True))
+    missing = {name: key for name, key in named.items() if not store.has(name, failed_too=not retry_failed)}
+    run_all(runs.run, missing, store, jobs=jobs, ray=ray, label=study.name)
+    failed = sum(result["outcome"]["status"] == "error" for result in store.read(list(named)))
+    return {"study": study.name, "runs": len(named), "failed": failed, "resumed": len(named) - len(missing)}

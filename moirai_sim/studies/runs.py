@@ -1,0 +1,112 @@
+"""One run of a study: a key that says all that determines it, and the outcome of placing it."""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moirai_sim.errors import MoiraiError
+from moirai_sim.studies.store import digest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from moirai_sim.clusters.cluster import Cluster
+    from moirai_sim.problem import PlacementProblem
+    from moirai_sim.timeline import Timeline
+
+
+@lru_cache(maxsize=256)
+def source_digest(source: str) -> str:
+    """Return what a model source stands for: the hash of a file's content, or the name of a zoo model."""
+    from moirai_sim.files import sha256
+
+    return sha256(Path(source)) if Path(source).is_file() else source
+
+
+@lru_cache(maxsize=64)
+def cluster_digest(name: str | None) -> str | None:
+    """Return the hash of a cluster's figures and of the cost models that its devices name."""
+    from moirai_sim import catalog
+    from moirai_sim.clusters.reader import read_cluster
+    from moirai_sim.files import sha256
+
+    if name is None:
+        return None
+    cluster = read_cluster(name)
+    models = sorted({device.cost_model for device in cluster.devices if device.cost_model})
+    if cluster.link_model:
+        models.append(cluster.link_model)
+    files = [path for model in models for path in sorted(catalog.find("cost-models", model).iterdir())]
+    return digest([cluster_figures(cluster), [(path.name, sha256(path)) for path in files]])
+
+
+def cluster_figures(cluster: Cluster) -> list[str]:
+    """Return everything in a cluster that a result can depend on, as text."""
+    return [*map(repr, cluster.devices), *map(repr, cluster.links), *cluster.switches, str(cluster.link_model)]
+
+
+@lru_cache(maxsize=4)
+def load(model: str, cluster: str | None, network: str | None, memory_scale: float | None) -> PlacementProblem:
+    """Return the problem of a run; runs that differ in policy, seed or objective alone share it."""
+    from moirai_sim.clusters.reader import read_cluster
+    from moirai_sim.sources import load_problem
+
+    where = None if cluster is None else read_cluster(cluster)
+    return load_problem(model, where, network=network, memory_scale=memory_scale)
+
+
+def outcome(problem: PlacementProblem, timeline: Timeline) -> dict[str, Any]:
+    """Return the figures of a timeline that the inputs determine (no wall-clock time)."""
+    busy: dict[str, int] = dict.fromkeys(problem.devices, 0)
+    sent = transfers = 0
+    for span in timeline.spans:
+        if span.kind == "operator":
+            busy[span.resource] += span.end_ns - span.start_ns
+        else:
+            transfers += 1
+            sent += span.bytes or 0
+    used = len(set(timeline.placement.values()))
+    return {
+        "status": timeline.status,
+        "makespan_ns": timeline.makespan_ns,
+        "period_ns": timeline.period_ns,
+        "objective_ns": timeline.objective_ns,
+        "lower_bound_ns": timeline.lower_bound_ns,
+        "gap": timeline.gap,
+        "network": problem.network,
+        "operators": problem.n_operators,
+        "devices": problem.n_devices,
+        "devices_used": used,
+        "transfers": transfers,
+        "bytes_sent": sent,
+        "busy_ns": busy if len(busy) <= 64 else {},
+        "cost_share": dict(problem.cost_share),
+    }
+
+
+def run(key: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
+    """Place one run; a failure is an outcome with its error, never an exception.
+
+    Returns
+    -------
+    tuple
+        The outcome, and the seconds that placing took (without loading the problem).
+    """
+    from moirai_sim.policies.base import Request
+    from moirai_sim.policies.run import place
+
+    started = time.perf_counter()
+    try:
+        problem = load(key["model"], key["cluster"], key["network"], key["memory_scale"])
+        started = time.perf_counter()
+        request = Request(objective=key["objective"], time_limit_s=key["time_limit_s"], seed=key["seed"])
+        timeline = place(problem, key["policy"], request)
+        return outcome(problem, timeline), time.perf_counter() - started
+    except MoiraiError as error:
+        failure = {"status": "error", "error": str(error), "kind": type(error).__name__}
+    except Exception as error:  # noqa: BLE001 - one broken run must not end a study of thousands
+        failure = {"status": "error", "error": f"{type(error).__name__}: {error}", "kind": "InternalError"}
+    return failure, time.perf_counter() - started

@@ -1,0 +1,92 @@
+"""Results folder of a study: one result one file, named by the hash of all that determines it.
+
+``results/HASH.json`` holds only what the inputs determine, so an interrupted and resumed study ends with the same bytes
+as an undisturbed one. Wall-clock seconds are measurements; they lie beside it in ``seconds/HASH.json``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from moirai_sim.errors import InputError
+from moirai_sim.files import write_whole
+
+FORMAT = "moirai-sim/result@1"
+
+
+def canonical(document: object) -> str:
+    """Return JSON text that is equal for equal content: sorted keys, no spaces."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"))
+
+
+def digest(document: object) -> str:
+    """Return the SHA-256 of the canonical JSON of a document, hex."""
+    return hashlib.sha256(canonical(document).encode()).hexdigest()
+
+
+class Store:
+    """The results of one study in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.results = folder / "results"
+        self.seconds = folder / "seconds"
+
+    def open(self, study: Mapping[str, Any]) -> None:
+        """Create the folder for a study, or check that it already holds results of a study of this kind.
+
+        Raises
+        ------
+        InputError
+            If the folder cannot be made or holds another kind of study.
+        """
+        path = self.folder / "study.json"
+        if path.exists():
+            found = json.loads(path.read_text(encoding="utf-8")).get("kind")
+            if found != study["kind"]:
+                raise InputError(f"{self.folder}: holds a study of kind '{found}', not '{study['kind']}'; name another")
+        write_whole(path, json.dumps(study, indent=1, sort_keys=True) + "\n")
+
+    def has(self, name: str, *, failed_too: bool = True) -> bool:
+        """Tell whether a result is there; ``failed_too=False`` does not count failures, so that they run again."""
+        path = self.results / f"{name}.json"
+        if not path.exists():
+            return False
+        return failed_too or json.loads(path.read_text(encoding="utf-8"))["outcome"]["status"] != "error"
+
+    def write(self, name: str, key: Mapping[str, Any], outcome: Mapping[str, Any], seconds: float) -> None:
+        """Write one result. The seconds go first, so that a result that is there is complete."""
+        write_whole(self.seconds / f"{name}.json", canonical({"seconds": seconds}) + "\n")
+        document = {"format": FORMAT, "key": key, "outcome": outcome}
+        write_whole(self.results / f"{name}.json", json.dumps(document, indent=1, sort_keys=True) + "\n")
+
+    def read(self, names: list[str] | None = None) -> Iterator[dict[str, Any]]:
+        """Iterate over results by name, each ``{"name", "key", "outcome", "seconds"}``; one is in memory at a time."""
+        for path in sorted(self.results.glob("*.json")) if names is None else [self._path(name) for name in names]:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            beside = self.seconds / path.name
+            seconds = json.loads(beside.read_text(encoding="utf-8"))["seconds"] if beside.exists() else None
+            yield {"name": path.stem, "key": document["key"], "outcome": document["outcome"], "seconds": seconds}
+
+    def _path(self, name: str) -> Path:
+        return self.results / f"{name}.json"
+
+
+def read_folder(folder: Path) -> tuple[dict[str, Any], Store]:
+    """Return the study document and the store of a results folder.
+
+    Raises
+    ------
+    InputError
+        If the folder holds no study.
+    """
+    path = folder / "study.json"
+    if not path.is_file():
+        raise InputError(
+            f"{folder}: no study.json; give the folder that evaluate, whatif, validate or quickstart wrote"
+        )
+    return json.loads(path.read_text(encoding="utf-8")), Store(folder)

@@ -1,0 +1,176 @@
+"""Study files: one YAML schema with three kinds, for ``evaluate``, ``whatif`` and ``validate``.
+
+Every key and its default is a field below; ``moirai-sim schema study`` prints the same as JSON Schema for editors.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, RootModel, field_validator
+
+from moirai_sim.errors import InputError
+from moirai_sim.policies.base import Objective
+from moirai_sim.problem import Network
+from moirai_sim.units import parse_ns
+from moirai_sim.yaml_files import YamlDocument
+
+Value = float | int | str | bool
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Range(_Strict):
+    """Evenly spaced values ``from``, ``from + step``, ... up to ``to``."""
+
+    start: float = Field(alias="from")
+    to: float
+    step: float = Field(gt=0)
+
+    def values(self) -> list[float]:
+        """Return the values, whole numbers as integers."""
+        count = int((self.to - self.start) / self.step + 1e-9) + 1
+        values = [self.start + i * self.step for i in range(max(0, count))]
+        return [int(value) if value == int(value) else value for value in values]
+
+
+class Rule(_Strict):
+    """A combination of runs, by shell patterns; a key left out matches everything."""
+
+    model: str = "*"
+    cluster: str = "*"
+    policy: str = "*"
+    network: str = "*"
+    objective: str = "*"
+
+    def matches(self, **run: str | None) -> bool:
+        """Tell whether a run, given by its keys, falls under this rule."""
+        return all(fnmatch.fnmatchcase(str(run[key] or ""), getattr(self, key)) for key in type(self).model_fields)
+
+
+class _Runs(_Strict):
+    name: str = ""
+    description: str = ""
+    models: list[str] = Field(min_length=1)
+    """SOURCES: ONNX files (relative to the study file), ``zoo:NAME``, or published instances."""
+    time_limit: str = "10 s"
+    """Per run, for policies that search; heuristics ignore it."""
+
+    @field_validator("time_limit")
+    @classmethod
+    def _is_a_time(cls, text: str) -> str:
+        try:
+            parse_ns(text)
+        except InputError as error:
+            raise ValueError(str(error)) from error
+        return text
+
+    @property
+    def time_limit_s(self) -> float:
+        """The time limit in seconds."""
+        return parse_ns(self.time_limit) / 1e9
+
+
+class EvaluateStudy(_Runs):
+    """Policies x models x clusters x networks x objectives x memory scales x seeds."""
+
+    kind: Literal["evaluate"]
+    clusters: list[str | None] = [None]
+    """Catalog names or YAML files; null for published instances, which bring their own devices."""
+    policies: list[str] = Field(min_length=1)
+    networks: list[Network | None] = [None]
+    """null: the source's own default (one-port for instances, fair for clusters)."""
+    objectives: list[Objective] = ["latency"]
+    memory_scales: list[float | None] = [None]
+    """null: the devices' own memory; a number gives every device this share of the model's weights."""
+    seeds: list[int] = [0]
+    include: list[Rule] = [Rule()]
+    """Runs that match none of these are left out."""
+    exclude: list[Rule] = []
+    """Runs that match any of these are left out."""
+
+
+class WhatIfStudy(_Runs):
+    """One base cluster, overrides of it, and scenarios that combine overrides."""
+
+    kind: Literal["whatif"]
+    cluster: str
+    policy: str = "auto"
+    network: Network | None = None
+    objective: Objective = "latency"
+    seed: int = 0
+    overrides: dict[str, dict[str, Value | list[Value] | Range]] = {}
+    """Name -> dotted key of the cluster YAML -> a value, several values, or a range. Several values make several
+    variants; several keys in one override combine to their product. A link's or device's name stands for its index."""
+    scenarios: dict[str, list[str]] = {}
+    """Name -> overrides applied together, in order. Empty: each override is a scenario of its own."""
+    target: str | None = None
+    """A latency ("20 ms"), or the period of a pipeline for throughput, that the questions ask for."""
+
+
+class ValidateStudy(_Runs):
+    """Predicted against measured, on this machine's devices."""
+
+    kind: Literal["validate"]
+    clusters: list[str] = ["local-cpu"]
+    policies: list[str] = ["single", "random", "heft"]
+    random_placements: int = Field(default=2, ge=0)
+    """Random placements a model beside those of the policies."""
+    bad_placements: int = Field(default=0, ge=0)
+    """Hand-made bad ones: devices alternate from operator to operator, in blocks of growing length."""
+    calibrate: str | None = "60 s"
+    """Time to profile the models' operators on this machine first; null takes the clusters' own cost models."""
+    repeats: int = Field(default=10, ge=3)
+    """Measured runs a placement, interleaved over the placements so that a noisy spell hits all of them."""
+    in_flight: int = Field(default=1, ge=1)
+    """Requests in flight while measuring; more than 1 measures the throughput of a stream."""
+    seed: int = 0
+
+
+Study = Annotated[EvaluateStudy | WhatIfStudy | ValidateStudy, Field(discriminator="kind")]
+
+
+class StudyFile(RootModel[Study]):
+    """A study file: its ``kind`` says which keys it takes."""
+
+
+_KINDS: dict[str, type[EvaluateStudy | WhatIfStudy | ValidateStudy]] = {
+    "evaluate": EvaluateStudy,
+    "whatif": WhatIfStudy,
+    "validate": ValidateStudy,
+}
+
+
+def read_study(path: Path, kind: Literal["evaluate", "whatif", "validate"]) -> Study:
+    """Read a study file of the kind that a command expects.
+
+    Model and cluster files named in it are found relative to the study file.
+
+    Raises
+    ------
+    InputError
+        With every problem and its line.
+    """
+    document = YamlDocument(path)
+    found = document.data.get("kind")
+    if found != kind:
+        known = ", ".join(_KINDS)
+        raise InputError(
+            f"{document.place(('kind',))}: kind: must be '{kind}' for this command, read {found!r} of {known}"
+        )
+    study = document.validate(_KINDS[kind])
+
+    def beside(source: str | None) -> str | None:
+        candidate = path.parent / source if source else None
+        return str(candidate) if candidate is not None and candidate.is_file() else source
+
+    moved: dict[str, object] = {"models": [beside(model) for model in study.models], "name": study.name or path.stem}
+    if isinstance(study, WhatIfStudy):
+        moved["cluster"] = beside(study.cluster)
+    else:
+        moved["clusters"] = [beside(cluster) for cluster in study.clusters]
+    return study.model_copy(update=moved)
