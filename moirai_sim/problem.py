@@ -64,6 +64,10 @@ class PlacementProblem:
     transfer_ns: NDArray[np.int64]
     """[q, c] duration of a tensor over a route of that class, alone on the network, ns."""
     network: Network = "one-port"
+    operator_low_ns: NDArray[np.int64] | None = None
+    """[n, t] lower end of the 90 % interval of ``operator_ns``; None where the costs are exact by definition."""
+    operator_high_ns: NDArray[np.int64] | None = None
+    """[n, t] upper end of the 90 % interval of ``operator_ns``."""
     colocation: NDArray[np.int64] | None = None
     """[n] operators of equal group share a device; -1 for no group. None where there are no groups."""
     cluster: Cluster | None = None
@@ -85,6 +89,8 @@ class PlacementProblem:
         problems = []
         shapes = {
             "operator_ns": (self.operator_ns.ndim == 2 and len(self.operator_ns) == n),
+            "operator_low_ns": self.operator_low_ns is None or self.operator_low_ns.shape == self.operator_ns.shape,
+            "operator_high_ns": self.operator_high_ns is None or self.operator_high_ns.shape == self.operator_ns.shape,
             "weight_bytes": self.weight_bytes.shape == (n,),
             "device_type": self.device_type.shape == (k,),
             "memory_bytes": self.memory_bytes.shape == (k,),
