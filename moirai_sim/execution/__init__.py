@@ -1,1 +1,1 @@
-"""What did happen: a placement run on real devices."""
+"""What did happen: run a placement on real devices, one worker process a device."""

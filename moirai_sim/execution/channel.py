@@ -1,0 +1,149 @@
+"""How workers of one machine hand tensors to each other: shared memory for the bytes, a pipe to wake the reader.
+
+A tensor that crosses devices lives in a shared segment. The producer's kernel writes it there, the consumer's kernel
+reads it there, and a transfer is a *token* of 16 bytes in the inbox of the consumer: no copy, no central step. A reader
+whose core is its own polls its inbox for a short while before it sleeps, since waking a sleeping core takes longer than
+many kernels.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import select
+import struct
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moirai_sim.execution.split import TensorSpec
+
+ALIGNMENT = 4096
+"""Tensors begin on pages of their own, so that no two cores write one cache line."""
+SPIN_NS = 2_000_000
+"""How long a reader polls before it sleeps, where no other worker needs its core."""
+_TOKEN = struct.Struct("=iiq")
+_SHARED_FOLDER = Path("/dev/shm")  # noqa: S108 - the memory file system of Linux; files there are made without a name
+
+
+class Token(NamedTuple):
+    """Says that a tensor is there."""
+
+    tensor: int
+    """Index of the tensor in the plan; negative for signals of the workers."""
+    request: int
+    sent_ns: int
+    """When it was sent, by the monotonic clock that all processes of a machine share."""
+
+
+def post(inbox: int, tensor: int, request: int) -> int:
+    """Put a token into an inbox (a pipe's write end) and return when. Writes this short are never mixed up."""
+    now = time.monotonic_ns()
+    os.write(inbox, _TOKEN.pack(tensor, request, now))
+    return now
+
+
+class Inbox:
+    """The read end of a worker's pipe.
+
+    Parameters
+    ----------
+    handle
+        File descriptor of the read end.
+    spin_ns
+        How long to poll before sleeping; 0 where other work needs the core.
+    """
+
+    def __init__(self, handle: int, spin_ns: int) -> None:
+        self.handle = handle
+        self.spin_ns = spin_ns
+        self._poll = select.poll()
+        self._poll.register(handle, select.POLLIN)
+        self._rest = b""
+
+    def drain(self) -> list[Token]:
+        """Return the tokens that are there, without waiting."""
+        return self._read() if self._poll.poll(0) else []
+
+    def wait(self) -> list[Token]:
+        """Return at least one token, waiting for it.
+
+        Raises
+        ------
+        EOFError
+            If all writers are gone.
+        """
+        give_up = time.monotonic_ns() + self.spin_ns
+        while time.monotonic_ns() < give_up:
+            if self._poll.poll(0):
+                break
+        return self._read()
+
+    def _read(self) -> list[Token]:
+        data = os.read(self.handle, 1 << 16)
+        if not data:
+            raise EOFError
+        data = self._rest + data
+        whole = len(data) - len(data) % _TOKEN.size
+        self._rest = data[whole:]
+        return [Token(*fields) for fields in _TOKEN.iter_unpack(data[:whole])]
+
+
+class Segment:
+    """Memory that processes share, cut into one array a tensor.
+
+    The memory is an unnamed file, so nothing is left behind however its users end.
+    """
+
+    def __init__(self, tensors: Mapping[str, TensorSpec], handle: int, *, slots: int = 1) -> None:
+        self.offsets, self.size = _layout(tensors, slots)
+        self.tensors = dict(tensors)
+        self.memory = mmap.mmap(handle, self.size)
+
+    def array(self, name: str, slot: int = 0) -> NDArray[Any]:
+        """Return the array of a tensor; all processes see the same bytes."""
+        spec = self.tensors[name]
+        count = int(np.prod(spec.shape, dtype=np.int64))
+        array = np.frombuffer(self.memory, dtype=spec.dtype, count=count, offset=self.offsets[name, slot])
+        return array.reshape(spec.shape)
+
+
+def create_segment(tensors: Mapping[str, TensorSpec], *, slots: int = 1) -> int:
+    """Return the file descriptor of new memory for the tensors; hand it to the processes, then close it.
+
+    Raises
+    ------
+    OSError
+        If there is not so much memory.
+    """
+    _, size = _layout(tensors, slots)
+    folder = _SHARED_FOLDER if _SHARED_FOLDER.is_dir() else None
+    with tempfile.TemporaryFile(dir=folder) as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)  # says at once that memory is short; truncate would fail later
+        else:
+            file.truncate(size)
+        return os.dup(file.fileno())
+
+
+def _layout(tensors: Mapping[str, TensorSpec], slots: int) -> tuple[dict[tuple[str, int], int], int]:
+    offsets = {}
+    end = 0
+    for slot in range(slots):
+        for name, spec in tensors.items():
+            offsets[name, slot] = end
+            end += -(-max(spec.bytes, 1) // ALIGNMENT) * ALIGNMENT
+    return offsets, max(end, ALIGNMENT)
+
+
+def close_all(handles: Iterable[int]) -> None:
+    """Close file descriptors."""
+    for handle in handles:
+        os.close(handle)

@@ -1,0 +1,272 @@
+"""Split a model by a placement into parts: what one worker runs in one call of its backend.
+
+The model is split *after* ONNX Runtime has optimized it, so that the kernels are those of the whole model (fusion and
+blocked layouts included) and a part boundary costs no conversion of layout. A tensor that crosses devices inside of a
+fused kernel is declared an output of the model before it is optimized, which keeps that fusion from happening.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+
+from moirai_sim.errors import InputError
+from moirai_sim.profiling.backends.onnxruntime import executed_graph
+
+if TYPE_CHECKING:
+    from moirai_sim.graphs.operator import OperatorGraph
+
+_LAYOUT_SUFFIX = re.compile(r"(_bn|_mul)?_nchwc$")
+"""What ONNX Runtime appends to the name of an output to name the node that writes it in the blocked layout."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Type and shape of a tensor of the executed graph."""
+
+    dtype: str
+    """NumPy's name."""
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size in bytes."""
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Part:
+    """Kernels that one device runs in one go: a convex piece of the model."""
+
+    device: str
+    kernels: tuple[int, ...]
+    """Positions in `Executed.nodes`, in the order in which they run."""
+    operators: tuple[str, ...]
+    """The user's operators that these kernels stand for."""
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    awaits: tuple[str, ...]
+    """Tensors of other devices that arrive for this part."""
+    sends: tuple[tuple[str, tuple[str, ...]], ...]
+    """(tensor, target devices), sent when the part ends."""
+
+
+class Executed:
+    """The graph that ONNX Runtime really runs for a model, and which user operator each of its kernels stands for.
+
+    Parameters
+    ----------
+    model
+        The model with its weights.
+    graph
+        The same model as operators.
+    kept
+        Tensors that must exist between kernels although ONNX Runtime would fuse them away.
+    threads
+        Threads of the sessions.
+    """
+
+    def __init__(
+        self, model: onnx.ModelProto, graph: OperatorGraph, kept: Sequence[str] = (), threads: int = 1
+    ) -> None:
+        known = {output.name for output in model.graph.output}
+        marked = model
+        if any(name not in known for name in kept):
+            marked = onnx.ModelProto()
+            marked.CopyFrom(model)
+            marked.graph.output.extend(onnx.ValueInfoProto(name=name) for name in kept if name not in known)
+        executed, tensors = executed_graph(marked.SerializeToString(), threads)
+        self.model = executed
+        self.outputs = [output.name for output in model.graph.output]
+        self.inputs = [value.name for value in executed.graph.input]
+        self.tensors = {name: TensorSpec(array.dtype.name, array.shape) for name, array in tensors.items()}
+        self.weights = {tensor.name: tensor for tensor in executed.graph.initializer}
+        self.nodes: list[onnx.NodeProto] = _live(executed.graph.node, self.outputs)
+        self.writer = {name: i for i, node in enumerate(self.nodes) for name in node.output if name}
+        self.owner = _owners(self.nodes, self.writer, self.weights, graph)
+
+    @cached_property
+    def owners(self) -> frozenset[str]:
+        """The user's operators that have a kernel of their own; the others are fused into one of these."""
+        return frozenset(self.owner)
+
+    def reads(self, i: int) -> list[str]:
+        """Return the activations that a kernel reads, each once; inputs of the model among them."""
+        return [name for name in dict.fromkeys(self.nodes[i].input) if name and name not in self.weights]
+
+
+def crossing_tensors(graph: OperatorGraph, device: Mapping[str, str]) -> dict[str, str]:
+    """Return the tensors that a placement moves between devices, with their producers."""
+    return {
+        tensor.name: producer
+        for producer, consumer, tensors in graph.edges()
+        if device[producer] != device[consumer]
+        for tensor in tensors
+    }
+
+
+def execute_as(model: onnx.ModelProto, graph: OperatorGraph, device: Mapping[str, str], whole: Executed) -> Executed:
+    """Return the executed graph for a placement: ``whole`` itself unless the placement cuts one of its kernels."""
+    kept = [name for name, producer in crossing_tensors(graph, device).items() if producer not in whole.owners]
+    return Executed(model, graph, kept) if kept else whole
+
+
+def split(executed: Executed, device: Mapping[str, str], order: Sequence[str]) -> list[Part]:
+    """Split a model into the fewest parts that let every device run its kernels in order and wait for nothing more.
+
+    A new part begins where a kernel needs a tensor of another device that has not arrived for an earlier part, and
+    after a kernel that another device waits for. So no kernel starts later than in the placement, and none of the
+    parts can wait for itself: every part is a convex piece.
+
+    Parameters
+    ----------
+    executed
+        The kernels.
+    device
+        Device of every operator.
+    order
+        All operators in the order in which they shall run.
+
+    Returns
+    -------
+    list[Part]
+        In an order in which they could run one after the other.
+    """
+    position = {name: i for i, name in enumerate(order)}
+    where = [device[name] for name in executed.owner]
+    sequence = _kernel_order(executed, [position[name] for name in executed.owner])
+    targets: dict[str, set[str]] = defaultdict(set)
+    for i in sequence:
+        for name in executed.reads(i):
+            if name in executed.writer and where[executed.writer[name]] != where[i]:
+                targets[name].add(where[i])
+    groups: list[tuple[str, list[int], list[str]]] = []  # device, kernels, tensors awaited
+    current: dict[str, int] = {}  # device -> its open group
+    arrived: dict[str, set[str]] = defaultdict(set)
+    for i in sequence:
+        here = where[i]
+        awaited = [name for name in executed.reads(i) if here in targets[name] and name not in arrived[here]]
+        if awaited or here not in current:
+            current[here] = len(groups)
+            groups.append((here, [], awaited))
+            arrived[here].update(awaited)
+        groups[current[here]][1].append(i)
+        if any(targets[name] for name in executed.nodes[i].output if name):
+            del current[here]
+    return _sorted_parts(executed, groups, targets)
+
+
+def part_model(executed: Executed, part: Part) -> bytes:
+    """Return the part as a model of its own, to be run without further optimization."""
+    used = {name for i in part.kernels for name in executed.nodes[i].input}
+    graph = onnx.helper.make_graph(
+        [],
+        "part",
+        [_value_info(name, executed.tensors[name]) for name in part.inputs],
+        [_value_info(name, executed.tensors[name]) for name in part.outputs],
+    )
+    graph.node.extend(executed.nodes[i] for i in part.kernels)
+    graph.initializer.extend(tensor for name, tensor in executed.weights.items() if name in used)
+    model = onnx.helper.make_model(
+        graph, opset_imports=executed.model.opset_import, ir_version=executed.model.ir_version
+    )
+    try:
+        return bytes(model.SerializeToString())
+    except ValueError as error:  # protobuf's limit of 2 GiB
+        raise InputError(
+            f"a part of the model on '{part.device}' is too large to be sent to its worker ({error})"
+        ) from error
+
+
+def _live(nodes: Sequence[onnx.NodeProto], outputs: Sequence[str]) -> list[onnx.NodeProto]:
+    """Drop nodes that write only tensors which were kept for the optimizer's sake and nobody reads."""
+    needed = set(outputs)
+    live = []
+    for node in reversed(nodes):
+        if any(name in needed for name in node.output):
+            live.append(node)
+            needed.update(node.input)
+    return live[::-1]
+
+
+def _owners(
+    nodes: Sequence[onnx.NodeProto], writer: Mapping[str, int], weights: Mapping[str, Any], graph: OperatorGraph
+) -> list[str]:
+    """Return the user operator of each kernel: the last one it stands for.
+
+    Kernels that ONNX Runtime inserts (a change of layout) belong to the operator whose result they convert, or to the
+    first reader where they convert an input of the model.
+    """
+    operator_of = {tensor.name: operator.name for operator in graph for tensor in operator.outputs if tensor.name}
+    owner: list[str | None] = []
+    for node in nodes:
+        names = [*node.output, _LAYOUT_SUFFIX.sub("", node.name)]
+        found = next((operator_of[name] for name in names if name in operator_of), None)
+        if found is None:
+            sources = [owner[writer[name]] for name in node.input if name in writer and name not in weights]
+            found = next((name for name in sources if name is not None), None)
+        owner.append(found)
+    reader: dict[str, int] = {}
+    for i, node in enumerate(nodes):
+        for name in node.input:
+            reader.setdefault(name, i)
+    for i in reversed(range(len(nodes))):
+        if owner[i] is None:
+            owner[i] = next((owner[reader[name]] for name in nodes[i].output if name in reader), None)
+    return [name if name is not None else next(iter(graph)).name for name in owner]
+
+
+def _kernel_order(executed: Executed, key: Sequence[int]) -> list[int]:
+    """Return the kernels in topological order, as near to the order of their operators as the graph allows."""
+    waiting = [0] * len(executed.nodes)
+    readers: dict[int, list[int]] = defaultdict(list)
+    for i in range(len(executed.nodes)):
+        for name in executed.reads(i):
+            if name in executed.writer:
+                readers[executed.writer[name]].append(i)
+                waiting[i] += 1
+    ready = [(key[i], i) for i in range(len(waiting)) if not waiting[i]]
+    heapq.heapify(ready)
+    order = []
+    while ready:
+        _, i = heapq.heappop(ready)
+        order.append(i)
+        for j in readers[i]:
+            waiting[j] -= 1
+            if not waiting[j]:
+                heapq.heappush(ready, (key[j], j))
+    return order
+
+
+def _sorted_parts(
+    executed: Executed, groups: list[tuple[str, list[int], list[str]]], targets: Mapping[str, set[str]]
+) -> list[Part]:
+    group_of = {i: g for g, (_, kernels, _) in enumerate(groups) for i in kernels}
+    needed_outside = {
+        name
+        for i, g in group_of.items()
+        for name in executed.reads(i)
+        if name in executed.writer and group_of[executed.writer[name]] != g
+    } | set(executed.outputs)
+    parts = []
+    for device, kernels, awaits in groups:
+        inside = {name for i in kernels for name in executed.nodes[i].output}
+        reads = dict.fromkeys(name for i in kernels for name in executed.reads(i) if name not in inside)
+        writes = [name for i in kernels for name in executed.nodes[i].output if name in needed_outside]
+        sends = tuple((name, tuple(sorted(targets[name]))) for name in writes if targets.get(name))
+        operators = tuple(dict.fromkeys(executed.owner[i] for i in kernels))
+        parts.append(Part(device, tuple(kernels), operators, tuple(reads), tuple(writes), tuple(awaits), sends))
+    return parts  # only the first kernel of a group waits, so groups stand in an order in which they could run
+
+
+def _value_info(name: str, spec: TensorSpec) -> onnx.ValueInfoProto:
+    dtype = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
+    return onnx.helper.make_tensor_value_info(name, dtype, spec.shape)
