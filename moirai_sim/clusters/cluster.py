@@ -93,6 +93,10 @@ class Cluster:
     """Catalog name or folder of a calibrated link model; None takes the data sheet of the links."""
     source: str = ""
     provenance: Mapping[str, object] = field(default_factory=dict)
+    routes: dict[str, dict[str, tuple[int, int, tuple[str, ...]]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """Paths found so far, by source and target; see ``moirai_sim.clusters.routes``."""
 
     @cached_property
     def device(self) -> dict[str, Device]:
