@@ -11,7 +11,7 @@ from moirai_sim.errors import MoiraiError
 from moirai_sim.studies.store import digest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from moirai_sim.clusters.cluster import Cluster
     from moirai_sim.problem import PlacementProblem
@@ -88,25 +88,26 @@ def outcome(problem: PlacementProblem, timeline: Timeline) -> dict[str, Any]:
 
 
 def run(key: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
-    """Place one run; a failure is an outcome with its error, never an exception.
+    """Place one run; return its outcome and the seconds it took. A failure is an outcome with its error."""
+    return guarded(lambda: _place(key))
 
-    Returns
-    -------
-    tuple
-        The outcome, and the seconds that placing took (without loading the problem).
-    """
+
+def _place(key: Mapping[str, Any]) -> dict[str, Any]:
     from moirai_sim.policies.base import Request
     from moirai_sim.policies.run import place
 
+    problem = load(key["model"], key["cluster"], key["network"], key["memory_scale"])
+    request = Request(objective=key["objective"], time_limit_s=key["time_limit_s"], seed=key["seed"])
+    return outcome(problem, place(problem, key["policy"], request))
+
+
+def guarded(work: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], float]:
+    """Return the outcome of some work, or its failure as an outcome, and the seconds it took."""
     started = time.perf_counter()
     try:
-        problem = load(key["model"], key["cluster"], key["network"], key["memory_scale"])
-        started = time.perf_counter()
-        request = Request(objective=key["objective"], time_limit_s=key["time_limit_s"], seed=key["seed"])
-        timeline = place(problem, key["policy"], request)
-        return outcome(problem, timeline), time.perf_counter() - started
+        found = work()
     except MoiraiError as error:
-        failure = {"status": "error", "error": str(error), "kind": type(error).__name__}
+        found = {"status": "error", "error": str(error), "kind": type(error).__name__}
     except Exception as error:  # noqa: BLE001 - one broken run must not end a study of thousands
-        failure = {"status": "error", "error": f"{type(error).__name__}: {error}", "kind": "InternalError"}
-    return failure, time.perf_counter() - started
+        found = {"status": "error", "error": f"{type(error).__name__}: {error}", "kind": "InternalError"}
+    return found, time.perf_counter() - started

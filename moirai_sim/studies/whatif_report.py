@@ -1,0 +1,252 @@
+"""Report of a ``whatif`` study: what each change is worth, what pays most, and what the model cannot tell apart."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from moirai_sim.studies.report import Report, Section
+from moirai_sim.studies.uncertainty import difference_interval, interval
+from moirai_sim.studies.whatif import BASE
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+    from moirai_sim.studies.store import Store
+
+NO_DIFFERENCE = "no difference beyond the model's error"
+
+
+def build(study: dict[str, Any], store: Store) -> Report:
+    """Return the report of a ``whatif`` folder."""
+    table = variants_table(store)
+    answered = table.dropna(subset=["objective_ms"])
+    gains = answered[answered["verdict"] == "faster"]
+    cards = [
+        ("variants", f"{len(table):,}"),
+        ("failed", f"{int((table['status'] == 'error').sum()):,}"),
+        ("pruned by a bound", f"{int((table['status'] == 'pruned').sum()):,}"),
+        ("faster than the base", f"{len(gains):,}"),
+        ("no difference beyond error", f"{int((answered['verdict'] == NO_DIFFERENCE).sum()):,}"),
+    ]
+    sections = [
+        Section("Tornado", "Largest gain and loss of each scenario against the base.", picture=_tornado(answered)),
+        Section("What pays", _pays_text(answered), rows=_pays(answered)),
+    ]
+    if answered["price_eur"].notna().any():
+        text = "Variants that no other beats in price, time and energy at once are marked."
+        sections.append(Section("Cost against time", text, picture=_pareto_picture(answered)))
+    sections += [Section(f"As {key} changes", picture=_sweep(answered, key)) for key in _swept(answered)]
+    if study.get("target"):
+        sections.insert(0, Section("Reaching the target", _target_text(table, study["target"]), rows=_reaching(table)))
+    failed = table[table["status"] == "error"]
+    if len(failed):
+        sections.append(Section("Failed variants", rows=failed[["model", "scenario", "changes", "error"]]))
+    shown = table.drop(columns=["error", "overrides"]).dropna(axis="columns", how="all")
+    sections.append(Section("All variants", "Click a heading to sort.", rows=shown))
+    return Report(study["name"], study.get("description", ""), cards, sections, {"study": study})
+
+
+def variants_table(store: Store) -> pd.DataFrame:
+    """Return one row a variant: the objective with its 90 % interval, and the speed-up over the base with its own.
+
+    ``verdict`` is "faster", "slower", or that the difference is within what the cost model's error allows.
+    """
+    import pandas as pd
+
+    results = list(store.read())
+    base = {r["key"]["model"]: r["outcome"] for r in results if r["key"]["scenario"] == BASE}
+    rows = []
+    for result in results:
+        key, outcome = result["key"], result["outcome"]
+        found = outcome["status"] in ("optimal", "feasible")
+        row = {
+            "model": key["model"],
+            "scenario": key["scenario"],
+            "changes": ", ".join(f"{name} = {value}" for name, value in key["overrides"].items()),
+            "overrides": key["overrides"],
+            "status": outcome["status"],
+            "objective_ms": outcome["objective_ns"] / 1e6 if found else float("nan"),
+            "target_ms": (key["target_ns"] or float("nan")) / 1e6,
+            "gap": outcome.get("gap"),
+            "devices": outcome.get("devices"),
+            "devices_used": outcome.get("devices_used"),
+            "price_eur": outcome.get("price_eur"),
+            "energy_j": outcome.get("energy_j"),
+            "error": outcome.get("error", ""),
+        }
+        reference = base.get(key["model"], {})
+        if found:
+            low, high = interval(outcome["log_spread"])
+            row |= {"low_ms": row["objective_ms"] * low, "high_ms": row["objective_ms"] * high}
+        if found and reference.get("objective_ns"):
+            row |= _against(reference, outcome)
+        rows.append(row)
+    columns = ["low_ms", "high_ms", "speed_up", "speed_up_low", "speed_up_high", "verdict", "euro_per_ms_saved"]
+    table = pd.DataFrame(rows)
+    for name in columns:
+        if name not in table:
+            table[name] = None if name == "verdict" else float("nan")
+    for name in ("gap", "price_eur", "energy_j"):
+        table[name] = pd.to_numeric(table[name])
+    is_base = (table["scenario"] != BASE).astype(int)
+    return (
+        table.assign(order=is_base)
+        .sort_values(["model", "order", "scenario", "changes"], kind="stable")
+        .drop(columns="order")
+    )
+
+
+def _against(base: dict[str, Any], outcome: dict[str, Any]) -> dict[str, Any]:
+    speed_up = base["objective_ns"] / outcome["objective_ns"]
+    low, high = difference_interval(base["log_spread"], outcome["log_spread"])
+    verdict = "faster" if speed_up * low > 1 else "slower" if speed_up * high < 1 else NO_DIFFERENCE
+    saved_ms = (base["objective_ns"] - outcome["objective_ns"]) / 1e6
+    extra = None
+    if base.get("price_eur") is not None and outcome.get("price_eur") is not None:
+        extra = outcome["price_eur"] - base["price_eur"]
+    pays = extra is not None and saved_ms > 0 and verdict == "faster"
+    return {
+        "speed_up": speed_up,
+        "speed_up_low": speed_up * low,
+        "speed_up_high": speed_up * high,
+        "verdict": verdict,
+        "euro_per_ms_saved": extra / saved_ms if pays and extra is not None else float("nan"),
+    }
+
+
+def pareto(table: pd.DataFrame, columns: list[str]) -> pd.Series:
+    """Tell which rows no other row beats or equals in all columns and beats in one; smaller is better."""
+    import pandas as pd
+
+    values = table[columns].to_numpy(dtype=float)
+    best = [not ((values <= row).all(axis=1) & (values < row).any(axis=1)).any() for row in values]
+    return pd.Series(best, index=table.index)
+
+
+def _pays(table: pd.DataFrame) -> pd.DataFrame:
+    gains = table[table["verdict"] == "faster"]
+    columns = [
+        "model",
+        "scenario",
+        "changes",
+        "speed_up",
+        "speed_up_low",
+        "speed_up_high",
+        "price_eur",
+        "euro_per_ms_saved",
+    ]
+    return gains.sort_values(["euro_per_ms_saved", "speed_up"], ascending=[True, False])[columns].head(50)
+
+
+def _pays_text(table: pd.DataFrame) -> str:
+    priced = table.dropna(subset=["euro_per_ms_saved"]).sort_values("euro_per_ms_saved")
+    if priced.empty:
+        return (
+            "Gains beyond the model's error, largest first. Give devices and links a price_eur to rank them by price."
+        )
+    best = priced.iloc[0]
+    return f"Most for the money: {best['changes']} ({best['euro_per_ms_saved']:,.0f} EUR for each millisecond saved)."
+
+
+def _reaching(table: pd.DataFrame) -> pd.DataFrame:
+    reached = table[table["objective_ms"] <= table["target_ms"]]
+    return reached.sort_values(["price_eur", "devices", "objective_ms"])[
+        ["model", "scenario", "changes", "devices", "price_eur", "objective_ms", "low_ms", "high_ms"]
+    ].head(50)
+
+
+def _target_text(table: pd.DataFrame, target: str) -> str:
+    reached = _reaching(table)
+    pruned = int((table["status"] == "pruned").sum())
+    ruled_out = f" A lower bound ruled {pruned} variants out without placing them." if pruned else ""
+    if reached.empty:
+        return f"No variant reaches {target}.{ruled_out}"
+    first = reached.iloc[0]
+    sure = first["high_ms"] <= table["target_ms"].iloc[0]
+    certainty = "also at the upper end of its interval" if sure else "but not at the upper end of its interval"
+    return f"Smallest that reaches {target}: {first['changes'] or 'the base'} ({certainty}).{ruled_out}"
+
+
+def _tornado(table: pd.DataFrame) -> go.Figure:
+    import plotly.graph_objects as go
+
+    changed = table[table["scenario"] != BASE]
+    spans = changed.groupby("scenario")["speed_up"].agg(["min", "max"])
+    spans = spans.assign(width=spans["max"].clip(lower=1) - spans["min"].clip(upper=1)).sort_values("width")
+    figure = go.Figure()
+    for label, side in (("slower", spans["min"].clip(upper=1)), ("faster", spans["max"].clip(lower=1))):
+        figure.add_bar(y=list(spans.index), x=side - 1, base=1, orientation="h", name=label)
+    figure.update_layout(
+        barmode="overlay", height=140 + 28 * len(spans), margin={"l": 10, "r": 10, "t": 10, "b": 10},
+        xaxis={"title": "speed-up over the base", "automargin": True}, yaxis={"automargin": True},
+    )  # fmt: skip
+    return figure
+
+
+def _pareto_picture(table: pd.DataFrame) -> go.Figure:
+    import plotly.graph_objects as go
+
+    known = table.dropna(subset=["price_eur"])
+    columns = ["price_eur", "objective_ms"] + (["energy_j"] if known["energy_j"].notna().all() else [])
+    front = pareto(known, columns)
+    figure = go.Figure()
+    for label, rows in (("beaten by another", known[~front]), ("Pareto front", known[front])):
+        figure.add_scatter(
+            x=rows["price_eur"], y=rows["objective_ms"], mode="markers", name=label, text=rows["changes"],
+            marker={"size": 9}, error_y={
+                "type": "data", "symmetric": False, "thickness": 1,
+                "array": rows["high_ms"] - rows["objective_ms"], "arrayminus": rows["objective_ms"] - rows["low_ms"],
+            },
+            hovertemplate="%{text}<br>%{x:,.0f} EUR, %{y:.4g} ms<extra></extra>",
+        )  # fmt: skip
+    figure.update_layout(
+        height=440, margin={"l": 10, "r": 10, "t": 10, "b": 10},
+        xaxis={"title": "price, EUR", "automargin": True}, yaxis={"title": "objective, ms", "automargin": True},
+    )  # fmt: skip
+    return figure
+
+
+def _swept(table: pd.DataFrame) -> list[str]:
+    """Return the keys that take at least three numeric values somewhere."""
+    from collections import defaultdict
+
+    values: dict[str, set[float]] = defaultdict(set)
+    for overrides in table["overrides"]:
+        for key, value in overrides.items():
+            number = leading_number(value)
+            if number is not None:
+                values[key].add(number)
+    return sorted(key for key, found in values.items() if len(found) >= 3)
+
+
+def leading_number(value: object) -> float | None:
+    """Return the number that a value is or starts with ("16 GB/s" -> 16); None where there is none."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return float(str(value).split()[0])
+    except (ValueError, IndexError):
+        return None
+
+
+def _sweep(table: pd.DataFrame, key: str) -> go.Figure:
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    rows = table[table["overrides"].map(lambda overrides: key in overrides)]
+    unit = " ".join(str(rows["overrides"].iloc[0][key]).split()[1:])
+    for (model, scenario), group in rows.groupby(["model", "scenario"], sort=True):
+        numbers = group["overrides"].map(lambda overrides: leading_number(overrides[key]))
+        group = group.assign(number=numbers).sort_values("number")
+        figure.add_scatter(
+            x=group["number"], y=group["objective_ms"], mode="lines+markers", name=f"{scenario} · {model}",
+            text=group["devices_used"],
+            hovertemplate="%{x}: %{y:.4g} ms on %{text} devices<extra></extra>",
+        )  # fmt: skip
+    figure.update_layout(
+        height=420, margin={"l": 10, "r": 10, "t": 10, "b": 10},
+        xaxis={"title": f"{key}{f', {unit}' if unit else ''}", "automargin": True},
+        yaxis={"title": "objective, ms", "automargin": True},
+    )  # fmt: skip
+    return figure
