@@ -1,0 +1,268 @@
+"""The simulator: a placement played on devices and a network, event by event, on a SimPy clock of integer nanoseconds.
+
+One SimPy event stands for one instant at which something ends, not one process for every operator: the interpreter
+then spends its time on the work and not on switching. What is measured is the business of observers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import simpy
+
+from moirai_sim.errors import InputError, InternalError, MoiraiError
+from moirai_sim.simulation.networks import make_network
+from moirai_sim.simulation.options import DEFAULT, SimulationOptions
+from moirai_sim.simulation.plan import Plan, make_plan, unsupported
+from moirai_sim.simulation.schedule import Schedule, timeline_from_schedule
+
+if TYPE_CHECKING:
+    from moirai_sim.placement import Placement
+    from moirai_sim.problem import PlacementProblem
+    from moirai_sim.timeline import Timeline
+
+Record = tuple[int, int, int, int]
+"""Job, ready, start and end, ns. The job of operator i of request r is ``r * n + i``; of transfer q, ``r * m + q``."""
+
+
+class Engine:
+    """Runs requests through a plan. Every request runs all operators once.
+
+    Parameters
+    ----------
+    plan
+        What to run; see `Plan` for the numbers of operators and transfers.
+    options
+        How devices differ from the plain ones.
+    on_operator, on_transfer
+        Observers, called with a `Record` when an operator starts and when the end of a transfer is known.
+    on_done
+        Observer, called with (request, time) when the last operator of a request has ended.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        options: SimulationOptions = DEFAULT,
+        *,
+        on_operator: Callable[[Record], None],
+        on_transfer: Callable[[Record], None],
+        on_done: Callable[[int, int], None] | None = None,
+    ) -> None:
+        devices = plan.problem.n_devices
+        self.plan = plan
+        self.options = options
+        self.env = simpy.Environment(initial_time=0)
+        self.on_operator = on_operator
+        self.on_transfer = on_transfer
+        self.on_done = on_done
+        self.free = [options.streams] * devices
+        """[k] streams that could start an operator."""
+        self.ready: list[list[int]] = [[] for _ in range(devices)]
+        """[k] heaps of operators that wait for their device, by job number."""
+        self.touched: list[int] = []
+        """Devices that may be able to start an operator in the next round."""
+        self._turns: list[list[int]] | None = None
+        if plan.strict:
+            self._turns = [[] for _ in range(devices)]
+            for i in range(len(plan.device) - 1, -1, -1):
+                self._turns[plan.device[i]].append(i)
+        self._ends: dict[int, list[int]] = {}
+        self._ready_ns: dict[int, int] = {}
+        self._waiting: dict[int, list[int]] = {}
+        """Requests in flight: how many inputs each operator still misses."""
+        self._exits: dict[int, int] = {}
+        self.network = make_network(self)
+
+    def submit(self, request: int) -> None:
+        """Let a request arrive now. Where several could be served, the one with the smallest number goes first."""
+        plan, now = self.plan, self.env.now
+        self._waiting[request] = plan.inputs.copy()
+        self._exits[request] = plan.exits
+        base = request * len(plan.device)
+        self.at(now)
+        for i in plan.entries:
+            self._ready_ns[base + i] = now
+            heappush(self.ready[plan.device[i]], base + i)
+            self.touched.append(plan.device[i])
+
+    def at(self, when: int) -> list[int]:
+        """Return the ends to book at an instant: jobs of operators, and ``~job`` of transfers."""
+        ends = self._ends.get(when)
+        if ends is None:
+            ends = self._ends[when] = []
+            self.env.timeout(when - self.env.now).callbacks.append(self._round)
+        return ends
+
+    def run(self) -> None:
+        """Run until nothing more happens.
+
+        Raises
+        ------
+        InternalError
+            If anything fails on the way; the message says when.
+        """
+        try:
+            self.env.run()
+        except MoiraiError:
+            raise
+        except Exception as error:
+            raise InternalError(f"the simulation failed at {self.env.now} ns: {error!r}") from error
+
+    @property
+    def unfinished(self) -> list[int]:
+        """Requests that have arrived and are not done."""
+        return list(self._exits)
+
+    def _round(self, _event: simpy.Event) -> None:
+        """Book all ends of this instant, start operators on idle devices, queue the transfers of those that ended."""
+        plan, now, on_operator = self.plan, self.env.now, self.on_operator
+        n, q = len(plan.device), len(plan.edge)
+        tells, sends, device, free, ready = plan.tells, plan.sends, plan.device, self.free, self.ready
+        duration = plan.duration
+        ends, ready_ns, touched, turns = self._ends, self._ready_ns, self.touched, self._turns
+        transfers: list[int] = []
+        job = 0
+        try:
+            for job in ends.pop(now):
+                if job >= 0:
+                    request, i = divmod(job, n)
+                    k = device[i]
+                    free[k] += 1
+                    touched.append(k)
+                    told, sent = tells[i], sends[i]
+                    if sent:
+                        base = request * q
+                        transfers.extend([base + t for t in sent])
+                    elif not told:
+                        self._exit(request)
+                        continue
+                else:
+                    request, t = divmod(~job, q)
+                    told = plan.readers[t]
+                if told:
+                    waiting = self._waiting[request]
+                    base = request * n
+                    for i in told:
+                        left = waiting[i] - 1
+                        waiting[i] = left
+                        if not left:
+                            i_job, k = base + i, device[i]
+                            ready_ns[i_job] = now
+                            heappush(ready[k], i_job)
+                            touched.append(k)
+            for k in touched:
+                heap = ready[k]
+                while heap and free[k] > 0:
+                    job = heap[0]
+                    if turns is not None:
+                        if turns[k][-1] != job:
+                            break
+                        turns[k].pop()
+                    heappop(heap)
+                    free[k] -= 1
+                    when = now + duration[job % n]
+                    on_operator((job, ready_ns.pop(job), now, when))
+                    booked = ends.get(when)
+                    if booked is None:
+                        booked = self.at(when)
+                    booked.append(job)
+            touched.clear()
+            if transfers:
+                job = ~transfers[0]
+                transfers.sort()
+                self.network.queue(now, transfers)
+        except MoiraiError:
+            raise
+        except Exception as error:
+            raise InternalError(f"the simulation failed at {now} ns, {self.describe(job)}: {error!r}") from error
+
+    def _exit(self, request: int) -> None:
+        self._exits[request] -= 1
+        if not self._exits[request]:
+            del self._exits[request], self._waiting[request]
+            if self.on_done is not None:
+                self.on_done(request, self.env.now)
+
+    def describe(self, job: int) -> str:
+        """Name the operator or transfer of a job, and where it runs."""
+        plan, problem = self.plan, self.plan.problem
+        if job >= 0:
+            i = job % len(plan.device)
+            return f"operator '{problem.operators[plan.operator[i]]}' on device '{problem.devices[plan.device[i]]}'"
+        t = ~job % len(plan.edge)
+        producer, consumer = problem.edges[plan.edge[t]].tolist()
+        return (
+            f"transfer '{problem.operators[producer]}->{problem.operators[consumer]}' from device "
+            f"'{problem.devices[plan.source[t]]}' to '{problem.devices[plan.target[t]]}'"
+        )
+
+
+def simulate(
+    problem: PlacementProblem,
+    placement: Placement,
+    *,
+    engine: Literal["simpy", "replay"] = "simpy",
+    options: SimulationOptions = DEFAULT,
+    policy: str = "",
+) -> Timeline:
+    """Return the timeline of one request.
+
+    Parameters
+    ----------
+    engine
+        ``replay`` is the compiled one: the same answer to the nanosecond, for the networks without fair sharing and
+        for the default options.
+    options
+        Device models.
+    policy
+        What the timeline says about where the placement came from.
+
+    Raises
+    ------
+    InputError
+        If the placement cannot run, its orders contradict the edges, or the engine does not know the network.
+    """
+    schedule = simulate_schedule(problem, placement, engine=engine, options=options)
+    return timeline_from_schedule(problem, placement, schedule, policy=policy)
+
+
+def simulate_schedule(
+    problem: PlacementProblem,
+    placement: Placement,
+    *,
+    engine: Literal["simpy", "replay"] = "simpy",
+    options: SimulationOptions = DEFAULT,
+) -> Schedule:
+    """Return the times of one request as arrays; see `simulate`."""
+    wrong = unsupported(problem, placement)
+    if wrong:
+        raise InputError(wrong)
+    if engine == "replay":
+        from moirai_sim.simulation.replay import replay
+
+        if options != DEFAULT:
+            raise InputError("the engine 'replay' knows plain devices only; use the engine 'simpy' with these options")
+        return replay(problem, placement)
+    plan = make_plan(problem, placement)
+    operators: list[Record] = []
+    transfers: list[Record] = []
+    run = Engine(plan, options, on_operator=operators.append, on_transfer=transfers.append)
+    run.submit(0)
+    run.run()
+    if len(operators) < problem.n_operators:
+        left = problem.n_operators - len(operators)
+        raise InputError(
+            f"placement: its orders contradict each other or the edges ({left} of {problem.n_operators} operators can "
+            "never start); give orders that follow the edges, or none"
+        )
+    ran = np.array(operators, dtype=np.int64).reshape(-1, 4)
+    sent = np.array(transfers, dtype=np.int64).reshape(-1, 4)
+    operator_times = np.empty((problem.n_operators, 3), dtype=np.int64)
+    operator_times[plan.operator[ran[:, 0]]] = ran[:, 1:]
+    transfer_times = np.full((len(problem.edges), 3), -1, dtype=np.int64)
+    transfer_times[plan.edge[sent[:, 0]]] = sent[:, 1:]
+    return Schedule(*operator_times.T, *transfer_times.T)

@@ -1,0 +1,107 @@
+"""Networks: when a transfer starts and ends. One class a network model; `make_network` chooses."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from moirai_sim.errors import InputError
+
+if TYPE_CHECKING:
+    from moirai_sim.simulation.engine import Engine
+
+
+class Network(Protocol):
+    """Takes transfers and books their ends with the engine."""
+
+    def queue(self, now: int, transfers: list[int]) -> None:
+        """Take the transfers (jobs, in the order in which they are to be served) that became ready ``now``."""
+
+
+class Unlimited:
+    """Transfers never wait (``none``)."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def queue(self, now: int, transfers: list[int]) -> None:
+        """Start every transfer at once."""
+        engine, lasts = self._engine, self._engine.plan.transfer
+        for job in transfers:
+            end = now + lasts[job % len(lasts)]
+            engine.at(end).append(~job)
+            engine.on_transfer((job, now, now, end))
+
+
+class Ports:
+    """A transfer holds a port of both devices for its whole time, first come, first served.
+
+    ``one-port`` gives a device a port to send and one to receive; ``half-duplex`` one port for both.
+    """
+
+    def __init__(self, engine: Engine, *, duplex: bool) -> None:
+        self._engine = engine
+        devices = engine.plan.problem.n_devices
+        self._send = [0] * devices
+        """[k] when the port has served all that was queued."""
+        self._receive = [0] * devices if duplex else self._send
+
+    def queue(self, now: int, transfers: list[int]) -> None:
+        """Settle start and end of each transfer: nothing overtakes, so later ones change nothing."""
+        engine, plan = self._engine, self._engine.plan
+        source, target, lasts, m = plan.source, plan.target, plan.transfer, len(plan.edge)
+        send, receive, at, on_transfer = self._send, self._receive, engine.at, engine.on_transfer
+        for job in transfers:
+            t = job % m
+            s, d = source[t], target[t]
+            start = max(now, send[s], receive[d])
+            end = send[s] = receive[d] = start + lasts[t]
+            at(end).append(~job)
+            on_transfer((job, now, start, end))
+
+
+class OrderedPorts:
+    """Ports that serve their transfers strictly in the order of their numbers, and wait for one that is not ready."""
+
+    def __init__(self, engine: Engine, *, duplex: bool) -> None:
+        self._engine = engine
+        plan, devices = engine.plan, engine.plan.problem.n_devices
+        self._send: list[list[int]] = [[] for _ in range(devices)]
+        """[k] transfers that the port has yet to serve, the next one last."""
+        self._receive: list[list[int]] = [[] for _ in range(devices)] if duplex else self._send
+        self._send_free = [0] * devices
+        self._receive_free = [0] * devices if duplex else self._send_free
+        self._ready: dict[int, int] = {}
+        for t in range(len(plan.edge) - 1, -1, -1):
+            self._send[plan.source[t]].append(t)
+            self._receive[plan.target[t]].append(t)
+
+    def queue(self, now: int, transfers: list[int]) -> None:
+        """Settle every transfer that has its turn at both ports, which may give others theirs."""
+        engine, plan = self._engine, self._engine.plan
+        send, receive, ready = self._send, self._receive, self._ready
+        for t in transfers:
+            ready[t] = now
+        todo = transfers[::-1]
+        while todo:
+            t = todo.pop()
+            s, d = plan.source[t], plan.target[t]
+            if t not in ready or send[s][-1] != t or receive[d][-1] != t:
+                continue
+            send[s].pop()
+            receive[d].pop()
+            start = max(now, self._send_free[s], self._receive_free[d])
+            end = self._send_free[s] = self._receive_free[d] = start + plan.transfer[t]
+            engine.at(end).append(~t)
+            engine.on_transfer((t, ready.pop(t), start, end))
+            todo.extend(queue[-1] for queue in (send[s], receive[d]) if queue)
+
+
+def make_network(engine: Engine) -> Network:
+    """Return the network of the engine's problem."""
+    problem = engine.plan.problem
+    if problem.network == "none":
+        return Unlimited(engine)
+    if problem.network in ("one-port", "half-duplex"):
+        ports = OrderedPorts if engine.plan.strict else Ports
+        return ports(engine, duplex=problem.network == "one-port")
+    raise InputError(f"{problem.name}: the network 'fair' needs a cluster")

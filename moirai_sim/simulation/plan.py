@@ -1,0 +1,158 @@
+"""Plan: a placement made ready to run. Who tells whom, which transfers there are, and who goes first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moirai_sim.placement import transfer_edges
+from moirai_sim.problem import UNSUPPORTED
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moirai_sim.placement import Placement
+    from moirai_sim.problem import PlacementProblem
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Operators and transfers of one placement as plain lists, which interpreted code reads fastest.
+
+    Operators are numbered by priority: 0 goes first where several could start. Transfers are numbered in the order in
+    which those that become ready at one instant are queued. ``operator`` and ``edge`` lead back to the problem.
+    """
+
+    problem: PlacementProblem
+    placement: Placement
+    operator: NDArray[np.int64]
+    """[n] index of the operator in the problem."""
+    edge: NDArray[np.int64]
+    """[q] edge of the problem that stands for the transfer."""
+    device: list[int]
+    """[n] where the operator runs."""
+    duration: list[int]
+    """[n] ns."""
+    inputs: list[int]
+    """[n] how many edges must deliver before the operator is ready."""
+    tells: list[list[int]]
+    """[n] operators that read without a transfer (once an edge)."""
+    sends: list[list[int]]
+    """[n] transfers that start when the operator ends."""
+    source: list[int]
+    """[q] device that sends."""
+    target: list[int]
+    """[q] device that receives."""
+    transfer: list[int]
+    """[q] time alone on the network, ns."""
+    readers: list[list[int]]
+    """[q] operators that the transfer serves (once an edge)."""
+    strict: bool = False
+    """Devices and ports serve their work in the order of the numbers, and nothing overtakes."""
+    entries: list[int] = field(default_factory=list)
+    """Operators without inputs."""
+    exits: int = 0
+    """Number of operators without readers: when all of them have ended, the request is done."""
+
+
+def make_plan(problem: PlacementProblem, placement: Placement, *, strict: bool = True) -> Plan:
+    """Return the plan of a placement; see ``docs/design.md``, "The meaning of a placement".
+
+    Parameters
+    ----------
+    strict
+        Whether the orders of the placement, if it has any, are binding; else they are priorities.
+    """
+    device = np.asarray(placement.device, dtype=np.int64)
+    n, m = problem.n_operators, len(problem.edges)
+    duration = problem.operator_ns[np.arange(n), problem.device_type[device]]
+    producer, consumer = (problem.edges[:, 0], problem.edges[:, 1]) if m else (np.zeros(0, np.int64),) * 2
+    leader = transfer_edges(problem, device)
+    alone = np.zeros(m, dtype=np.int64)
+    crossing = np.flatnonzero(leader >= 0)
+    alone[crossing] = problem.transfer_ns[
+        problem.edge_tensor[crossing], problem.route_class[device[producer[crossing]], device[consumer[crossing]]]
+    ]
+    edge = np.flatnonzero(leader == np.arange(m))
+    if placement.order is None:
+        rank = upward_rank(problem, duration, alone)
+        operator = np.lexsort((np.arange(n), -rank))
+        edge = edge[np.lexsort((edge, -rank[consumer[edge]]))]
+    else:
+        operator = np.argsort(placement.order, kind="stable")
+        turn = placement.order[producer] if placement.transfer_order is None else placement.transfer_order
+        edge = edge[np.lexsort((edge, turn[edge]))]
+    number = np.empty(n, dtype=np.int64)
+    number[operator] = np.arange(n)
+    transfer_number = np.full(m, -1, dtype=np.int64)
+    transfer_number[edge] = np.arange(len(edge))
+    direct = np.flatnonzero(leader < 0)
+    tells = _lists(number[producer[direct]], number[consumer[direct]], n)
+    inputs = np.bincount(number[consumer], minlength=n)
+    return Plan(
+        problem=problem,
+        placement=placement,
+        operator=operator,
+        edge=edge,
+        device=device[operator].tolist(),
+        duration=duration[operator].tolist(),
+        inputs=inputs.tolist(),
+        tells=tells,
+        sends=_lists(number[producer[edge]], transfer_number[edge], n),
+        source=device[producer[edge]].tolist(),
+        target=device[consumer[edge]].tolist(),
+        transfer=alone[edge].tolist(),
+        readers=_lists(transfer_number[leader[crossing]], number[consumer[crossing]], len(edge)),
+        strict=strict and placement.order is not None,
+        entries=np.flatnonzero(inputs == 0).tolist(),
+        exits=int((np.bincount(number[producer], minlength=n) == 0).sum()),
+    )
+
+
+def upward_rank(problem: PlacementProblem, duration: NDArray[np.int64], alone: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the longest way from the start of each operator to the end, [n] ns, on a given placement.
+
+    Parameters
+    ----------
+    duration
+        [n] time of each operator where it is placed.
+    alone
+        [m] time of the transfer that each edge needs, 0 where it needs none.
+    """
+    indptr, out = (array.tolist() for array in problem.successors)
+    consumer, way = problem.edges[:, 1].tolist() if len(problem.edges) else [], alone.tolist()
+    rank = duration.tolist()
+    for i in reversed(problem.topological_order.tolist()):
+        longest = 0
+        for e in out[indptr[i] : indptr[i + 1]]:
+            through = way[e] + rank[consumer[e]]
+            if through > longest:
+                longest = through
+        rank[i] += longest
+    return np.asarray(rank, dtype=np.int64)
+
+
+def unsupported(problem: PlacementProblem, placement: Placement) -> list[str]:
+    """Return one line for every reason why a placement cannot run at all."""
+    device = np.asarray(placement.device)
+    if device.shape != (problem.n_operators,):
+        return [f"placement: has {device.size} devices for {problem.n_operators} operators; place every operator"]
+    if problem.n_operators and (device.min() < 0 or device.max() >= problem.n_devices):
+        return [f"placement: a device index is outside 0..{problem.n_devices - 1}"]
+    bad = np.flatnonzero(problem.operator_ns[np.arange(len(device)), problem.device_type[device]] == UNSUPPORTED)
+    return [
+        f"placement of '{problem.operators[i]}': '{problem.devices[device[i]]}' cannot run it; choose another device"
+        for i in bad[:20].tolist()
+    ]
+
+
+def _lists(keys: NDArray[np.int64], values: NDArray[np.int64], n: int) -> list[list[int]]:
+    """Group values by key, [n] lists, each in the given order."""
+    order = np.argsort(keys, kind="stable")
+    bounds = np.zeros(n + 1, dtype=np.int64)
+    np.cumsum(np.bincount(keys, minlength=n), out=bounds[1:])
+    flat = values[order].tolist()
+    return [flat[a:b] for a, b in pairwise(bounds.tolist())]
