@@ -1,0 +1,243 @@
+"""ONNX Runtime on a CPU: the one way in which this package makes sessions, and the graph that they really run.
+
+What is priced must be what runs, so profilers and executors share `make_session`. ONNX Runtime rewrites a model before
+it runs it: it fuses operators and keeps image tensors in a blocked layout (NCHWc) between convolutions.
+`executed_graph` returns that rewritten graph with the shapes of all its tensors, and `kernel_model` makes a model of
+one node of it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from moirai_sim.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_FATAL = 4
+_IR_VERSION = 10
+_BLOCK = 1 << 20
+_MAX_COPIES = 16
+_PROBE_IN, _PROBE_OUT = "probe_in", "probe_out"
+
+
+def make_session(model: bytes | Path, threads: int = 1, *, optimize: bool = True, save: Path | None = None) -> Any:  # noqa: ANN401
+    """Return an ``onnxruntime.InferenceSession`` on the CPU.
+
+    Operators run one after the other (sequential mode) on ``threads`` threads that sleep when they wait: a spinning
+    thread would slow the other worker of a shared core.
+
+    Parameters
+    ----------
+    model
+        Serialised model or the file that holds it.
+    threads
+        Threads within an operator; with 1 everything runs on the calling thread, so the caller's pinning holds.
+    optimize
+        All graph optimizations; False runs the nodes as they stand (for graphs that were optimized before).
+    save
+        Where ONNX Runtime writes the graph that it runs.
+
+    Raises
+    ------
+    InputError
+        If ONNX Runtime refuses the model.
+    """
+    options = ort.SessionOptions()
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.log_severity_level = _FATAL  # it warns that a saved graph runs only on like hardware: known and meant
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    if save is not None:
+        options.optimized_model_filepath = str(save)
+    try:
+        source = str(model) if isinstance(model, Path) else model
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises classes of its own that share no public base
+        name = model if isinstance(model, Path) else "model"
+        raise InputError(f"{name}: ONNX Runtime cannot run it ({error})") from error
+
+
+_NUMPY: dict[str, Any] = {
+    "tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(int8)": np.int8, "tensor(uint8)": np.uint8,
+    "tensor(bool)": np.bool_,
+}  # fmt: skip
+
+
+def random_array(shape: Sequence[int], dtype: np.dtype[Any], seed: int = 0) -> NDArray[Any]:
+    """Return data that costs what real data costs: normal, no zeros, no denormals. Integers are 0 or 1.
+
+    Large arrays repeat a block of a million values: drawing them all would take longer than the measurement.
+    """
+    rng = np.random.default_rng(seed)
+    size = int(np.prod(shape, dtype=np.int64))
+    block = min(size, _BLOCK)
+    if np.issubdtype(dtype, np.floating):
+        return np.resize(rng.standard_normal(block, dtype=np.float32).astype(dtype), shape)
+    return np.resize(rng.integers(0, 2, size=block).astype(dtype), shape)
+
+
+def random_feeds(session: Any, seed: int = 0) -> dict[str, NDArray[Any]]:  # noqa: ANN401
+    """Return random inputs for a session.
+
+    Raises
+    ------
+    InputError
+        If an input has a free dimension or a type that is no plain tensor.
+    """
+    feeds = {}
+    for value in session.get_inputs():
+        if not all(isinstance(size, int) for size in value.shape) or value.type not in _NUMPY:
+            raise InputError(
+                f"input '{value.name}' is {value.type} {value.shape}; fix every dimension of the model first"
+            )
+        feeds[value.name] = random_array(value.shape, np.dtype(_NUMPY[value.type]), seed)
+    return feeds
+
+
+@dataclass(frozen=True)
+class ExecutedGraph:
+    """The graph that ONNX Runtime runs. Large weights are known by shape and type only, so that it stays small."""
+
+    nodes: tuple[onnx.NodeProto, ...]
+    """In execution order."""
+    tensors: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
+    """Shape and type of every tensor: inputs, weights, results."""
+    weights: Mapping[str, NDArray[Any] | None]
+    """Weights by name; the value where it decides what runs (integers, scalars), else None."""
+    opsets: tuple[onnx.OperatorSetIdProto, ...]
+
+
+def executed_graph(model: bytes | Path, threads: int = 1) -> ExecutedGraph:
+    """Return the graph that ONNX Runtime really runs for a model, after running it once to learn every shape."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "executed.onnx"
+        session = make_session(model, threads, save=path)
+        executed = onnx.load(str(path))
+        feeds = random_feeds(session)
+        del session
+    graph = executed.graph
+    used = [value for value in graph.input if value.name in feeds]  # drops the inputs of constants folded away
+    del graph.input[:]
+    graph.input.extend(used)
+    produced = [name for node in graph.node for name in node.output if name]
+    del graph.output[:]
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in produced)
+    values = make_session(executed.SerializeToString(), threads, optimize=False).run(produced, feeds)
+    weights: dict[str, NDArray[Any] | None] = {}
+    tensors = {
+        name: (value.shape, value.dtype) for name, value in [*zip(produced, values, strict=True), *feeds.items()]
+    }
+    for weight in graph.initializer:
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(weight.data_type))
+        tensors[weight.name] = (tuple(weight.dims), dtype)
+        decides = not np.issubdtype(dtype, np.floating) or int(np.prod(weight.dims)) == 1
+        weights[weight.name] = onnx.numpy_helper.to_array(weight).copy() if decides else None
+    nodes = tuple(_copy(node) for node in graph.node)
+    return ExecutedGraph(nodes, tensors, weights, tuple(executed.opset_import))
+
+
+def kernel_key(node: onnx.NodeProto, graph: ExecutedGraph) -> tuple[object, ...]:
+    """Return what decides a node's time: type, attributes, and shape, type and decisive value of each input."""
+    operands = []
+    for name in node.input:
+        if not name:
+            operands.append(None)
+            continue
+        shape, dtype = graph.tensors[name]
+        value = graph.weights.get(name)
+        operands.append((shape, dtype.str, name in graph.weights, None if value is None else value.tobytes()))
+    attributes = tuple(sorted(attribute.SerializeToString(deterministic=True) for attribute in node.attribute))
+    return node.domain, node.op_type, attributes, tuple(operands), len(node.output)
+
+
+def kernel_model(node: onnx.NodeProto, graph: ExecutedGraph, cache_bytes: int) -> tuple[bytes, int]:
+    """Return a model of several equal nodes, and their number.
+
+    The copies share their activations, which are what the previous operator just wrote and so are warm in the model
+    too, but have a weight each, together above ``cache_bytes``: a weight is not read twice in one run of a model.
+    Nothing reads what they write; the output of the model is that of `probe_model`, so both have the same overhead.
+    """
+    operands = [name for name in dict.fromkeys(node.input) if name]
+    size = sum(_bytes(graph, name) for name in operands if name in graph.weights)
+    copies = int(np.clip(-(-cache_bytes // max(size, 1)), 1 if size > cache_bytes else 4, _MAX_COPIES))
+    initializers, nodes = [], []
+    for copy in range(copies):
+        twin = _copy(node)
+        twin.name = f"copy{copy}"
+        for slot, name in enumerate(node.input):
+            if name in graph.weights:
+                twin.input[slot] = f"{name}#{copy}"
+        for slot, name in enumerate(node.output):
+            twin.output[slot] = f"{name}#{copy}" if name else ""
+        initializers += [
+            onnx.numpy_helper.from_array(_weight(graph, name, copy), f"{name}#{copy}")
+            for name in operands
+            if name in graph.weights
+        ]
+        nodes.append(twin)
+    inputs = [
+        onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(dtype), shape)
+        for name in operands
+        if name not in graph.weights
+        for shape, dtype in [graph.tensors[name]]
+    ]
+    return _model(nodes, inputs, initializers, graph.opsets), copies
+
+
+def probe_model() -> bytes:
+    """Return a model that does nothing: what a run costs besides its operators."""
+    return _model([], [], [], (onnx.helper.make_opsetid("", 17),))
+
+
+def _model(
+    nodes: list[onnx.NodeProto],
+    inputs: list[onnx.ValueInfoProto],
+    initializers: list[onnx.TensorProto],
+    opsets: Sequence[onnx.OperatorSetIdProto],
+) -> bytes:
+    tensor = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [*nodes, onnx.helper.make_node("Identity", [_PROBE_IN], [_PROBE_OUT])],
+        "kernel",
+        [*inputs, tensor(_PROBE_IN, onnx.TensorProto.FLOAT, [1])],
+        [tensor(_PROBE_OUT, onnx.TensorProto.FLOAT, [1])],
+        initializers,
+    )
+    model = onnx.helper.make_model(graph, opset_imports=list(opsets), ir_version=_IR_VERSION)
+    return bytes(model.SerializeToString())
+
+
+def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
+    twin = onnx.NodeProto()
+    twin.CopyFrom(node)
+    return twin
+
+
+def _bytes(graph: ExecutedGraph, name: str) -> int:
+    shape, dtype = graph.tensors[name]
+    return int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+
+
+def _weight(graph: ExecutedGraph, name: str, seed: int) -> NDArray[Any]:
+    value = graph.weights[name]
+    if value is not None:
+        return value
+    shape, dtype = graph.tensors[name]
+    weight = random_array(shape, dtype, seed)
+    weight *= np.asarray(0.1, dtype)  # results of deep products stay finite
+    return np.abs(weight) if len(shape) == 1 else weight  # a variance has no sign

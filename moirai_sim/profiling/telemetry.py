@@ -1,0 +1,113 @@
+"""What the hardware was and how it fared while something was timed: recorded beside every measurement."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_LIBRARIES = ("moirai-sim", "onnxruntime", "onnx", "numpy", "torch")
+
+
+def versions() -> dict[str, str]:
+    """Return versions of Python and of the libraries that run or time operators; absent ones are left out."""
+    found = {"python": platform.python_version()}
+    for library in _LIBRARIES:
+        try:
+            found[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def cpu_model() -> str:
+    """Return the name of the CPU as its maker spells it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def cpu_flags() -> frozenset[str]:
+    """Return the CPU's feature flags as Linux names them; empty elsewhere."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("flags"):
+                return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def snapshot() -> dict[str, Any]:
+    """Return the state of the machine now: load, clocks and memory of the CPU, and every GPU that NVML sees."""
+    import psutil
+
+    try:
+        clock = psutil.cpu_freq()
+    except (OSError, NotImplementedError):  # containers and some virtual machines hide it
+        clock = None
+    return {
+        "load": list(psutil.getloadavg()),
+        "cpu_percent": psutil.cpu_percent(interval=None),
+        "clock_mhz": None if clock is None else clock.current,
+        "memory_available_bytes": psutil.virtual_memory().available,
+        "gpus": gpu_snapshot(),
+    }
+
+
+def hardware() -> dict[str, Any]:
+    """Return what does not change while the machine is up. No host name, user or path."""
+    import psutil
+
+    return {
+        "cpu": cpu_model(),
+        "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
+        "threads": psutil.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+    }
+
+
+def gpu_snapshot() -> list[dict[str, Any]]:
+    """Return model, driver, clocks, temperature, power, throttle reasons and energy so far of every GPU.
+
+    A figure that a board does not report is None. Without NVML or a GPU the list is empty.
+    """
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        return [_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _gpu(nvml: Any, index: int) -> dict[str, Any]:  # noqa: ANN401  # the module, which has no type
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+
+    def ask(function: str, *arguments: Any) -> Any:  # noqa: ANN401
+        try:
+            value = getattr(nvml, function)(handle, *arguments)
+        except (nvml.NVMLError, AttributeError):
+            return None
+        return value.decode() if isinstance(value, bytes) else value
+
+    milliwatts, millijoules = ask("nvmlDeviceGetPowerUsage"), ask("nvmlDeviceGetTotalEnergyConsumption")
+    driver = nvml.nvmlSystemGetDriverVersion()
+    return {
+        "index": index,
+        "model": ask("nvmlDeviceGetName"),
+        "driver": driver.decode() if isinstance(driver, bytes) else driver,
+        "sm_clock_mhz": ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM),
+        "memory_clock_mhz": ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM),
+        "temperature_c": ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
+        "power_w": None if milliwatts is None else milliwatts / 1e3,
+        "throttle_reasons": ask("nvmlDeviceGetCurrentClocksThrottleReasons"),
+        "energy_j": None if millijoules is None else millijoules / 1e3,
+    }
