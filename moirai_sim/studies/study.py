@@ -60,14 +60,15 @@ class _Runs(_Strict):
     time_limit: str = "10 s"
     """Per run, for policies that search; heuristics ignore it."""
 
-    @field_validator("time_limit")
+    @field_validator("time_limit", "target", "calibrate", mode="before", check_fields=False)
     @classmethod
-    def _is_a_time(cls, text: str) -> str:
-        try:
-            parse_ns(text)
-        except InputError as error:
-            raise ValueError(str(error)) from error
-        return text
+    def _is_a_time(cls, value: object) -> object:
+        if value is not None:
+            try:
+                parse_ns(str(value))
+            except InputError as error:
+                raise ValueError(str(error)) from error
+        return value
 
     @property
     def time_limit_s(self) -> float:

@@ -1,0 +1,56 @@
+"""The whole loop on this machine in a few minutes: profile, calibrate, place, simulate, measure, compare.
+
+It is a small ``validate`` study over models that ship with the ``onnx`` package, followed by its report.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from moirai_sim.files import write_whole
+from moirai_sim.studies.report import report
+
+MODELS = ("light_squeezenet", "light_bvlc_alexnet", "light_resnet50", "light_inception_v1")
+"""Four architectures of different shape: fire modules, a chain, residual blocks, inception branches."""
+
+STUDY = """\
+# The study that `moirai-sim quickstart` runs; change it and run it again with: moirai-sim validate study.yaml -o DIR
+kind: validate
+name: quickstart
+description: Four networks, five placements each, predicted and measured on this machine.
+models: [{models}]
+clusters: [local-cpu]
+policies: [single, heft, auto]
+random_placements: 1
+bad_placements: 1
+calibrate: 60 s
+repeats: 9
+time_limit: 3 s
+"""
+
+
+def light_models() -> dict[str, Path]:
+    """Return the real networks that ship inside the ``onnx`` package, by name; their weights are constants."""
+    folder = Path(str(files("onnx"))) / "backend" / "test" / "data" / "light"
+    return {path.stem: path for path in sorted(folder.glob("light_*.onnx"))}
+
+
+def quickstart(out: Path) -> dict[str, Any]:
+    """Run the quickstart study in a folder and write its report.
+
+    Returns
+    -------
+    dict
+        The summary of the validate study, with ``report``: the path of the HTML file, and ``study``: of the study file.
+    """
+    from moirai_sim.studies.validate import validate
+
+    known = light_models()
+    study = out / "study.yaml"
+    write_whole(study, STUDY.format(models=", ".join(str(known[name]) for name in MODELS)))
+    summary = validate(study, out)
+    page = out / "report.html"
+    report(out, page)
+    return summary | {"report": str(page), "study": str(study)}

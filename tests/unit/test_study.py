@@ -1,0 +1,100 @@
+"""Study files: what they expand to, and what is refused."""
+
+import pytest
+
+from moirai_sim.errors import InputError
+from moirai_sim.studies import evaluate, whatif
+from moirai_sim.studies.study import read_study
+
+EVALUATE = """\
+kind: evaluate
+models: ["zoo:resnet18", "zoo:gpt2"]
+clusters: [edge]
+policies: [single, heft, milp]
+seeds: [0, 1]
+exclude:
+  - {model: "zoo:gpt2", policy: milp}
+"""
+
+WHATIF = """\
+kind: whatif
+models: ["zoo:gpt2"]
+cluster: edge
+overrides:
+  fast: {links.0.latency: [1 us, 2 us]}
+  more: {devices.a.count: {from: 1, to: 3, step: 1}}
+scenarios:
+  fast: [fast]
+  both: [fast, more]
+"""
+
+
+def _write(tmp_path, text):
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_evaluate_is_the_product_less_what_is_excluded(tmp_path):
+    keys = evaluate.expand(read_study(_write(tmp_path, EVALUATE), "evaluate"))
+    assert len(keys) == 2 * 3 * 2 - 2
+    assert len({str(sorted(key.items(), key=str)) for key in keys}) == len(keys)
+    assert not [key for key in keys if key["model"] == "zoo:gpt2" and key["policy"] == "milp"]
+
+
+def test_include_keeps_only_what_it_names(tmp_path):
+    study = read_study(_write(tmp_path, EVALUATE + "include: [{policy: 'h*'}]\n"), "evaluate")
+    assert {key["policy"] for key in evaluate.expand(study)} == {"heft"}
+
+
+def test_whatif_combines_values_of_overrides(tmp_path):
+    variants = whatif.expand(read_study(_write(tmp_path, WHATIF), "whatif"))
+    assert variants[0] == ("base", {})
+    assert [scenario for scenario, _ in variants].count("fast") == 2
+    assert [scenario for scenario, _ in variants].count("both") == 2 * 3
+    assert ("both", {"links.0.latency": "2 us", "devices.a.count": 3}) in variants
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "complaints"),
+    [
+        (EVALUATE, "whatif", ["study.yaml:1:1: kind: must be 'whatif'"]),
+        (
+            EVALUATE + "polices: []\n",
+            "evaluate",
+            ["study.yaml:8:1: polices: unknown key 'polices'; did you mean 'policies'"],
+        ),
+        (EVALUATE + "time_limit: 10\n", "evaluate", ["study.yaml:8:1: time_limit: missing unit in '10'"]),
+        ("kind: evaluate\nmodels: []\n", "evaluate", ["study.yaml:2:1: models", "missing key 'policies'"]),
+    ],
+)
+def test_every_mistake_has_its_line(tmp_path, text, kind, complaints):
+    with pytest.raises(InputError) as caught:
+        read_study(_write(tmp_path, text), kind)
+    for complaint in complaints:
+        assert complaint in str(caught.value)
+
+
+def test_models_are_found_beside_the_study(tmp_path):
+    (tmp_path / "net.onnx").write_bytes(b"x")
+    study = read_study(_write(tmp_path, "kind: evaluate\nmodels: [net.onnx]\npolicies: [single]\n"), "evaluate")
+    assert study.models == [str(tmp_path / "net.onnx")]
+
+
+def test_unknown_override_is_refused(tmp_path):
+    study = read_study(_write(tmp_path, WHATIF.replace("both: [fast, more]", "both: [fats]")), "whatif")
+    with pytest.raises(InputError, match="did you mean 'fast'"):
+        whatif.expand(study)
+
+
+def test_a_changed_key_leads_somewhere(tmp_path):
+    cluster = tmp_path / "pair.yaml"
+    cluster.write_text(
+        "name: pair\ndevices: [{name: a, device: nvidia-t4, count: 2}, {name: b, device: nvidia-v100-pcie-32gb}]\n"
+        "links: [{name: bus, ends: [a, b], bandwidth: 16 GB/s}]\n"
+    )
+    changed = whatif.changed_cluster(str(cluster), {"links.bus.bandwidth": "32 GB/s", "devices.a.count": 3})
+    assert len(changed.devices) == 4
+    assert {link.bandwidth_bytes_per_s for link in changed.links} == {32e9}
+    with pytest.raises(InputError, match="no entry 'bsu' in 'links'; did you mean 'bus'"):
+        whatif.changed_cluster(str(cluster), {"links.bsu.bandwidth": "32 GB/s"})
