@@ -1,0 +1,349 @@
+"""Work of an operator: floating point operations and bytes moved, by ONNX operator type.
+
+Rules
+-----
+* A multiply-add is two operations; a comparison, a transcendental function or a division is one.
+* A composite operator counts what its textbook decomposition counts, so that a GELU costs the same fused or not.
+* Attention counts the full score matrix, also where it is causal: that is what the dense kernels compute.
+* An operator reads each of its inputs once and writes each of its outputs once. Operators that pick (``Gather``,
+  ``Slice``) read only what they pick. Views move nothing.
+* ``Dropout`` at inference is a view, as ``Identity`` is.
+
+Absent optional inputs are tensors without a name and with shape ``(0,)``, so that positions keep their meaning.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from moirai_sim.errors import InputError
+from moirai_sim.graphs.operator import DTYPE_BITS, Operator, Tensor
+
+ABSENT = Tensor("", (0,))
+"""Stands for an optional input or output that a node leaves out."""
+
+VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"})
+"""Operator types that only rename their first input: no operations, no bytes."""
+
+_Shapes = Sequence[Tensor]
+_Flops = Callable[[_Shapes, _Shapes, Mapping[str, object]], int]
+
+
+class Work(NamedTuple):
+    """What one run of an operator costs."""
+
+    flops: int
+    read_bytes: int
+    write_bytes: int
+    bytes_only: bool
+    """The operator type is not in the table: ``flops`` is 0 and says nothing."""
+
+
+def operator_work(op_type: str, inputs: _Shapes, outputs: _Shapes, attributes: Mapping[str, object]) -> Work:
+    """Return the work of one operator.
+
+    Parameters
+    ----------
+    op_type
+        ONNX operator type, without its domain.
+    inputs, outputs
+        Tensors by position; absent optional ones are `ABSENT`.
+    attributes
+        ONNX attributes; defaults of the specification are assumed where one is missing.
+    """
+    if op_type in VIEWS:
+        return Work(0, 0, 0, bytes_only=False)
+    read = _READ[op_type](inputs, outputs, attributes) if op_type in _READ else sum(tensor.bytes for tensor in inputs)
+    write = sum(tensor.bytes for tensor in outputs)
+    if op_type not in FLOPS:
+        return Work(0, read, write, bytes_only=True)
+    return Work(FLOPS[op_type](inputs, outputs, attributes), read, write, bytes_only=False)
+
+
+def make_operator(
+    name: str,
+    op_type: str,
+    inputs: Sequence[Tensor | Sequence[int]],
+    outputs: Sequence[Tensor | Sequence[int]],
+    attributes: Mapping[str, object] | None = None,
+    dtype: str = "float32",
+) -> Operator:
+    """Return an operator with its work filled in.
+
+    Parameters
+    ----------
+    inputs, outputs
+        Tensors, or bare shapes, which become activations of type ``dtype``.
+
+    Raises
+    ------
+    InputError
+        If the data type is unknown or the shapes do not fit the operator type.
+    """
+    if dtype not in DTYPE_BITS:
+        raise InputError(f"operator '{name}': unknown data type '{dtype}'; known: {', '.join(DTYPE_BITS)}")
+    read = tuple(_as_tensor(item, f"{name}:in{i}", dtype) for i, item in enumerate(inputs))
+    written = tuple(_as_tensor(item, f"{name}:out{i}", dtype) for i, item in enumerate(outputs))
+    attributes = dict(attributes or {})
+    try:
+        work = operator_work(op_type, read, written, attributes)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        shapes = f"inputs {[t.shape for t in read]}, outputs {[t.shape for t in written]}, attributes {attributes}"
+        raise InputError(
+            f"operator '{name}': {shapes} do not fit {op_type}; give them as the ONNX specification has them"
+        ) from error
+    weight_bytes = 0 if op_type in VIEWS else sum(tensor.bytes for tensor in read if tensor.weight)
+    return Operator(
+        name, op_type, read, written, attributes, dtype,
+        work.flops, work.read_bytes, work.write_bytes, weight_bytes, work.bytes_only,
+    )  # fmt: skip
+
+
+def _as_tensor(item: Tensor | Sequence[int], name: str, dtype: str) -> Tensor:
+    return item if isinstance(item, Tensor) else Tensor(name, tuple(item), dtype)
+
+
+def _number(attributes: Mapping[str, object], name: str, default: int) -> int:
+    return int(attributes.get(name, default))  # type: ignore[call-overload, no-any-return]  # checked by ONNX
+
+
+def _present(tensors: _Shapes, index: int) -> bool:
+    return len(tensors) > index and tensors[index] != ABSENT
+
+
+def _per_output(operations: int) -> _Flops:
+    return lambda _inputs, outputs, _attributes: operations * outputs[0].elements
+
+
+def _per_input(operations: int) -> _Flops:
+    return lambda inputs, _outputs, _attributes: operations * inputs[0].elements
+
+
+def _pairwise(inputs: _Shapes, outputs: _Shapes, _attributes: Mapping[str, object]) -> int:
+    return (len(inputs) - 1) * outputs[0].elements
+
+
+_ACTIVATION_FLOPS = {"": 0, "Relu": 1, "LeakyRelu": 2, "Clip": 2, "HardSigmoid": 4, "Sigmoid": 1, "Tanh": 1, "Gelu": 5}
+
+
+def _conv(weight: int) -> _Flops:
+    """Convolution whose kernel, (channels out, channels in / group, *window), is input ``weight``."""
+
+    def flops(inputs: _Shapes, outputs: _Shapes, attributes: Mapping[str, object]) -> int:
+        per_output = 2 * math.prod(inputs[weight].shape[1:])
+        per_output += sum(_present(inputs, i) for i in (weight + 1, weight + 2))  # bias, and the addend of FusedConv
+        per_output += _ACTIVATION_FLOPS[str(attributes.get("activation", ""))]
+        return per_output * outputs[0].elements
+
+    return flops
+
+
+def _conv_transpose(inputs: _Shapes, outputs: _Shapes, _attributes: Mapping[str, object]) -> int:
+    bias = outputs[0].elements if _present(inputs, 2) else 0
+    return 2 * inputs[0].elements * math.prod(inputs[1].shape[1:]) + bias
+
+
+def _gemm(inputs: _Shapes, outputs: _Shapes, attributes: Mapping[str, object]) -> int:
+    depth = inputs[0].shape[0 if _number(attributes, "transA", 0) else 1]
+    per_output = 2 * depth + _present(inputs, 2) + _ACTIVATION_FLOPS[str(attributes.get("activation", ""))]
+    return per_output * outputs[0].elements
+
+
+def _matmul(inputs: _Shapes, outputs: _Shapes, attributes: Mapping[str, object]) -> int:
+    shape = inputs[0].shape
+    return 2 * outputs[0].elements * shape[-2 if _number(attributes, "transA", 0) and len(shape) > 1 else -1]
+
+
+def _matmul_nbits(_inputs: _Shapes, outputs: _Shapes, attributes: Mapping[str, object]) -> int:
+    return 2 * outputs[0].elements * int(attributes["K"])  # type: ignore[call-overload, no-any-return]
+
+
+def _einsum(inputs: _Shapes, outputs: _Shapes, attributes: Mapping[str, object]) -> int:
+    """Size of the whole index space, times two for a product that is summed. An ellipsis is read off the output."""
+    terms = str(attributes["equation"]).replace(" ", "").split("->")[0].split(",")
+    sizes: dict[str, int] = {}
+    ellipsis = 1
+    for term, tensor in zip(terms, inputs, strict=True):
+        head, _, tail = term.partition("...")
+        sizes |= dict(zip(head, tensor.shape, strict=False))
+        if "..." in term:
+            sizes |= dict(zip(reversed(tail), reversed(tensor.shape), strict=False))
+            ellipsis = max(ellipsis, math.prod(tensor.shape[len(head) : len(tensor.shape) - len(tail)]))
+    space = ellipsis * math.prod(sizes.values())
+    return space * (len(inputs) if space > outputs[0].elements or len(inputs) > 1 else 0)
+
+
+def _scores(batch: int, heads: int, queries: int, keys: int, depth: int, value_depth: int) -> int:
+    """Attention core: scores, scaling and masking (2), softmax (5), weighted values."""
+    return batch * heads * queries * keys * (2 * depth + 2 * value_depth + 7)
+
+
+def _attention(inputs: _Shapes, outputs: _Shapes, attributes: Mapping[str, object]) -> int:
+    """``com.microsoft.Attention`` (one packed projection) and ``ai.onnx.Attention`` (separate Q, K, V)."""
+    query = inputs[0].shape
+    if "num_heads" in attributes:
+        batch, length, hidden = query
+        heads = _number(attributes, "num_heads", 1)
+        packed = inputs[1].shape[1]
+        value = outputs[0].shape[-1]
+        key = (packed - value) // 2
+        past = inputs[4].shape[-2] if _present(inputs, 4) else 0
+        projection = batch * length * packed * (2 * hidden + _present(inputs, 2))
+        return projection + _scores(batch, heads, length, length + past, key // heads, value // heads)
+    keys = inputs[1].shape[-2] + (inputs[4].shape[-2] if _present(inputs, 4) else 0)
+    value_depth = inputs[2].shape[-1]
+    if len(query) == 4:
+        return _scores(query[0], query[1], query[2], keys, query[3], value_depth)
+    heads, kv_heads = _number(attributes, "q_num_heads", 1), _number(attributes, "kv_num_heads", 1)
+    return _scores(query[0], heads, query[1], keys, query[2] // heads, value_depth // kv_heads)
+
+
+def _multi_head_attention(inputs: _Shapes, outputs: _Shapes, attributes: Mapping[str, object]) -> int:
+    batch, length = inputs[0].shape[:2]
+    heads = _number(attributes, "num_heads", 1)
+    hidden = outputs[0].shape[-1]
+    keys = length
+    if _present(inputs, 1):
+        keys = inputs[1].shape[1 if len(inputs[1].shape) == 3 else 2]
+    past = inputs[6].shape[-2] if _present(inputs, 6) else 0
+    bias = sum(t.elements for t in inputs[:3]) if _present(inputs, 3) else 0
+    return bias + _scores(batch, heads, length, keys + past, hidden // heads, hidden // heads)
+
+
+def _grouped_query_attention(inputs: _Shapes, outputs: _Shapes, attributes: Mapping[str, object]) -> int:
+    batch, length = inputs[0].shape[:2]
+    heads = _number(attributes, "num_heads", 1)
+    depth = outputs[0].shape[-1] // heads
+    keys = outputs[1].shape[-2] if _present(outputs, 1) else length
+    rotary = 3 * sum(t.elements for t in inputs[:2]) if _number(attributes, "do_rotary", 0) else 0
+    return rotary + _scores(batch, heads, length, keys, depth, depth)
+
+
+def _mixture_of_experts(inputs: _Shapes, _outputs: _Shapes, attributes: Mapping[str, object]) -> int:
+    """``com.microsoft.MoE``: each token passes ``k`` experts; weights are (experts, ., .) at inputs 2, 4 and 6."""
+    tokens = inputs[1].shape[0]
+    active = tokens * _number(attributes, "k", 1)
+    weights = [inputs[i] for i in (2, 4, 6) if _present(inputs, i)]
+    return 2 * active * sum(math.prod(w.shape[1:]) for w in weights) + active * weights[0].shape[-1]
+
+
+def _recurrent(inputs: _Shapes, _outputs: _Shapes, _attributes: Mapping[str, object]) -> int:
+    steps = inputs[0].shape[0] * inputs[0].shape[1]
+    bias = inputs[3].elements if _present(inputs, 3) else 0
+    return steps * (2 * inputs[1].elements + 2 * inputs[2].elements + bias)
+
+
+def _pool(_inputs: _Shapes, outputs: _Shapes, attributes: Mapping[str, object]) -> int:
+    window: tuple[int, ...] = attributes["kernel_shape"]  # type: ignore[assignment]  # checked by ONNX
+    return outputs[0].elements * math.prod(window)
+
+
+def _lrn(_inputs: _Shapes, outputs: _Shapes, attributes: Mapping[str, object]) -> int:
+    return (_number(attributes, "size", 1) + 5) * outputs[0].elements
+
+
+def _resize(inputs: _Shapes, outputs: _Shapes, attributes: Mapping[str, object]) -> int:
+    taps = {"linear": 2, "cubic": 4}.get(str(attributes.get("mode", "nearest")))
+    scaled = sum(a != b for a, b in zip(inputs[0].shape, outputs[0].shape, strict=True))
+    return 2 * int(taps**scaled) * outputs[0].elements if taps else 0
+
+
+def _scatter(inputs: _Shapes, _outputs: _Shapes, attributes: Mapping[str, object]) -> int:
+    return inputs[2].elements if attributes.get("reduction", "none") != "none" else 0
+
+
+def _top_k(inputs: _Shapes, outputs: _Shapes, _attributes: Mapping[str, object]) -> int:
+    """Heap selection: n log2 k comparisons."""
+    k = max((a for a, b in zip(outputs[0].shape, inputs[0].shape, strict=True) if a != b), default=2)
+    return inputs[0].elements * math.ceil(math.log2(max(k, 2)))
+
+
+def _fourier(_inputs: _Shapes, outputs: _Shapes, _attributes: Mapping[str, object]) -> int:
+    length = max(outputs[0].shape[1:-1], default=1)
+    return 5 * outputs[0].elements * math.ceil(math.log2(max(length, 2)))
+
+
+_ONE_PER_OUTPUT = (
+    "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift", "BitwiseAnd", "BitwiseNot",
+    "BitwiseOr", "BitwiseXor", "Cast", "CastLike", "Ceil", "Celu", "Cos", "Cosh", "Div", "Equal", "Erf", "Exp",
+    "Floor", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "Log", "Mod", "Mul", "Neg",
+    "Not", "Or", "Pow", "Reciprocal", "Relu", "Round", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softsign",
+    "Sqrt", "Sub", "Tan", "Tanh", "ThresholdedRelu", "Where", "Xor",
+)  # fmt: skip
+_ONE_PER_INPUT = (
+    "ArgMax", "ArgMin", "CumSum", "GlobalAveragePool", "GlobalMaxPool", "ReduceL1", "ReduceMax", "ReduceMean",
+    "ReduceMin", "ReduceProd", "ReduceSum", "Unique",
+)  # fmt: skip
+_NO_FLOPS = (
+    "CenterCropPad", "Compress", "Concat", "ConstantOfShape", "DepthToSpace", "Expand", "EyeLike", "Gather",
+    "GatherElements", "GatherND", "NonZero", "OneHot", "Pad", "Range", "ReorderInput", "ReorderOutput",
+    "ReverseSequence", "Shape", "Size", "Slice", "SpaceToDepth", "Split", "Tile", "Transpose", "Trilu",
+)  # fmt: skip
+
+FLOPS: dict[str, _Flops] = {
+    **dict.fromkeys(_ONE_PER_OUTPUT, _per_output(1)),
+    **dict.fromkeys(_ONE_PER_INPUT, _per_input(1)),
+    **dict.fromkeys(_NO_FLOPS, _per_output(0)),
+    **dict.fromkeys(VIEWS, _per_output(0)),
+    **dict.fromkeys(("Sum", "Mean", "Max", "Min"), _pairwise),
+    **dict.fromkeys(("Clip", "LeakyRelu", "PRelu", "Elu", "Selu", "Softplus", "HardSwish"), _per_output(2)),
+    **dict.fromkeys(("ReduceL2", "ReduceSumSquare", "ReduceLogSum", "GlobalLpPool", "LpNormalization"), _per_input(2)),
+    **dict.fromkeys(("Swish", "QuickGelu", "DequantizeLinear"), _per_output(2)),
+    **dict.fromkeys(("HardSigmoid", "Mish", "QuantizeLinear", "ReduceLogSumExp"), _per_input(4)),
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), _per_output(5)),
+    "DynamicQuantizeLinear": _per_input(6),
+    "Gelu": _per_output(5),
+    "BiasGelu": _per_output(6),
+    "FastGelu": lambda i, o, _a: (8 + _present(i, 1)) * o[0].elements,
+    "BatchNormalization": _per_output(2),
+    **dict.fromkeys(("LayerNormalization", "GroupNormalization", "GroupNorm", "InstanceNormalization"), _per_output(7)),
+    **dict.fromkeys(("MeanVarianceNormalization",), _per_output(5)),
+    **dict.fromkeys(("RMSNormalization", "SimplifiedLayerNormalization"), _per_output(4)),
+    "SkipLayerNormalization": lambda i, o, _a: (8 + _present(i, 4)) * o[0].elements,
+    "SkipSimplifiedLayerNormalization": lambda i, o, _a: (5 + _present(i, 3)) * o[0].elements,
+    "EmbedLayerNormalization": _per_output(9),
+    "RotaryEmbedding": _per_output(3),
+    "LRN": _lrn,
+    **dict.fromkeys(("MaxPool", "AveragePool", "LpPool"), _pool),
+    **dict.fromkeys(("Conv", "FusedConv", "ConvInteger", "DeformConv"), _conv(1)),
+    "QLinearConv": _conv(3),
+    "ConvTranspose": _conv_transpose,
+    **dict.fromkeys(("Gemm", "FusedGemm"), _gemm),
+    **dict.fromkeys(("MatMul", "FusedMatMul", "MatMulInteger", "QLinearMatMul", "MatMulIntegerToFloat"), _matmul),
+    "DynamicQuantizeMatMul": _matmul,
+    "MatMulNBits": _matmul_nbits,
+    "Einsum": _einsum,
+    "Attention": _attention,
+    "MultiHeadAttention": _multi_head_attention,
+    "GroupQueryAttention": _grouped_query_attention,
+    "MoE": _mixture_of_experts,
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), _recurrent),
+    **dict.fromkeys(("Resize", "Upsample"), _resize),
+    "GridSample": _per_output(8),
+    **dict.fromkeys(("ScatterND", "ScatterElements"), _scatter),
+    "TopK": _top_k,
+    **dict.fromkeys(("DFT", "STFT"), _fourier),
+}
+"""Floating point operations by operator type, from (inputs, outputs, attributes)."""
+
+
+def _picked(inputs: _Shapes, outputs: _Shapes, _attributes: Mapping[str, object]) -> int:
+    """Read what is picked, and the indices that say where."""
+    return outputs[0].bytes + sum(tensor.bytes for tensor in inputs[1:])
+
+
+def _experts_read(inputs: _Shapes, _outputs: _Shapes, attributes: Mapping[str, object]) -> int:
+    """Read the weights of no more experts than there are (token, choice) pairs."""
+    experts, choices = inputs[2].shape[0], inputs[1].shape[0] * _number(attributes, "k", 1)
+    weights = sum(tensor.bytes for tensor in inputs[2:])
+    return inputs[0].bytes + inputs[1].bytes + weights * min(experts, choices) // experts
+
+
+_READ: dict[str, _Flops] = {
+    **dict.fromkeys(("Gather", "GatherElements", "GatherND", "Slice"), _picked),
+    **dict.fromkeys(("Shape", "Size", "EyeLike"), lambda _i, _o, _a: 0),
+    "EmbedLayerNormalization": lambda i, o, _a: 3 * o[0].bytes + sum(t.bytes for t in i[:2]),
+    "MoE": _experts_read,
+}
