@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moirai_sim.graphs.operator import OperatorGraph
-    from moirai_sim.profiling.backends.onnxruntime import ExecutedGraph
+    from moirai_sim.profiling.backends.onnxruntime import KernelGraph
 
 _WARM_UP = 2
 _MIN_REPEATS, _MAX_REPEATS = 5, 2000
@@ -68,7 +68,7 @@ class _Loaded:
     source: str
     model: bytes | Path
     graph: OperatorGraph
-    executed: ExecutedGraph
+    executed: KernelGraph
     owner: tuple[str, ...]
     """[nodes of ``executed``] the operator of ``graph`` that a node's time is booked on."""
 
@@ -193,13 +193,12 @@ def load(source: str, threads: int = 1) -> _Loaded:
     """Read a model for the user's operators, and have ONNX Runtime say what it makes of it."""
     from moirai_sim.graphs.fusion import fuse
     from moirai_sim.graphs.load import load_graph
-    from moirai_sim.profiling.backends.onnxruntime import executed_graph
+    from moirai_sim.profiling.backends.onnxruntime import kernel_graph
 
     fused = fuse(load_graph(source), "onnxruntime")
     model = model_bytes(source)
-    executed = executed_graph(model, threads)
-    operator = {name: kernel for kernel, names in fused.members.items() for name in names}
-    return _Loaded(source, model, fused.graph, executed, _owners(executed, fused.graph, operator))
+    executed = kernel_graph(model, threads)
+    return _Loaded(source, model, fused.graph, executed, _book_on(executed, fused.graph))
 
 
 def model_bytes(source: str) -> bytes | Path:
@@ -211,41 +210,16 @@ def model_bytes(source: str) -> bytes | Path:
     return Path(source)
 
 
-def _owners(executed: ExecutedGraph, graph: OperatorGraph, kernel: dict[str, str]) -> tuple[str, ...]:
-    """Return the operator of ``graph`` on which each executed node is booked.
+def _book_on(executed: KernelGraph, graph: OperatorGraph) -> tuple[str, ...]:
+    """Return the operator of the fused ``graph`` that each executed node is booked on."""
+    from moirai_sim.profiling.backends.onnxruntime import owners
 
-    The node that produces a tensor of the user's model is booked on the producer of that tensor. A node in the blocked
-    layout writes a tensor of another name but is itself named for the tensor it stands for. What is left (layout
-    changes, nodes that the runtime made up) is booked on its first consumer, else on its producer.
-    """
-    producer = {tensor.name: operator.name for operator in graph for tensor in operator.outputs}
-    for operator in graph:
-        producer |= {t.name: operator.name for part in operator.parts for t in part.outputs if t.name not in producer}
-    consumer: dict[str, int] = {}
-    maker: dict[str, int] = {}
-    for index, node in enumerate(executed.nodes):
-        for name in node.input:
-            consumer.setdefault(name, index)
-        maker |= dict.fromkeys(node.output, index)
-    found: list[str | None] = []
-    for node in executed.nodes:
-        names = [*node.output, *_stands_for(node.name)]
-        tensor = next((name for name in names if name in producer), None)
-        found.append(producer[tensor] if tensor is not None else kernel.get(node.name))
-    for index in range(len(found) - 1, -1, -1):
-        if found[index] is None:
-            readers = [consumer[name] for name in executed.nodes[index].output if name in consumer]
-            found[index] = found[readers[0]] if readers else None
-    for index, node in enumerate(executed.nodes):
-        if found[index] is None:
-            makers = [maker[name] for name in node.input if name in maker]
-            found[index] = found[makers[0]] if makers else next(iter(graph.operators))
-    return tuple(str(name) for name in found)
-
-
-def _stands_for(name: str) -> list[str]:
-    plain = name.removesuffix("_nchwc")
-    return [plain, plain.removesuffix("_bn").removesuffix("_mul")] if plain != name else []
+    writer = {tensor.name: operator.name for operator in graph for tensor in operator.outputs}
+    for operator in graph:  # the runtime may fuse less than we think: what is inside of a kernel is booked on it
+        for part in operator.parts:
+            writer = {tensor.name: operator.name for tensor in part.outputs} | writer
+    first = next(iter(graph)).name
+    return tuple(name or first for name in owners(executed.nodes, executed.weights, writer))
 
 
 class _KernelTimer:
@@ -260,7 +234,7 @@ class _KernelTimer:
         feeds = random_feeds(probe)
         self.overhead_s = float(np.median(time_until_stable(lambda: probe.run(None, feeds), 0.1)))
 
-    def time(self, node: Any, executed: ExecutedGraph, budget_s: float) -> None:  # noqa: ANN401  # NodeProto, untyped
+    def time(self, node: Any, executed: KernelGraph, budget_s: float) -> None:  # noqa: ANN401  # NodeProto, untyped
         """Time one kernel, without what its session costs besides."""
         from moirai_sim.profiling.backends.onnxruntime import kernel_key, kernel_model, make_session, random_array
 

@@ -8,8 +8,9 @@ one node of it.
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ _FATAL = 4
 _IR_VERSION = 10
 _BLOCK = 1 << 20
 _MAX_COPIES = 16
+_LAYOUT_SUFFIX = re.compile(r"(_bn|_mul)?_nchwc$")
+"""What ONNX Runtime appends to the name of an output to name the node that writes it in the blocked layout."""
 _PROBE_IN, _PROBE_OUT = "probe_in", "probe_out"
 
 
@@ -109,21 +112,12 @@ def random_feeds(session: Any, seed: int = 0) -> dict[str, NDArray[Any]]:  # noq
     return feeds
 
 
-@dataclass(frozen=True)
-class ExecutedGraph:
-    """The graph that ONNX Runtime runs. Large weights are known by shape and type only, so that it stays small."""
+def executed_graph(model: bytes | Path, threads: int = 1) -> tuple[onnx.ModelProto, dict[str, NDArray[Any]]]:
+    """Return the graph that ONNX Runtime really runs for a model, and the shape and type of every tensor in it.
 
-    nodes: tuple[onnx.NodeProto, ...]
-    """In execution order."""
-    tensors: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
-    """Shape and type of every tensor: inputs, weights, results."""
-    weights: Mapping[str, NDArray[Any] | None]
-    """Weights by name; the value where it decides what runs (integers, scalars), else None."""
-    opsets: tuple[onnx.OperatorSetIdProto, ...]
-
-
-def executed_graph(model: bytes | Path, threads: int = 1) -> ExecutedGraph:
-    """Return the graph that ONNX Runtime really runs for a model, after running it once to learn every shape."""
+    The model is run once to learn the shapes of all intermediate results. The arrays are stride-0 views that say shape
+    and type and hold nothing.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "executed.onnx"
         session = make_session(model, threads, save=path)
@@ -134,24 +128,84 @@ def executed_graph(model: bytes | Path, threads: int = 1) -> ExecutedGraph:
     used = [value for value in graph.input if value.name in feeds]  # drops the inputs of constants folded away
     del graph.input[:]
     graph.input.extend(used)
+    traced = onnx.ModelProto()
+    traced.CopyFrom(executed)
     produced = [name for node in graph.node for name in node.output if name]
-    del graph.output[:]
-    graph.output.extend(onnx.ValueInfoProto(name=name) for name in produced)
-    values = make_session(executed.SerializeToString(), threads, optimize=False).run(produced, feeds)
+    del traced.graph.output[:]
+    traced.graph.output.extend(onnx.ValueInfoProto(name=name) for name in produced)
+    values = make_session(traced.SerializeToString(), threads, optimize=False).run(produced, feeds)
+    known = feeds | dict(zip(produced, values, strict=True))
+    return executed, {name: np.broadcast_to(np.zeros((), value.dtype), value.shape) for name, value in known.items()}
+
+
+def owners(
+    nodes: Sequence[onnx.NodeProto], weights: Container[str], operator_of: Mapping[str, str]
+) -> tuple[str | None, ...]:
+    """Return the user's operator that each executed node stands for: the last one, where nodes were fused.
+
+    A node in the blocked layout writes a tensor of another name, but is itself named for the tensor of the user's model
+    that it stands for. A node that ONNX Runtime inserted (a change of layout) belongs to the operator whose result it
+    converts, or to the first reader where it converts an input of the model.
+
+    Parameters
+    ----------
+    nodes
+        In execution order.
+    weights
+        Names of constants.
+    operator_of
+        Tensor of the user's model -> operator that writes it.
+    """
+    writer = {name: i for i, node in enumerate(nodes) for name in node.output if name}
+    reader: dict[str, int] = {}
+    for i, node in enumerate(nodes):
+        for name in node.input:
+            reader.setdefault(name, i)
+    owner: list[str | None] = []
+    for node in nodes:
+        names = [*node.output, _LAYOUT_SUFFIX.sub("", node.name)]
+        found = next((operator_of[name] for name in names if name in operator_of), None)
+        if found is None:
+            sources = (owner[writer[name]] for name in node.input if name in writer and name not in weights)
+            found = next((name for name in sources if name is not None), None)
+        owner.append(found)
+    for i in reversed(range(len(nodes))):
+        if owner[i] is None:
+            owner[i] = next((owner[reader[name]] for name in nodes[i].output if name in reader), None)
+    return tuple(owner)
+
+
+@dataclass(frozen=True)
+class KernelGraph:
+    """An executed graph without its large weights, which are known by shape and type only, so that it stays small."""
+
+    nodes: tuple[onnx.NodeProto, ...]
+    """In execution order."""
+    tensors: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
+    """Shape and type of every tensor: inputs, weights, results."""
+    weights: Mapping[str, NDArray[Any] | None]
+    """Weights by name; the value where it decides what runs (integers, scalars), else None."""
+    opsets: tuple[onnx.OperatorSetIdProto, ...]
+
+
+def kernel_graph(model: bytes | Path, threads: int = 1) -> KernelGraph:
+    """Return the kernels that ONNX Runtime runs for a model; see `executed_graph`."""
+    executed, arrays = executed_graph(model, threads)
     weights: dict[str, NDArray[Any] | None] = {}
-    tensors = {
-        name: (value.shape, value.dtype) for name, value in [*zip(produced, values, strict=True), *feeds.items()]
+    tensors: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
+        name: (array.shape, array.dtype) for name, array in arrays.items()
     }
-    for weight in graph.initializer:
+    for weight in executed.graph.initializer:
         dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(weight.data_type))
         tensors[weight.name] = (tuple(weight.dims), dtype)
         decides = not np.issubdtype(dtype, np.floating) or int(np.prod(weight.dims)) == 1
         weights[weight.name] = onnx.numpy_helper.to_array(weight).copy() if decides else None
-    nodes = tuple(_copy(node) for node in graph.node)
-    return ExecutedGraph(nodes, tensors, weights, tuple(executed.opset_import))
+    return KernelGraph(
+        tuple(_copy(node) for node in executed.graph.node), tensors, weights, tuple(executed.opset_import)
+    )
 
 
-def kernel_key(node: onnx.NodeProto, graph: ExecutedGraph) -> tuple[object, ...]:
+def kernel_key(node: onnx.NodeProto, graph: KernelGraph) -> tuple[object, ...]:
     """Return what decides a node's time: type, attributes, and shape, type and decisive value of each input."""
     operands = []
     for name in node.input:
@@ -165,7 +219,7 @@ def kernel_key(node: onnx.NodeProto, graph: ExecutedGraph) -> tuple[object, ...]
     return node.domain, node.op_type, attributes, tuple(operands), len(node.output)
 
 
-def kernel_model(node: onnx.NodeProto, graph: ExecutedGraph, cache_bytes: int) -> tuple[bytes, int]:
+def kernel_model(node: onnx.NodeProto, graph: KernelGraph, cache_bytes: int) -> tuple[bytes, int]:
     """Return a model of several equal nodes, and their number.
 
     The copies share their activations, which are what the previous operator just wrote and so are warm in the model
@@ -228,12 +282,12 @@ def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
     return twin
 
 
-def _bytes(graph: ExecutedGraph, name: str) -> int:
+def _bytes(graph: KernelGraph, name: str) -> int:
     shape, dtype = graph.tensors[name]
     return int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
 
 
-def _weight(graph: ExecutedGraph, name: str, seed: int) -> NDArray[Any]:
+def _weight(graph: KernelGraph, name: str, seed: int) -> NDArray[Any]:
     value = graph.weights[name]
     if value is not None:
         return value
