@@ -18,6 +18,12 @@ class CheckError(MoiraiError):
     exit_code = 1
 
 
+class ExecutionError(MoiraiError):
+    """A run on real devices failed: a worker died, hangs, or has no memory (exit code 1)."""
+
+    exit_code = 1
+
+
 class InputError(MoiraiError):
     """The user's input is wrong: says where, what was read, and how to repair it (exit code 2).
 

@@ -1,0 +1,358 @@
+"""Measure what a placement really takes: the same nouns in, the same `Timeline` out as the simulator."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+
+from moirai_sim.errors import ExecutionError, InputError
+from moirai_sim.execution.split import Executed, Part, execute_as, part_model, split
+from moirai_sim.execution.worker import Assignment, Job, Record
+from moirai_sim.execution.workers import Workers
+from moirai_sim.profiling.backends.onnxruntime import random_array
+from moirai_sim.timeline import Span, Timeline
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moirai_sim.graphs.operator import OperatorGraph
+    from moirai_sim.placement import Placement
+    from moirai_sim.problem import PlacementProblem
+
+WARM_UP = 3
+_AHEAD_NS = 2_000_000
+"""A run is announced so long before it starts, so that every worker is ready."""
+_TOLERANCE = 1e-3
+"""Largest difference of an output from the unsplit model's, as a share of that output's largest value."""
+
+
+class Subject:
+    """A model made ready to be measured under many placements.
+
+    Parameters
+    ----------
+    model
+        The model with weights.
+    graph
+        The same model as operators.
+    seed
+        Of the random inputs.
+    """
+
+    def __init__(self, model: onnx.ModelProto, graph: OperatorGraph, *, seed: int = 0) -> None:
+        self.model = model
+        self.graph = graph
+        self.whole = Executed(model, graph)
+        self.feeds: dict[str, NDArray[Any]] = {
+            name: random_array(spec.shape, np.dtype(spec.dtype), seed)
+            for name, spec in self.whole.tensors.items()
+            if name in self.whole.inputs
+        }
+        self._reference: tuple[list[NDArray[Any]], list[int]] | None = None
+
+    @cached_property
+    def outputs(self) -> list[str]:
+        """Outputs that kernels write (not inputs or constants handed through)."""
+        return [name for name in self.whole.outputs if name in self.whole.writer]
+
+    def reference(self, workers: Workers, repeats: int = 3) -> tuple[list[NDArray[Any]], list[int]]:
+        """Return the outputs of the unsplit model in a plain session, and its times in ns."""
+        if self._reference is None:
+            name = workers.names[0]
+            answer = workers.call(
+                [name], "reference", self.model.SerializeToString(), self.feeds, self.outputs, repeats, 1, limit_s=300.0
+            )
+            self._reference = answer[name]
+        return self._reference
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A placement that the workers hold and can run again and again."""
+
+    workers: Workers
+    key: int
+    subject: Subject
+    executed: Executed
+    parts: tuple[Part, ...]
+    problem: PlacementProblem
+    placement: Mapping[str, str]
+    policy: str
+    tensors: tuple[str, ...]
+    participants: tuple[str, ...]
+
+    def run(self, offsets_ns: Sequence[int] = (0,), *, limit_s: float = 60.0) -> tuple[int, dict[str, Record]]:
+        """Run requests that arrive at these offsets; return the origin of time and what every worker recorded."""
+        origin = time.monotonic_ns() + _AHEAD_NS
+        arrivals = [origin + offset for offset in offsets_ns]
+        records = self.workers.call(self.participants, "run", self.key, arrivals, limit_s=limit_s)
+        return origin, records
+
+    def check(self, request: int = 0) -> float:
+        """Compare the outputs of the last run with the unsplit model; return the largest relative difference.
+
+        Raises
+        ------
+        ExecutionError
+            If an output differs.
+        """
+        expected, _ = self.subject.reference(self.workers)
+        found: dict[str, NDArray[Any]] = {}
+        for part in self.workers.call(self.participants, "results", self.key, request).values():
+            found |= part
+        worst = 0.0
+        for name, right in zip(self.subject.outputs, expected, strict=True):
+            scale = max(float(np.max(np.abs(right), initial=0)), np.finfo(np.float32).tiny)
+            difference = np.max(np.abs(found[name].astype(np.float64) - right), initial=0) / scale
+            if not difference <= _TOLERANCE:
+                raise ExecutionError(
+                    f"output '{name}' differs from the unsplit model's by {difference:.2g} of its scale"
+                )
+            worst = max(worst, float(difference))
+        return worst
+
+    def close(self) -> None:
+        """Let the workers forget this placement."""
+        self.workers.call(self.participants, "unload", self.key)
+
+    def timeline(self, origin: int, records: Mapping[str, Record], request: int = 0) -> Timeline:
+        """Return one request of a run as a timeline."""
+        jobs: dict[str, list[Part]] = defaultdict(list)
+        for part in self.parts:
+            jobs[part.device].append(part)
+        covered = _covered_operators(self.executed, self.subject.graph, self.parts, self.placement)
+        spans = []
+        for name, record in records.items():
+            for number, index, ready, start, end in record.runs:
+                if number == request:
+                    part = jobs[name][index]
+                    spans.append(
+                        Span(
+                            "operator",
+                            part.operators[-1],
+                            name,
+                            ready - origin,
+                            start - origin,
+                            end - origin,
+                            operators=covered[part],
+                        )
+                    )
+            for number, tensor, sent, arrived in record.arrivals:
+                if number == request:
+                    spans.append(self._transfer(self.tensors[tensor], name, sent - origin, arrived - origin))
+        spans.sort(key=lambda span: (span.start_ns, span.end_ns, span.kind, span.name))
+        return Timeline(
+            status="measured",
+            policy=self.policy,
+            network=self.problem.network,
+            makespan_ns=max(span.end_ns for span in spans if span.kind == "operator"),
+            placement=dict(self.placement),
+            spans=spans,
+        )
+
+    def _transfer(self, tensor: str, target: str, start: int, end: int) -> Span:
+        executed = self.executed
+        producer = executed.owner[executed.writer[tensor]]
+        consumers = dict.fromkeys(
+            executed.owner[i]
+            for i in range(len(executed.nodes))
+            if self.placement[executed.owner[i]] == target and tensor in executed.nodes[i].input
+        )
+        source = self.placement[producer]
+        return Span(
+            "transfer",
+            f"{producer}->{next(iter(consumers))}",
+            f"{source}->{target}",
+            start,
+            start,
+            end,
+            producer=producer,
+            consumers=tuple(consumers),
+            source=source,
+            target=target,
+            bytes=executed.tensors[tensor].bytes,
+        )
+
+
+def load(
+    workers: Workers, subject: Subject, problem: PlacementProblem, placement: Placement, *, in_flight: int = 1
+) -> Loaded:
+    """Split a model by a placement and give the parts to the workers.
+
+    Parameters
+    ----------
+    workers
+        Of the problem's cluster.
+    subject
+        The model that the problem was made from.
+    problem
+        Names operators and devices.
+    placement
+        With an order: it is kept. Without one the parts run in topological order.
+    in_flight
+        Requests that may be under way at once; each has buffers of its own.
+    """
+    device = {name: problem.devices[k] for name, k in zip(problem.operators, placement.device, strict=True)}
+    unknown = sorted(set(device.values()) - set(workers.names))
+    if unknown:
+        raise InputError(f"placement: no worker for device '{unknown[0]}'; workers: {', '.join(workers.names)}")
+    rank = placement.order
+    if rank is None:
+        rank = np.empty(problem.n_operators, dtype=np.int64)
+        rank[problem.topological_order] = np.arange(problem.n_operators)
+    order = [problem.operators[i] for i in np.argsort(rank, kind="stable")]
+    executed = execute_as(subject.model, subject.graph, device, subject.whole)
+    parts = tuple(split(executed, device, order))
+    assignments, tensors = _assignments(executed, parts, subject, in_flight)
+    key = workers.load(assignments)
+    policy = str(placement.provenance.get("policy", ""))
+    return Loaded(workers, key, subject, executed, parts, problem, device, policy, tuple(tensors), tuple(assignments))
+
+
+def measure(
+    subject: Subject,
+    problem: PlacementProblem,
+    placement: Placement,
+    *,
+    workers: Workers | None = None,
+    repeats: int = 15,
+    budget_s: float = 10.0,
+) -> Timeline:
+    """Run a placement on the devices of its cluster and return the timeline of its median run.
+
+    Parameters
+    ----------
+    subject
+        The model.
+    problem
+        Made from the same model and the cluster to run on.
+    placement
+        What to run.
+    workers
+        Those of the cluster, to be kept; None starts and ends them here.
+    repeats
+        Measured runs, after a few to warm up.
+    budget_s
+        Fewer runs, but at least three, where they take longer than this.
+
+    Returns
+    -------
+    Timeline
+        Status "measured"; ``provenance`` holds the makespans of all repeats and the time of the unsplit model.
+
+    Raises
+    ------
+    InputError
+        If the devices are not on this machine.
+    ExecutionError
+        If a worker fails, or an output differs from the unsplit model's.
+    """
+    if problem.cluster is None:
+        raise InputError(f"{problem.name}: a published instance has no devices to run on; give a model and a cluster")
+    with nullcontext(workers) if workers is not None else Workers(problem.cluster) as crew:
+        loaded = load(crew, subject, problem, placement)
+        try:
+            for _ in range(WARM_UP):
+                loaded.run()
+            difference = loaded.check()
+            runs = []
+            end = time.monotonic() + budget_s
+            while len(runs) < repeats and (len(runs) < 3 or time.monotonic() < end):
+                timeline = loaded.timeline(*loaded.run())
+                runs.append(timeline)
+            _, plain = subject.reference(crew)
+        finally:
+            if crew.processes:
+                loaded.close()
+    middle = sorted(runs, key=lambda run: run.makespan_ns)[len(runs) // 2]
+    facts = {
+        "makespans_ns": [run.makespan_ns for run in runs],
+        "unsplit_ns": int(median(plain)),
+        "parts": len(loaded.parts),
+        "largest_output_difference": difference,
+        "machine": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "onnxruntime": _version(),
+    }
+    return Timeline(**{**vars(middle), "provenance": facts})
+
+
+def load_subject(path: Path, graph: OperatorGraph) -> Subject:
+    """Read a model file with its weights; ``graph`` is the same file as operators."""
+    try:
+        model = onnx.load(str(path))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); the weights must lie beside the model") from error
+    return Subject(model, graph)
+
+
+def _assignments(
+    executed: Executed, parts: Sequence[Part], subject: Subject, slots: int
+) -> tuple[dict[str, Assignment], list[str]]:
+    names = list(dict.fromkeys(name for part in parts for name in (*part.inputs, *part.outputs)))
+    names = [name for name in names if name not in subject.feeds]
+    number = {name: i for i, name in enumerate(names)}
+    specs = {name: executed.tensors[name] for name in names}
+    crossing = {name: specs[name] for part in parts for name, _ in part.sends}
+    by_device: dict[str, list[Part]] = defaultdict(list)
+    for part in parts:
+        by_device[part.device].append(part)
+    return {
+        device: Assignment(
+            jobs=tuple(
+                Job(
+                    part_model(executed, part),
+                    part.inputs,
+                    part.outputs,
+                    tuple(number[name] for name in part.awaits),
+                    tuple((number[name], targets) for name, targets in part.sends),
+                )
+                for part in own
+            ),
+            tensors=specs,
+            shared=crossing,
+            feeds={n: a for n, a in subject.feeds.items() if any(n in part.inputs for part in own)},
+            results=tuple(n for n in executed.outputs if any(n in part.outputs for part in own)),
+            peers=tuple(peer for peer in by_device if peer != device),
+            slots=slots,
+        )
+        for device, own in by_device.items()
+    }, names
+
+
+def _covered_operators(
+    executed: Executed, graph: OperatorGraph, parts: Sequence[Part], device: Mapping[str, str]
+) -> dict[Part, tuple[str, ...]]:
+    """Return the user's operators of each part; one that has no kernel counts where its result is made or read."""
+    host = {name: part for part in reversed(parts) for name in part.operators}
+    for name in reversed(list(graph.operators)):
+        if name not in host:
+            host_of = (host.get(j) for j in graph.digraph.successors(name) if device[j] == device[name])
+            found = next((part for part in host_of if part is not None), None)
+            if found is not None:
+                host[name] = found
+    for name in graph.operators:
+        if name not in host:
+            near = (host.get(j) for j in graph.digraph.predecessors(name))
+            host[name] = next((part for part in near if part is not None), parts[0])
+    covered: dict[Part, list[str]] = {part: [] for part in parts}
+    for name in graph.operators:
+        covered[host[name]].append(name)
+    return {part: tuple(names) for part, names in covered.items()}
+
+
+def _version() -> str:
+    import onnxruntime
+
+    return str(onnxruntime.__version__)

@@ -1,0 +1,285 @@
+"""One worker process a device: loads its parts, runs them in order, hands tensors on, and says what happened when.
+
+Started as ``python -m moirai_sim.execution.worker`` with the file descriptors of its control socket and its inbox. It
+ends when the control socket is closed at the other end, whatever it is doing, so that no worker outlives its master.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moirai_sim.execution.channel import Inbox, Segment, post
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moirai_sim.execution.split import TensorSpec
+
+DONE = -1
+"""Token of a worker that has finished its parts of a request."""
+_EARLY_NS = 1_000_000
+"""A worker that waits for a start time stops sleeping so much earlier, since sleep is late."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One part, as its worker sees it. Tensors are numbered as in `Assignment.tensors`."""
+
+    model: bytes
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    awaits: tuple[int, ...]
+    sends: tuple[tuple[int, tuple[str, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """All that one worker needs to run its share of a placement."""
+
+    jobs: tuple[Job, ...]
+    tensors: Mapping[str, TensorSpec]
+    """Every tensor that crosses parts, in an order all workers share."""
+    shared: Mapping[str, TensorSpec]
+    """Those that cross devices; they lie in the segment whose descriptor follows."""
+    feeds: Mapping[str, NDArray[Any]]
+    results: tuple[str, ...]
+    """Outputs of the model that this worker writes."""
+    peers: tuple[str, ...]
+    """The other workers that take part."""
+    slots: int = 1
+    """Requests in flight; each has buffers of its own."""
+    threads: int = 1
+
+
+@dataclass
+class Record:
+    """What a worker did: times by the monotonic clock, ns."""
+
+    runs: list[tuple[int, int, int, int, int]] = field(default_factory=list)
+    """(request, job, ready, start, end)"""
+    arrivals: list[tuple[int, int, int, int]] = field(default_factory=list)
+    """(request, tensor, sent, arrived)"""
+
+
+class _Loaded:
+    """An assignment made ready to run: sessions, buffers, bindings."""
+
+    def __init__(self, assignment: Assignment, handle: int) -> None:
+        from moirai_sim.profiling.backends.onnxruntime import make_session
+
+        self.assignment = assignment
+        self.names = list(assignment.tensors)
+        segment = Segment(assignment.shared, handle, slots=assignment.slots) if assignment.shared else None
+        self.sessions = [make_session(job.model, assignment.threads, optimize=False) for job in assignment.jobs]
+        self.slots = [self._bind(segment, slot) for slot in range(assignment.slots)]
+
+    def _bind(self, segment: Segment | None, slot: int) -> tuple[dict[str, NDArray[Any]], list[Any]]:
+        """Return the buffers of one slot and one binding a session: kernels read and write the buffers in place."""
+        assignment = self.assignment
+        buffers: dict[str, NDArray[Any]] = dict(assignment.feeds)
+        for job in assignment.jobs:
+            for name in (*job.inputs, *job.outputs):
+                if name in buffers:
+                    continue
+                if segment is not None and name in assignment.shared:
+                    buffers[name] = segment.array(name, slot)
+                else:
+                    spec = assignment.tensors[name]
+                    buffers[name] = np.zeros(spec.shape, dtype=spec.dtype)  # touched now, so that no run faults pages
+        bindings = []
+        for job, session in zip(assignment.jobs, self.sessions, strict=True):
+            binding = session.io_binding()
+            for name in job.inputs:
+                array = buffers[name]
+                binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+            for name in job.outputs:
+                array = buffers[name]
+                binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+            bindings.append(binding)
+        return buffers, bindings
+
+    def results(self, request: int) -> dict[str, NDArray[Any]]:
+        buffers, _ = self.slots[request % len(self.slots)]
+        return {name: buffers[name].copy() for name in self.assignment.results}
+
+
+class Worker:
+    """Serves the commands of the master; see `main`."""
+
+    def __init__(self, control: Connection, inbox: Inbox, peers: Mapping[str, int]) -> None:
+        self.control = control
+        self.inbox = inbox
+        self.peers = peers
+        self.loaded: dict[int, _Loaded] = {}
+
+    def serve(self) -> None:
+        """Answer commands until the master leaves."""
+        while True:
+            command, *arguments = self.control.recv()
+            try:
+                reply = getattr(self, f"_{command}")(*arguments)
+            except EOFError:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever it is, the master must hear of it
+                self.control.send(("error", f"{type(error).__name__}: {error}"))
+            else:
+                self.control.send(("ok", reply))
+
+    def _load(self, key: int, assignment: Assignment) -> None:
+        handle = recv_handle(self.control) if assignment.shared else -1
+        try:
+            self.loaded[key] = _Loaded(assignment, handle)
+        finally:
+            if handle >= 0:
+                os.close(handle)
+        gc.collect()
+        gc.freeze()
+        gc.disable()  # a collection in the middle of a run would be measured
+
+    def _unload(self, key: int) -> None:
+        self.loaded.pop(key, None)
+        gc.collect()
+
+    def _results(self, key: int, request: int) -> dict[str, NDArray[Any]]:
+        return self.loaded[key].results(request)
+
+    def _reference(
+        self, model: bytes, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str], repeats: int, threads: int
+    ) -> tuple[list[NDArray[Any]], list[int]]:
+        """Run the unsplit model in a plain session; return its outputs and the times of the repeats, ns."""
+        from moirai_sim.profiling.backends.onnxruntime import make_session
+
+        session = make_session(model, threads)
+        known = {value.name for value in session.get_inputs()}
+        feeds = {name: array for name, array in feeds.items() if name in known}
+        results = session.run(list(outputs), feeds)
+        times = []
+        for _ in range(repeats):
+            start = time.monotonic_ns()
+            session.run(list(outputs), feeds)
+            times.append(time.monotonic_ns() - start)
+        return results, times
+
+    def _run(self, key: int, arrivals_ns: Sequence[int]) -> Record:
+        """Run requests that arrive at the given instants of the monotonic clock, at most ``slots`` at a time.
+
+        Of the parts that could start, that of the earliest request goes first.
+        """
+        loaded = self.loaded[key]
+        jobs, slots = loaded.assignment.jobs, loaded.assignment.slots
+        record = Record()
+        here: dict[tuple[int, int], int] = {}  # (tensor, request) -> arrival
+        unfinished = [len(loaded.assignment.peers) + 1] * len(arrivals_ns)  # workers that still work on the request
+        active: list[list[int]] = []  # [request, next job], oldest first
+        admitted = finished = 0
+        last_end = 0
+        while finished < len(arrivals_ns):
+            now = time.monotonic_ns()
+            while (
+                admitted < len(arrivals_ns)
+                and (admitted < slots or not unfinished[admitted - slots])
+                and (now >= arrivals_ns[admitted] - _EARLY_NS)
+            ):
+                while time.monotonic_ns() < arrivals_ns[admitted]:
+                    pass
+                active.append([admitted, 0])
+                admitted += 1
+            state = next((s for s in active if all((t, s[0]) in here for t in jobs[s[1]].awaits)), None)
+            if state is None:
+                waiting = admitted < len(arrivals_ns) and (admitted < slots or not unfinished[admitted - slots])
+                self._listen(here, unfinished, record, until_ns=arrivals_ns[admitted] - _EARLY_NS if waiting else None)
+                continue
+            request, index = state
+            job = jobs[index]
+            start = time.monotonic_ns()
+            loaded.sessions[index].run_with_iobinding(loaded.slots[request % slots][1][index])
+            end = time.monotonic_ns()
+            for tensor, targets in job.sends:
+                for target in targets:
+                    post(self.peers[target], tensor, request)
+            ready = max((here[t, request] for t in job.awaits), default=arrivals_ns[request])
+            record.runs.append((request, index, max(ready, min(last_end, start)) if index else ready, start, end))
+            last_end = end
+            state[1] += 1
+            if state[1] == len(jobs):
+                active.remove(state)
+                finished += 1
+                unfinished[request] -= 1
+                for peer in loaded.assignment.peers:
+                    post(self.peers[peer], DONE, request)
+            self._take(self.inbox.drain(), here, unfinished, record)
+        while any(unfinished):
+            self._listen(here, unfinished, record)
+        return record
+
+    def _listen(
+        self,
+        here: dict[tuple[int, int], int],
+        unfinished: list[int],
+        record: Record,
+        until_ns: int | None = None,
+    ) -> None:
+        """Wait for tokens, or until an instant."""
+        if until_ns is not None:
+            patience_ms = max(0.0, (until_ns - time.monotonic_ns()) / 1e6)
+            if not select.select([self.inbox.handle], [], [], patience_ms / 1e3)[0]:
+                return
+        tokens = self.inbox.wait()
+        self._take(tokens, here, unfinished, record, now=time.monotonic_ns())
+
+    def _take(
+        self,
+        tokens: Sequence[tuple[int, int, int]],
+        here: dict[tuple[int, int], int],
+        unfinished: list[int],
+        record: Record,
+        now: int | None = None,
+    ) -> None:
+        """Book tokens. One that was not waited for was there when it was sent."""
+        for tensor, request, sent in tokens:
+            if tensor == DONE:
+                unfinished[request] -= 1
+            else:
+                here[tensor, request] = sent if now is None else now
+                record.arrivals.append((request, tensor, sent, here[tensor, request]))
+
+
+def _leave_with_master(control: Connection) -> None:
+    """End this process as soon as the other end of the control socket is closed."""
+    poll = select.poll()
+    poll.register(control.fileno(), getattr(select, "POLLRDHUP", 0))
+    poll.poll()
+    os._exit(1)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Connect, pin, and serve. Arguments: descriptors of the control socket and of the inbox."""
+    control = Connection(int(arguments[0]))
+    threading.Thread(target=_leave_with_master, args=(control,), daemon=True).start()
+    settings = control.recv()
+    if settings["cores"] and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, settings["cores"])
+    worker = Worker(control, Inbox(int(arguments[1]), settings["spin_ns"]), settings["peers"])
+    import onnxruntime  # noqa: F401 - now, so that the first placement does not wait for it
+
+    control.send(("ok", os.getpid()))
+    try:
+        worker.serve()
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

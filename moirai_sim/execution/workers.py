@@ -1,0 +1,216 @@
+"""The worker processes of a cluster: started once, kept for many placements, ended whatever happens."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import send_handle
+from typing import TYPE_CHECKING, Any, Self
+
+import psutil
+
+from moirai_sim.errors import ExecutionError, InputError
+from moirai_sim.execution.channel import SPIN_NS, close_all, create_segment
+
+if TYPE_CHECKING:
+    from moirai_sim.clusters.cluster import Cluster, Device
+    from moirai_sim.execution.worker import Assignment
+
+PATIENCE_S = 4.0
+"""A worker that owes an answer and has used no processor time for so long hangs."""
+_START_LIMIT_S = 60.0
+
+
+class Workers:
+    """One process a device. Use it as a context manager.
+
+    Parameters
+    ----------
+    cluster
+        Its devices' addresses say which cores to use.
+
+    Raises
+    ------
+    InputError
+        If a device is not on this machine.
+    ExecutionError
+        If a worker does not start.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        cores = {device.name: device_cores(device) for device in cluster.devices}
+        users = Counter(core for own in cores.values() for core in own)
+        self.names = [device.name for device in cluster.devices]
+        self._controls: dict[str, Connection] = {}
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._keys = 0
+        pipes = {name: os.pipe() for name in self.names}
+        try:
+            for name in self.names:
+                alone = all(users[core] == 1 for core in cores[name])
+                self._start(name, cores[name], SPIN_NS if alone else 0, pipes)
+            self._collect(self.names, _START_LIMIT_S)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            close_all(end for pipe in pipes.values() for end in pipe)
+
+    def _start(self, name: str, cores: Sequence[int], spin_ns: int, pipes: Mapping[str, tuple[int, int]]) -> None:
+        ours, theirs = socket.socketpair()
+        peers = {peer: write for peer, (_, write) in pipes.items() if peer != name}
+        inbox = pipes[name][0]
+        command = [sys.executable, "-m", "moirai_sim.execution.worker", str(theirs.fileno()), str(inbox)]
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(PATIENCE_S), 0))
+        with theirs:
+            process = subprocess.Popen(  # noqa: S603 - our own module in our own interpreter
+                command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(), inbox, *peers.values())
+            )
+        self._processes[name] = process
+        self._controls[name] = Connection(ours.detach())
+        self._controls[name].send({"cores": cores, "spin_ns": spin_ns, "peers": peers})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def processes(self) -> dict[str, int]:
+        """Process ids by device."""
+        return {name: process.pid for name, process in self._processes.items()}
+
+    def load(self, assignments: Mapping[str, Assignment], *, limit_s: float = 120.0) -> int:
+        """Give the workers what to run; return the key under which they hold it.
+
+        Raises
+        ------
+        ExecutionError
+            If memory is short, or a worker fails.
+        """
+        self._keys += 1
+        shared = next(iter(assignments.values()))
+        try:
+            handle = create_segment(shared.shared, slots=shared.slots) if shared.shared else -1
+        except OSError as error:
+            raise ExecutionError(f"shared memory: {error.strerror}; run fewer requests at once") from error
+        try:
+            for name, assignment in assignments.items():
+                self._send(name, "load", self._keys, assignment)
+                if handle >= 0:
+                    send_handle(self._controls[name], handle, self._processes[name].pid)
+            self._collect(list(assignments), limit_s)
+        finally:
+            if handle >= 0:
+                os.close(handle)
+        return self._keys
+
+    def call(self, names: Sequence[str], command: str, *arguments: object, limit_s: float = 60.0) -> dict[str, Any]:
+        """Send one command to workers and return their answers.
+
+        Raises
+        ------
+        ExecutionError
+            If a worker fails, dies, hangs, or takes longer than ``limit_s``. All workers are ended then.
+        """
+        for name in names:
+            self._send(name, command, *arguments)
+        return self._collect(names, limit_s)
+
+    def close(self) -> None:
+        """End all workers, at once."""
+        for control in self._controls.values():
+            control.close()
+        for process in self._processes.values():
+            process.kill()
+            process.wait()
+        self._controls.clear()
+        self._processes.clear()
+
+    def _send(self, name: str, *message: object) -> None:
+        if name not in self._controls:
+            raise ExecutionError(f"worker '{name}' has ended; start new workers")
+        try:
+            self._controls[name].send(message)
+        except OSError:
+            self._fail(name)
+
+    def _collect(self, names: Sequence[str], limit_s: float) -> dict[str, Any]:
+        answers: dict[str, Any] = {}
+        owing = {self._controls[name]: name for name in names}
+        end = time.monotonic() + limit_s
+        used, active = self._processor_time(owing.values()), time.monotonic()
+        while owing:
+            for ready in wait(list(owing), timeout=0.25):
+                name = owing.pop(ready)  # type: ignore[arg-type]  # only connections are waited for
+                try:
+                    status, answer = ready.recv()  # type: ignore[union-attr]
+                except (EOFError, OSError):
+                    self._fail(name)
+                if status == "error":
+                    self.close()
+                    raise ExecutionError(f"worker '{name}' failed: {answer}")
+                answers[name] = answer
+                active = time.monotonic()
+            now = self._processor_time(owing.values())
+            if now > used:
+                used, active = now, time.monotonic()
+            if owing and (time.monotonic() > end or time.monotonic() - active > PATIENCE_S):
+                silent = ", ".join(f"'{name}'" for name in owing.values())
+                self.close()
+                raise ExecutionError(f"worker {silent} hangs: no answer and no work done; all workers were ended")
+        return answers
+
+    def _processor_time(self, names: Any) -> float:  # noqa: ANN401
+        total = 0.0
+        for name in list(names):
+            try:
+                times = psutil.Process(self._processes[name].pid).cpu_times()
+            except psutil.NoSuchProcess:
+                continue
+            total += times.user + times.system
+        return total
+
+    def _fail(self, name: str) -> None:
+        process = self._processes[name]
+        try:
+            code = process.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:
+            code = None
+        self.close()
+        if code is None:
+            raise ExecutionError(f"worker '{name}' hangs: it takes no command; all workers were ended")
+        if code < 0:
+            hint = "; signal 9 often means that memory ran out" if code == -9 else ""
+            raise ExecutionError(f"worker '{name}' was killed by signal {-code}{hint}; all workers were ended")
+        raise ExecutionError(f"worker '{name}' ended with exit code {code}; all workers were ended")
+
+
+def device_cores(device: Device) -> tuple[int, ...]:
+    """Return the cores that a device's address names.
+
+    Raises
+    ------
+    InputError
+        If the address is none of this machine.
+    """
+    kind, _, text = device.address.partition(":")
+    first, _, last = text.partition("-")
+    place = f"device '{device.name}': address '{device.address}'"
+    if kind != "cpu" or not first.isdigit() or (last and not last.isdigit()):
+        raise InputError(f"{place} cannot be measured here; write cpu:FIRST or cpu:FIRST-LAST")
+    cores = tuple(range(int(first), int(last or first) + 1))
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    missing = [str(core) for core in cores if core not in allowed]
+    if missing:
+        have = ", ".join(map(str, sorted(allowed)))
+        raise InputError(f"{place} names core {', '.join(missing)}; this process may use {have}")
+    return cores
