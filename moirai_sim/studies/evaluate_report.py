@@ -92,12 +92,12 @@ def _heat_map(runs: pd.DataFrame) -> go.Figure:
             zmax=3,
             colorscale="Viridis_r",
             texttemplate="%{z:.2f}" if small else None,
-            colorbar={"title": "versus best"},
+            colorbar={"orientation": "h", "y": 1, "yanchor": "bottom", "thickness": 10, "title": "times the best"},
             hovertemplate="%{y}<br>%{x}: %{z:.3f} times the best<br>gap to the bound %{customdata:.1%}<extra></extra>",
         )
     )
     figure.update_layout(
-        height=min(1600, 160 + 26 * len(grid)), margin={"l": 10, "r": 10, "t": 10, "b": 10},
+        height=min(1600, 160 + 26 * len(grid)), margin={"l": 10, "r": 10, "t": 30, "b": 10},
         xaxis={"automargin": True}, yaxis={"automargin": True, "autorange": "reversed"},
     )  # fmt: skip
     return figure
@@ -119,7 +119,7 @@ def _quality(policies: pd.DataFrame) -> go.Figure:
         )
     )
     figure.update_layout(
-        height=440, margin={"l": 10, "r": 10, "t": 20, "b": 10},
+        height=440, margin={"l": 10, "r": 10, "t": 30, "b": 10},
         xaxis={"type": "log", "title": "median seconds to place", "automargin": True},
         yaxis={"title": "time over the best answer", "automargin": True},
     )  # fmt: skip

@@ -103,7 +103,7 @@ def _scatter(cases: pd.DataFrame) -> go.Figure:
             hovertemplate="%{text}<br>measured %{x:.4g} ms, predicted %{y:.4g} ms<extra></extra>",
         )  # fmt: skip
     figure.update_layout(
-        height=480, margin={"l": 10, "r": 10, "t": 10, "b": 10},
+        height=480, margin={"l": 10, "r": 10, "t": 30, "b": 10},
         xaxis={"type": "log", "title": "measured, ms", "automargin": True},
         yaxis={"type": "log", "title": "predicted, ms", "automargin": True},
     )  # fmt: skip
@@ -117,7 +117,7 @@ def _errors(cases: pd.DataFrame) -> go.Figure:
     for placement, rows in cases.groupby("placement", sort=True):
         figure.add_bar(x=rows["model"], y=rows["error"], name=str(placement), hovertemplate="%{y:.1%}<extra></extra>")
     figure.update_layout(
-        height=400, barmode="group", margin={"l": 10, "r": 10, "t": 10, "b": 10},
+        height=400, barmode="group", margin={"l": 10, "r": 10, "t": 30, "b": 10},
         yaxis={"title": "predicted / measured - 1", "tickformat": ".0%", "automargin": True},
         xaxis={"automargin": True},
     )  # fmt: skip

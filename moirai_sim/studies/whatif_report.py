@@ -178,7 +178,7 @@ def _tornado(table: pd.DataFrame) -> go.Figure:
     for label, side in (("slower", spans["min"].clip(upper=1)), ("faster", spans["max"].clip(lower=1))):
         figure.add_bar(y=list(spans.index), x=side - 1, base=1, orientation="h", name=label)
     figure.update_layout(
-        barmode="overlay", height=140 + 28 * len(spans), margin={"l": 10, "r": 10, "t": 10, "b": 10},
+        barmode="overlay", height=140 + 28 * len(spans), margin={"l": 10, "r": 10, "t": 30, "b": 10},
         xaxis={"title": "speed-up over the base", "automargin": True}, yaxis={"automargin": True},
     )  # fmt: skip
     return figure
@@ -201,7 +201,7 @@ def _pareto_picture(table: pd.DataFrame) -> go.Figure:
             hovertemplate="%{text}<br>%{x:,.0f} EUR, %{y:.4g} ms<extra></extra>",
         )  # fmt: skip
     figure.update_layout(
-        height=440, margin={"l": 10, "r": 10, "t": 10, "b": 10},
+        height=440, margin={"l": 10, "r": 10, "t": 30, "b": 10},
         xaxis={"title": "price, EUR", "automargin": True}, yaxis={"title": "objective, ms", "automargin": True},
     )  # fmt: skip
     return figure
@@ -245,7 +245,7 @@ def _sweep(table: pd.DataFrame, key: str) -> go.Figure:
             hovertemplate="%{x}: %{y:.4g} ms on %{text} devices<extra></extra>",
         )  # fmt: skip
     figure.update_layout(
-        height=420, margin={"l": 10, "r": 10, "t": 10, "b": 10},
+        height=420, margin={"l": 10, "r": 10, "t": 30, "b": 10},
         xaxis={"title": f"{key}{f', {unit}' if unit else ''}", "automargin": True},
         yaxis={"title": "objective, ms", "automargin": True},
     )  # fmt: skip
