@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import median
@@ -86,9 +86,7 @@ class Loaded:
     subject: Subject
     executed: Executed
     parts: tuple[Part, ...]
-    problem: PlacementProblem
     placement: Mapping[str, str]
-    policy: str
     tensors: tuple[str, ...]
     participants: tuple[str, ...]
 
@@ -154,8 +152,8 @@ class Loaded:
         spans.sort(key=lambda span: (span.start_ns, span.end_ns, span.kind, span.name))
         return Timeline(
             status="measured",
-            policy=self.policy,
-            network=self.problem.network,
+            policy="",
+            network="measured",
             makespan_ns=max(span.end_ns for span in spans if span.kind == "operator"),
             placement=dict(self.placement),
             spans=spans,
@@ -204,20 +202,26 @@ def load(
         Requests that may be under way at once; each has buffers of its own.
     """
     device = {name: problem.devices[k] for name, k in zip(problem.operators, placement.device, strict=True)}
-    unknown = sorted(set(device.values()) - set(workers.names))
-    if unknown:
-        raise InputError(f"placement: no worker for device '{unknown[0]}'; workers: {', '.join(workers.names)}")
     rank = placement.order
     if rank is None:
         rank = np.empty(problem.n_operators, dtype=np.int64)
         rank[problem.topological_order] = np.arange(problem.n_operators)
     order = [problem.operators[i] for i in np.argsort(rank, kind="stable")]
+    return load_order(workers, subject, device, order, in_flight=in_flight)
+
+
+def load_order(
+    workers: Workers, subject: Subject, device: Mapping[str, str], order: Sequence[str], *, in_flight: int = 1
+) -> Loaded:
+    """Do what `load` does, for a device of every operator by name and the operators in the order to run."""
+    unknown = sorted(set(device.values()) - set(workers.names))
+    if unknown:
+        raise InputError(f"placement: no worker for device '{unknown[0]}'; workers: {', '.join(workers.names)}")
     executed = execute_as(subject.model, subject.graph, device, subject.whole)
     parts = tuple(split(executed, device, order))
     assignments, tensors = _assignments(executed, parts, subject, in_flight)
     key = workers.load(assignments)
-    policy = str(placement.provenance.get("policy", ""))
-    return Loaded(workers, key, subject, executed, parts, problem, device, policy, tuple(tensors), tuple(assignments))
+    return Loaded(workers, key, subject, executed, parts, dict(device), tuple(tensors), tuple(assignments))
 
 
 def measure(
@@ -266,7 +270,7 @@ def measure(
             for _ in range(WARM_UP):
                 loaded.run()
             difference = loaded.check()
-            runs = []
+            runs: list[Timeline] = []
             end = time.monotonic() + budget_s
             while len(runs) < repeats and (len(runs) < 3 or time.monotonic() < end):
                 timeline = loaded.timeline(*loaded.run())
@@ -285,7 +289,8 @@ def measure(
         "processor": platform.processor() or platform.machine(),
         "onnxruntime": _version(),
     }
-    return Timeline(**{**vars(middle), "provenance": facts})
+    policy = str(placement.provenance.get("policy", ""))
+    return replace(middle, policy=policy, network=problem.network, provenance=facts)
 
 
 def load_subject(path: Path, graph: OperatorGraph) -> Subject:

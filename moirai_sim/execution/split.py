@@ -8,26 +8,20 @@ fused kernel is declared an output of the model before it is optimized, which ke
 from __future__ import annotations
 
 import heapq
-import re
-import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 
 from moirai_sim.errors import InputError
-from moirai_sim.profiling.backends.onnxruntime import make_session, random_feeds
+from moirai_sim.profiling.backends.onnxruntime import executed_graph, owners
 
 if TYPE_CHECKING:
     from moirai_sim.graphs.operator import OperatorGraph
-
-_LAYOUT_SUFFIX = re.compile(r"(_bn|_mul)?_nchwc$")
-"""What ONNX Runtime appends to the name of an output to name the node that writes it in the blocked layout."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +79,17 @@ class Executed:
             marked = onnx.ModelProto()
             marked.CopyFrom(model)
             marked.graph.output.extend(onnx.ValueInfoProto(name=name) for name in kept if name not in known)
-        executed, self.tensors = _optimize(marked, threads)
+        executed, arrays = executed_graph(marked.SerializeToString(), threads)
         self.model = executed
+        self.tensors = {name: TensorSpec(array.dtype.name, array.shape) for name, array in arrays.items()}
         self.outputs = [output.name for output in model.graph.output]
         self.inputs = [value.name for value in executed.graph.input]
         self.weights = {tensor.name: tensor for tensor in executed.graph.initializer}
         self.nodes: list[onnx.NodeProto] = _live(executed.graph.node, self.outputs)
         self.writer = {name: i for i, node in enumerate(self.nodes) for name in node.output if name}
-        self.owner = _owners(self.nodes, self.writer, graph)
+        operator_of = {tensor.name: operator.name for operator in graph for tensor in operator.outputs}
+        first = next(iter(graph)).name
+        self.owner = [name or first for name in owners(self.nodes, self.weights, operator_of)]
 
     @cached_property
     def owners(self) -> frozenset[str]:
@@ -187,28 +184,6 @@ def part_model(executed: Executed, part: Part) -> bytes:
         ) from error
 
 
-def _optimize(model: onnx.ModelProto, threads: int) -> tuple[onnx.ModelProto, dict[str, TensorSpec]]:
-    """Return the model as ONNX Runtime runs it, and every activation in it, whose shapes a first run shows."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "executed.onnx"
-        session = make_session(model.SerializeToString(), threads, save=path)
-        feeds = random_feeds(session)
-        del session
-        executed = onnx.load(str(path))
-    used = [value for value in executed.graph.input if value.name in feeds]  # drops inputs of constants folded away
-    del executed.graph.input[:]
-    executed.graph.input.extend(used)
-    outputs = list(executed.graph.output)
-    produced = [name for node in executed.graph.node for name in node.output if name]
-    del executed.graph.output[:]
-    executed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in produced)
-    values = make_session(executed.SerializeToString(), threads, optimize=False).run(produced, feeds)
-    del executed.graph.output[:]
-    executed.graph.output.extend(outputs)
-    found = [*zip(produced, values, strict=True), *feeds.items()]
-    return executed, {name: TensorSpec(value.dtype.name, value.shape) for name, value in found}
-
-
 def _live(nodes: Sequence[onnx.NodeProto], outputs: Sequence[str]) -> list[onnx.NodeProto]:
     """Drop nodes that write only tensors which were kept for the optimizer's sake and nobody reads."""
     needed = set(outputs)
@@ -218,30 +193,6 @@ def _live(nodes: Sequence[onnx.NodeProto], outputs: Sequence[str]) -> list[onnx.
             live.append(node)
             needed.update(node.input)
     return live[::-1]
-
-
-def _owners(nodes: Sequence[onnx.NodeProto], writer: Mapping[str, int], graph: OperatorGraph) -> list[str]:
-    """Return the user operator of each kernel: the last one it stands for.
-
-    Kernels that ONNX Runtime inserts (a change of layout) belong to their first reader, else to who wrote what they
-    convert; ``profiling.operators`` books their time likewise.
-    """
-    operator_of = {tensor.name: operator.name for operator in graph for tensor in operator.outputs if tensor.name}
-    owner: list[str | None] = []
-    for node in nodes:
-        names = [*node.output, _LAYOUT_SUFFIX.sub("", node.name), node.name.removesuffix("_nchwc")]
-        owner.append(next((operator_of[name] for name in names if name in operator_of), None))
-    reader: dict[str, int] = {}
-    for i, node in enumerate(nodes):
-        for name in node.input:
-            reader.setdefault(name, i)
-    for i in reversed(range(len(nodes))):
-        if owner[i] is None:
-            owner[i] = next((owner[reader[name]] for name in nodes[i].output if name in reader), None)
-    for i, node in enumerate(nodes):
-        if owner[i] is None:
-            owner[i] = next((owner[writer[name]] for name in node.input if name in writer), None)
-    return [name if name is not None else next(iter(graph)).name for name in owner]
 
 
 def _kernel_order(executed: Executed, key: Sequence[int]) -> list[int]:

@@ -149,10 +149,11 @@ class Workers:
         end = time.monotonic() + limit_s
         used, active = self._processor_time(owing.values()), time.monotonic()
         while owing:
-            for ready in wait(list(owing), timeout=0.25):
-                name = owing.pop(ready)  # type: ignore[arg-type]  # only connections are waited for
+            ready = wait(list(owing), timeout=0.25)
+            for control in [control for control in owing if control in ready]:
+                name = owing.pop(control)
                 try:
-                    status, answer = ready.recv()  # type: ignore[union-attr]
+                    status, answer = control.recv()
                 except (EOFError, OSError):
                     self._fail(name)
                 if status == "error":
