@@ -2,8 +2,7 @@
 
 The rules are those of ``docs/design.md``, "The meaning of a placement", for the networks ``none``, ``one-port`` and
 ``half-duplex``. `replay` answers with every start; `Evaluator` answers with makespans alone, tens of millions of
-operators a second, for policies that try many placements. `makespan` and `greedy` are compiled, so that compiled searches
-can call them.
+operators a second, for policies that try many placements. Compiled searches call `makespan` and `greedy` themselves.
 """
 
 from __future__ import annotations
@@ -18,10 +17,17 @@ from moirai_sim.placement import transfer_edges
 from moirai_sim.simulation.schedule import Schedule, operator_ready_ns
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from numpy.typing import NDArray
 
     from moirai_sim.placement import Placement
     from moirai_sim.problem import PlacementProblem
+
+    Ints: TypeAlias = NDArray[np.int64]
+    Indices: TypeAlias = NDArray[
+        np.uint64
+    ]  # unsigned: numba needs no look for negative indices, which count from the end
 
 NEVER = np.iinfo(np.int64).max
 _PORTS = {"none": 0, "one-port": 1, "half-duplex": 2}
@@ -30,24 +36,24 @@ _PORTS = {"none": 0, "one-port": 1, "half-duplex": 2}
 class Arrays(NamedTuple):
     """A `PlacementProblem` as compiled code reads it. Edges stand by producer, then tensor, then edge index."""
 
-    duration: NDArray[np.int64]
+    duration: Ints
     """[n, t] ns."""
-    device_type: NDArray[np.int64]
+    device_type: Indices
     """[k]."""
-    out: NDArray[np.int64]
+    out: Ints
     """[n + 1] start of each operator's out-edges in the arrays below."""
-    edge: NDArray[np.int64]
+    edge: Ints
     """[m] index of the edge in the problem."""
-    producer: NDArray[np.int64]
-    consumer: NDArray[np.int64]
-    tensor: NDArray[np.int64]
-    n_inputs: NDArray[np.int64]
+    producer: Indices
+    consumer: Indices
+    tensor: Ints
+    n_inputs: Ints
     """[n] number of in-edges."""
-    topological: NDArray[np.int64]
+    topological: Indices
     """[n]."""
-    route_class: NDArray[np.int64]
+    route_class: Ints
     """[k, k]."""
-    transfer: NDArray[np.int64]
+    transfer: Ints
     """[q, c] ns."""
     ports: int
     """0: transfers never wait; 1: a send and a receive port a device; 2: one port for both."""
@@ -56,40 +62,44 @@ class Arrays(NamedTuple):
 class Workspace(NamedTuple):
     """Memory that `greedy` uses; ``start`` [n] and ``transfer_start`` [m, as in `Arrays`] hold its answer."""
 
-    start: NDArray[np.int64]
-    transfer_start: NDArray[np.int64]
+    start: Ints
+    transfer_start: Ints
     """-1 where an edge needs no transfer or shares an earlier one."""
-    transfer_end: NDArray[np.int64]
-    turn: NDArray[np.int64]
+    transfer_end: Ints
+    turn: Ints
     """[n] who goes first, lowest first: the upward rank, negated."""
-    waiting: NDArray[np.int64]
+    where: Indices
+    """[n] the placement."""
+    waiting: Ints
     """[n] inputs that are still to come."""
-    arrival: NDArray[np.int64]
+    arrival: Ints
     """[n] when the last input known so far is there."""
-    known: NDArray[np.int64]
+    known: Indices
     """[n] operators that become ready at this instant; from the end, those whose last input is on its way."""
-    ready: NDArray[np.int64]
+    ready: Indices
     """[n] a heap a device of operators that can start, by turn."""
-    segment: NDArray[np.int64]
+    segment: Ints
     """[k] where the heap of a device begins."""
-    n_ready: NDArray[np.int64]
-    future: NDArray[np.int64]
+    n_ready: Ints
+    future: Indices
     """[n] one heap of operators whose last input is on its way, by arrival."""
-    running: NDArray[np.int64]
+    running: Indices
     """[k] operator."""
-    running_end: NDArray[np.int64]
+    running_end: Ints
     """[k] ns; NEVER for an idle device."""
-    send_free: NDArray[np.int64]
-    receive_free: NDArray[np.int64]
-    queued: NDArray[np.int64]
+    ended: Indices
+    """[k] devices whose operators end at this instant."""
+    send_free: Ints
+    receive_free: Ints
+    queued: Ints
     """[k] last tensor queued towards a device ..."""
-    queued_by: NDArray[np.int64]
+    queued_by: Indices
     """[k] ... and the edge that stands for it."""
-    queue: NDArray[np.int64]
+    queue: Indices
     """[m] edges whose transfers this round queues."""
-    shared: NDArray[np.int64]
+    shared: Indices
     """[m] edges that share a transfer of this round."""
-    shared_by: NDArray[np.int64]
+    shared_by: Indices
 
 
 def arrays_of(problem: PlacementProblem) -> Arrays:
@@ -111,14 +121,14 @@ def arrays_of(problem: PlacementProblem) -> Arrays:
     edges = problem.edges[grouped].reshape(m, 2)
     return Arrays(
         duration=_own(problem.operator_ns),
-        device_type=_own(problem.device_type),
+        device_type=_own(problem.device_type).astype(np.uint64),
         out=_own(problem.successors[0]),
         edge=_own(grouped),
-        producer=_own(edges[:, 0]),
-        consumer=_own(edges[:, 1]),
+        producer=_own(edges[:, 0]).astype(np.uint64),
+        consumer=_own(edges[:, 1]).astype(np.uint64),
         tensor=_own(problem.edge_tensor[grouped]),
         n_inputs=np.bincount(edges[:, 1], minlength=problem.n_operators).astype(np.int64),
-        topological=_own(problem.topological_order),
+        topological=_own(problem.topological_order).astype(np.uint64),
         route_class=_own(problem.route_class),
         transfer=_own(problem.transfer_ns),
         ports=_PORTS[problem.network],
@@ -128,12 +138,19 @@ def arrays_of(problem: PlacementProblem) -> Arrays:
 def workspace_for(arrays: Arrays) -> Workspace:
     """Return memory for `greedy` on a problem; one for each thread."""
     n, k, m = len(arrays.duration), len(arrays.device_type), len(arrays.edge)
-    sizes = {
-        "start": n, "transfer_start": m, "transfer_end": m, "turn": n, "waiting": n, "arrival": n, "known": n, "ready": n,
-        "segment": k, "n_ready": k, "future": n, "running": k, "running_end": k, "send_free": k, "receive_free": k,
-        "queued": k, "queued_by": k, "queue": m, "shared": m, "shared_by": m,
-    }  # fmt: skip
-    return Workspace(**{name: np.zeros(size, dtype=np.int64) for name, size in sizes.items()})
+
+    def ints(size: int) -> Ints:
+        return np.zeros(size, dtype=np.int64)
+
+    def indices(size: int) -> Indices:
+        return np.zeros(size, dtype=np.uint64)
+
+    return Workspace(
+        start=ints(n), transfer_start=ints(m), transfer_end=ints(m), turn=ints(n), where=indices(n), waiting=ints(n),
+        arrival=ints(n), known=indices(n), ready=indices(n), segment=ints(k), n_ready=ints(k), future=indices(n),
+        running=indices(k), running_end=ints(k), ended=indices(k), send_free=ints(k), receive_free=ints(k),
+        queued=ints(k), queued_by=indices(k), queue=indices(m), shared=indices(m), shared_by=indices(m),
+    )  # fmt: skip
 
 
 class Evaluator:
@@ -149,7 +166,7 @@ class Evaluator:
         self.arrays = arrays_of(problem)
         self.workspace = workspace_for(self.arrays)
 
-    def makespan_ns(self, device: NDArray[np.int64], priority: NDArray[np.int64] | None = None) -> int:
+    def makespan_ns(self, device: Ints, priority: Ints | None = None) -> int:
         """Return when the last operator ends, ns.
 
         Parameters
@@ -163,7 +180,7 @@ class Evaluator:
             return int(makespan(self.arrays, self.workspace, device))
         return int(greedy(self.arrays, self.workspace, device, -priority))
 
-    def makespans_ns(self, devices: NDArray[np.int64]) -> NDArray[np.int64]:
+    def makespans_ns(self, devices: Ints) -> Ints:
         """Return the makespans, [b] ns, of b placements [b, n], each with its upward rank."""
         return np.asarray(_makespans(self.arrays, self.workspace, devices))
 
@@ -212,7 +229,7 @@ def replay(problem: PlacementProblem, placement: Placement) -> Schedule:
     )
 
 
-def _own(array: NDArray[np.int64]) -> NDArray[np.int64]:
+def _own(array: Ints) -> Ints:
     """Return a writable contiguous copy: read-only arrays would be another type to numba, compiled once more."""
     return np.array(array, dtype=np.int64, order="C")
 
@@ -220,10 +237,10 @@ def _own(array: NDArray[np.int64]) -> NDArray[np.int64]:
 def _ordered(
     problem: PlacementProblem,
     placement: Placement,
-    device: NDArray[np.int64],
-    duration: NDArray[np.int64],
-    leader: NDArray[np.int64],
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    device: Ints,
+    duration: Ints,
+    leader: Ints,
+) -> tuple[Ints, Ints]:
     """Return the starts of operators [n] and transfers [m]: longest paths through edges and resources.
 
     Nodes are the n operators, then the transfers. An arc joins work that must end before other work starts.
@@ -258,17 +275,15 @@ def _ordered(
     start, done = _longest_paths(length, out, after[grouped])
     if done < len(length):
         raise InputError(
-            f"placement: its orders contradict each other or the edges ({len(length) - done} of {len(length)} operators "
-            "and transfers can never start); give orders that follow the edges, or none"
+            f"placement: its orders contradict each other or the edges ({len(length) - done} of {len(length)} "
+            "operators and transfers can never start); give orders that follow the edges, or none"
         )
     transfer_start = np.full(m, -1, dtype=np.int64)
     transfer_start[transfers] = start[n:]
     return start[:n], transfer_start
 
 
-def _successions(
-    resource: NDArray[np.int64], position: NDArray[np.int64], node: NDArray[np.int64]
-) -> NDArray[np.int64]:
+def _successions(resource: Ints, position: Ints, node: Ints) -> Ints:
     """Return arcs [2, a] from each node to the next one on the same resource, by position, then node."""
     by_turn = np.lexsort((node, position, resource))
     same = resource[by_turn][1:] == resource[by_turn][:-1]
@@ -276,7 +291,7 @@ def _successions(
 
 
 @kernel
-def _longest_paths(length, out, after):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _longest_paths(length: Ints, out: Ints, after: Ints) -> tuple[Ints, int]:
     waiting = np.zeros(len(length), np.int64)
     for node in after:
         waiting[node] += 1
@@ -303,28 +318,29 @@ def _longest_paths(length, out, after):  # type: ignore[no-untyped-def]  # noqa:
 
 
 @kernel
-def makespan(a, w, device):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def makespan(a: Arrays, w: Workspace, device: Ints) -> int:
     """Run a greedy placement by upward rank, left negated in ``w.turn``; return its makespan, ns."""
     out, consumer, tensor, topological = a.out, a.consumer, a.tensor, a.topological
     duration, device_type, transfer, route_class = a.duration, a.device_type, a.transfer, a.route_class
-    turn = w.turn
+    turn, where = w.turn, w.where
+    for operator in range(len(where)):
+        where[operator] = device[operator]
     for position in range(len(topological) - 1, -1, -1):
         i = topological[position]
-        source = device[i]
+        source = where[i]
         longest = np.int64(0)
-        for e in range(out[i], out[i + 1]):
+        for e in range(out[i], out[i + np.uint64(1)]):
             j = consumer[e]
             length = -turn[j]
-            target = device[j]
-            if source != target and tensor[e] >= 0:
-                length += transfer[tensor[e], route_class[source, target]]
+            if where[j] != source and tensor[e] >= 0:
+                length += transfer[tensor[e], route_class[source, where[j]]]
             longest = max(longest, length)
         turn[i] = -(longest + duration[i, device_type[source]])
     return greedy(a, w, device, turn)
 
 
 @kernel
-def _makespans(a, w, devices):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _makespans(a: Arrays, w: Workspace, devices: Ints) -> Ints:
     result = np.empty(len(devices), np.int64)
     for b in range(len(devices)):
         result[b] = makespan(a, w, devices[b])
@@ -332,7 +348,7 @@ def _makespans(a, w, devices):  # type: ignore[no-untyped-def]  # noqa: ANN001, 
 
 
 @kernel
-def greedy(a, w, device, turn):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, PLR0912, PLR0915
+def greedy(a: Arrays, w: Workspace, device: Ints, turn: Ints) -> int:
     """Run a greedy placement by ``turn`` [n] (lower first, ties by index); return its makespan, ns.
 
     Fills ``w.start`` and ``w.transfer_start``. Its heaps are written out in place and its arrays are locals, because
@@ -340,38 +356,38 @@ def greedy(a, w, device, turn):  # type: ignore[no-untyped-def]  # noqa: ANN001,
     """
     duration, device_type, out, edge, producer = a.duration, a.device_type, a.out, a.edge, a.producer
     consumer, tensor, transfer, route_class = a.consumer, a.tensor, a.transfer, a.route_class
-    starts, transfer_start, transfer_end, waiting = w.start, w.transfer_start, w.transfer_end, w.waiting
-    arrival, known, ready, segment, n_ready, future = w.arrival, w.known, w.ready, w.segment, w.n_ready, w.future
-    running, running_end, send_free = w.running, w.running_end, w.send_free
+    starts, transfer_start, transfer_end, where = w.start, w.transfer_start, w.transfer_end, w.where
+    waiting, arrival, known, future, ready, n_ready = w.waiting, w.arrival, w.known, w.future, w.ready, w.n_ready
+    segment, running, running_end, ended, send_free = w.segment, w.running, w.running_end, w.ended, w.send_free
     receive_free = w.receive_free if a.ports == 1 else send_free
     queued, queued_by, queue, shared, shared_by = w.queued, w.queued_by, w.queue, w.shared, w.shared_by
-    contended = a.ports > 0
+    contended, one = a.ports > 0, np.uint64(1)
     n, k = len(duration), len(device_type)
-    n_known, n_future, n_queue, n_shared, n_late, busy = 0, 0, 0, 0, 0, 0
+    n_known, n_ended, n_future, n_queue, n_shared, n_late = 0, 0, 0, 0, 0, 0
     now = last = np.int64(0)
-    for d in range(k):
-        segment[d] = n_ready[d] = send_free[d] = receive_free[d] = 0
-        running_end[d], queued[d] = NEVER, -1
-    for e in range(len(transfer_start)):
-        transfer_start[e] = -1
-    for i in range(n):
-        segment[device[i]] += 1
-        waiting[i] = a.n_inputs[i]
-        arrival[i] = 0
-        if waiting[i] == 0:
-            known[n_known] = i
+    for device_index in range(k):
+        segment[device_index] = n_ready[device_index] = send_free[device_index] = receive_free[device_index] = 0
+        running_end[device_index], queued[device_index] = NEVER, -1
+    for edge_index in range(len(transfer_start)):
+        transfer_start[edge_index] = -1
+    for operator in range(n):
+        where[operator] = device[operator]
+        segment[where[operator]] += 1
+        waiting[operator] = a.n_inputs[operator]
+        arrival[operator] = 0
+        if waiting[operator] == 0:
+            known[n_known] = operator
             n_known += 1
     begin = np.int64(0)
-    for d in range(k):
-        size = segment[d]
-        segment[d] = begin
+    for device_index in range(k):
+        size = segment[device_index]
+        segment[device_index] = begin
         begin += size
     while True:
         for position in range(n_known):  # operators whose inputs are all there join the heap of their device
             i = known[position]
-            d = device[i]
-            base, hole = segment[d], n_ready[d]
-            n_ready[d] += 1
+            base, hole = segment[where[i]], n_ready[where[i]]
+            n_ready[where[i]] += 1
             while hole > 0:
                 above = ready[base + ((hole - 1) >> 1)]
                 if turn[above] < turn[i] or (turn[above] == turn[i] and above < i):
@@ -379,7 +395,8 @@ def greedy(a, w, device, turn):  # type: ignore[no-untyped-def]  # noqa: ANN001,
                 ready[base + hole] = above
                 hole = (hole - 1) >> 1
             ready[base + hole] = i
-        for d in range(k):  # idle devices start the first of their heap
+        for position in range(n_ended + n_known):  # idle devices start the first of their heap
+            d = ended[position] if position < n_ended else where[known[position - n_ended]]
             if running_end[d] != NEVER or n_ready[d] == 0:
                 continue
             base = segment[d]
@@ -402,39 +419,39 @@ def greedy(a, w, device, turn):  # type: ignore[no-untyped-def]  # noqa: ANN001,
             ready[base + hole] = i
             running[d], starts[first] = first, now
             running_end[d] = now + duration[first, device_type[d]]
-            busy += 1
         gap = n_queue  # transfers that became ready together go by turn of the consumer, then edge (shell sort)
         while gap > 1:
             gap = 1 if gap < 5 else (gap * 5 - 1) // 11
             for position in range(gap, n_queue):
                 e, hole = queue[position], position
                 while hole >= gap:
-                    other = queue[hole - gap]
-                    i, j = consumer[other], consumer[e]
-                    if turn[i] < turn[j] or (turn[i] == turn[j] and edge[other] < edge[e]):
+                    f = queue[hole - gap]
+                    before, after = turn[consumer[f]], turn[consumer[e]]
+                    if before < after or (before == after and edge[f] < edge[e]):
                         break
-                    queue[hole] = other
+                    queue[hole] = f
                     hole -= gap
                 queue[hole] = e
         for position in range(n_queue + n_shared + n_late):
             if position < n_queue:
                 e = queue[position]
                 j = consumer[e]
-                source, target = device[producer[e]], device[j]
-                start = max(now, send_free[source], receive_free[target]) if contended else now
+                source, target = where[producer[e]], where[j]
+                start = now
+                if contended:
+                    start = max(now, send_free[source], receive_free[target])
                 end = start + transfer[tensor[e], route_class[source, target]]
                 send_free[source] = end
                 receive_free[target] = end
                 transfer_start[e], transfer_end[e] = start, end
+                arrival[j] = max(arrival[j], end)
+                waiting[j] -= 1
             elif position < n_queue + n_shared:
                 j = consumer[shared[position - n_queue]]
-                end = transfer_end[shared_by[position - n_queue]]
+                arrival[j] = max(arrival[j], transfer_end[shared_by[position - n_queue]])
+                waiting[j] -= 1
             else:
                 j = known[n - 1 - (position - n_queue - n_shared)]
-                end = arrival[j]
-                waiting[j] += 1
-            arrival[j] = max(arrival[j], end)
-            waiting[j] -= 1
             if waiting[j] > 0:
                 continue
             hole = n_future  # its last input is on its way: it joins the heap of those to come
@@ -446,12 +463,17 @@ def greedy(a, w, device, turn):  # type: ignore[no-untyped-def]  # noqa: ANN001,
                 future[hole] = above
                 hole = (hole - 1) >> 1
             future[hole] = j
-        if busy == 0 and n_future == 0:
+        now = arrival[future[0]] if n_future > 0 else NEVER
+        n_known, n_ended, n_queue, n_shared, n_late = 0, 0, 0, 0, 0
+        for device_index in range(k):
+            if running_end[device_index] < now:
+                now = running_end[device_index]
+                n_ended = 0
+            if running_end[device_index] == now:
+                ended[n_ended] = device_index
+                n_ended += 1
+        if now == NEVER:
             return last
-        now = NEVER if n_future == 0 else arrival[future[0]]
-        for d in range(k):
-            now = min(now, running_end[d])
-        n_known, n_queue, n_shared, n_late = 0, 0, 0, 0
         while n_future > 0 and arrival[future[0]] == now:
             known[n_known] = future[0]
             n_known += 1
@@ -466,16 +488,14 @@ def greedy(a, w, device, turn):  # type: ignore[no-untyped-def]  # noqa: ANN001,
                 future[hole] = future[child]
                 hole = child
             future[hole] = i
-        for d in range(k):  # book the operators that end
-            if running_end[d] != now:
-                continue
+        for position in range(n_ended):  # book the operators that end
+            d = ended[position]
             running_end[d] = NEVER
-            busy -= 1
             last = now
             i = running[d]
-            for e in range(out[i], out[i + 1]):
+            for e in range(out[i], out[i + one]):
                 j = consumer[e]
-                target = device[j]
+                target = where[j]
                 if target == d or tensor[e] < 0:
                     arrival[j] = max(arrival[j], now)
                     waiting[j] -= 1
@@ -483,8 +503,8 @@ def greedy(a, w, device, turn):  # type: ignore[no-untyped-def]  # noqa: ANN001,
                         known[n_known] = j
                         n_known += 1
                     elif waiting[j] == 0:  # a transfer to it is on its way: kept at the other end of the same array
-                        known[n - 1 - n_late] = j
                         n_late += 1
+                        known[n - n_late] = j
                 elif queued[target] == tensor[e]:
                     shared[n_shared], shared_by[n_shared] = e, queued_by[target]
                     n_shared += 1
