@@ -36,7 +36,7 @@ def entries(kind: Kind) -> dict[str, Path]:
     for root in (shipped_folder(), user_folder()):
         folder = root / _FOLDERS[kind]
         if kind == "cost-models":
-            found |= {path.parent.name: path.parent for path in folder.glob("*/card.json")}
+            found |= {path.name: path for path in folder.glob("*") if _is_model(path)}
         else:
             found |= {path.stem: path for path in folder.glob("*.yaml")}
     return dict(sorted(found.items()))
@@ -69,7 +69,7 @@ def find(kind: Kind, name: str | Path, *, beside: Path | None = None) -> Path:
     candidates = [path] if path.is_absolute() or beside is None else [beside.parent / path, path]
     is_path = "/" in text or os.sep in text or path.suffix in (".yaml", ".yml")
     for candidate in candidates:
-        if (is_path and candidate.exists()) or (kind == "cost-models" and (candidate / "card.json").is_file()):
+        if (is_path and candidate.exists()) or (kind == "cost-models" and _is_model(candidate)):
             return candidate
     if is_path:
         raise InputError(f"{text}: there is no such file; give a path that exists or a name of 'catalog {kind}'")
@@ -77,3 +77,7 @@ def find(kind: Kind, name: str | Path, *, beside: Path | None = None) -> Path:
     if text not in known:
         raise InputError(f"{text}: unknown name in 'catalog {kind}'; {did_you_mean(text, list(known))}")
     return known[text]
+
+
+def _is_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("card.json", "links.json"))

@@ -88,6 +88,7 @@ def cluster_from_document(document: YamlDocument) -> Cluster:
     except InputError as error:
         problems += error.problems
     types = _device_types(document, problems)
+    models = _models(document, problems)
     members = Members(document, problems)
     joined = list(members.links())
     if sum(len(pairs) for _, _, pairs in joined) > MAX_LINKS:
@@ -101,12 +102,12 @@ def cluster_from_document(document: YamlDocument) -> Cluster:
     cluster = Cluster(
         name=form.name,
         devices=tuple(
-            _device(_entry(form, member.entry), types, member)
+            _device(_entry(form, member.entry), types, models, member)
             for member in sorted(members.devices, key=lambda member: natural(member.name))
         ),
         links=tuple(sorted(links, key=lambda link: natural(link.name))),
         switches=tuple(sorted((member.name for member in members.switches), key=natural)),
-        link_model=form.link_model,
+        link_model=models.get(form.link_model or ""),
         source=form.source,
     )
     problems += _same_links(document, cluster) or _unreached(document, cluster)
@@ -118,21 +119,44 @@ def cluster_from_document(document: YamlDocument) -> Cluster:
 def _device_types(document: YamlDocument, problems: list[str]) -> dict[str, DeviceType]:
     """Return the device types that the document names; problems of their files are the document's."""
     types: dict[str, DeviceType] = {}
-    failed: set[str] = set()
+    for name, at in _named(document, "device").items():
+        try:
+            types[name] = read_device_type(name, beside=document.path)
+        except InputError as error:
+            problems += [f"{document.place(at)}: {problem}" for problem in error.problems]
+    return types
+
+
+def _models(document: YamlDocument, problems: list[str]) -> dict[str, str]:
+    """Return the cost and link models that the document names: as named, or as a path where they lie beside it."""
+    named = _named(document, "cost_model")
+    link_model = document.data.get("link_model")
+    if isinstance(link_model, str):
+        named[link_model] = ("link_model",)
+    models = {}
+    for name, at in named.items():
+        if name in ("roofline", *list_names("cost-models")):
+            models[name] = name
+            continue
+        try:
+            models[name] = str(find("cost-models", name, beside=document.path))
+        except InputError as error:
+            problems += [f"{document.place(at)}: {problem}" for problem in error.problems]
+    return models
+
+
+def _named(document: YamlDocument, key: str) -> dict[str, Location]:
+    """Return every text that device entries give for a key, and where it stands first."""
+    found: dict[str, Location] = {}
     root = plain(document.data)
-    scopes = [((), root), *((("servers", i), server) for i, server in enumerate(_list(root.get("servers"))))]
+    servers = enumerate(_list(root.get("servers")))
+    scopes: list[tuple[Location, Any]] = [((), root), *((("servers", i), server) for i, server in servers)]
     for place, scope in scopes:
         for i, entry in enumerate(_list(scope.get("devices")) if isinstance(scope, dict) else []):
-            name = entry.get("device") if isinstance(entry, dict) else None
-            if not isinstance(name, str) or name in types or name in failed:
-                continue
-            try:
-                types[name] = read_device_type(name, beside=document.path)
-            except InputError as error:
-                failed.add(name)
-                at = document.place((*place, "devices", i, "device"))
-                problems += [f"{at}: {problem}" for problem in error.problems]
-    return types
+            name = entry.get(key) if isinstance(entry, dict) else None
+            if isinstance(name, str):
+                found.setdefault(name, (*place, "devices", i, key))
+    return found
 
 
 def _list(value: object) -> list[Any]:
@@ -147,7 +171,7 @@ def _entry(form: ClusterFile, at: Location) -> Any:  # noqa: ANN401 - the entry 
     return node
 
 
-def _device(entry: DeviceEntry, types: Mapping[str, DeviceType], member: Member) -> Device:
+def _device(entry: DeviceEntry, types: Mapping[str, DeviceType], models: Mapping[str, str], member: Member) -> Device:
     kind = types[entry.device]
     if entry.address is not None:
         address = entry.address.replace("{i}", str(member.number))
@@ -160,7 +184,7 @@ def _device(entry: DeviceEntry, types: Mapping[str, DeviceType], member: Member)
     return Device(
         name=member.name,
         type=kind,
-        cost_model=entry.cost_model,
+        cost_model=models.get(entry.cost_model or ""),
         backend=entry.backend,
         address=address,
         threads=entry.threads,
@@ -209,6 +233,10 @@ def _unreached(document: YamlDocument, cluster: Cluster) -> list[str]:
 def _digest(cluster: Cluster) -> str:
     """Return a hash of all that the cluster says, whatever the order in which its file says it."""
     types = {device.type.name: asdict(device.type) for device in cluster.devices}
-    devices = [vars(device) | {"type": device.type.name} for device in cluster.devices]
-    content = [types, devices, [vars(link) for link in cluster.links], cluster.switches, cluster.link_model]
+    devices = [
+        vars(device) | {"type": device.type.name, "cost_model": Path(device.cost_model or "").name}  # not where it lies
+        for device in cluster.devices
+    ]
+    links = [vars(link) for link in cluster.links]
+    content = [types, devices, links, cluster.switches, Path(cluster.link_model or "").name]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

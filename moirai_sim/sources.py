@@ -1,0 +1,376 @@
+"""What the user names -> PlacementProblem: a model priced on a cluster, or a published instance as it is."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moirai_sim.catalog import find
+from moirai_sim.clusters.routes import route, route_classes
+from moirai_sim.errors import InputError
+from moirai_sim.files import sha256
+from moirai_sim.problem import UNSUPPORTED, Network, PlacementProblem
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from moirai_sim.clusters.cluster import Cluster, Device, DeviceType
+    from moirai_sim.graphs.operator import Operator, OperatorGraph
+    from moirai_sim.instances.pipedream import PipedreamGraph
+
+ROOFLINE = "roofline"
+"""The cost model of devices that name none."""
+NO_FUSION = "none"
+"""Value of ``fuse`` that prices every operator as a kernel of its own."""
+
+
+def load_problem(
+    source: str | Path,
+    cluster: Cluster | None = None,
+    *,
+    network: str | None = None,
+    memory: bool = True,
+    memory_scale: float | None = None,
+    fuse: str | None = None,
+) -> PlacementProblem:
+    """Return the problem that a source stands for.
+
+    Parameters
+    ----------
+    source
+        An ``.onnx`` file, ``zoo:NAME``, or a published instance (Moirai's table, dnn-partitioning's JSON, PipeDream's
+        ``graph.txt``), recognised by its content.
+    cluster
+        Where it runs. Needed for models and PipeDream graphs; Moirai's and dnn-partitioning's bring their devices.
+    network
+        How transfers contend; None takes ``fair`` for clusters and ``one-port`` for instances.
+    memory
+        False lifts all memory limits.
+    memory_scale
+        Gives every device this multiple of the model's total weight bytes.
+    fuse
+        As in `build_problem`.
+
+    Raises
+    ------
+    InputError
+        If the source cannot be read, or does not go together with the other arguments.
+    """
+    kind = recognise(source)
+    own_devices = kind in ("moirai", "dnn-partitioning")
+    if own_devices and cluster is not None:
+        raise InputError(f"{source}: brings its own devices and costs; leave out the cluster")
+    if not own_devices and cluster is None:
+        raise InputError(f"{source}: needs devices to run on; name a cluster, see 'moirai-sim catalog topologies'")
+    if not memory and memory_scale is not None:
+        raise InputError("memory cannot be both scaled and lifted; give one of the two")
+    if memory_scale is not None and not 0 < memory_scale < float("inf"):
+        raise InputError(f"memory scale {memory_scale}: must be above 0, e.g. 0.4")
+
+    if kind == "moirai":
+        from moirai_sim.instances.moirai_xls import read_moirai_xls
+
+        problem = read_moirai_xls(Path(source))
+    elif kind == "dnn-partitioning":
+        from moirai_sim.instances.dnn_partitioning import read_dnn_partitioning
+
+        problem = read_dnn_partitioning(Path(source)).problem()
+    elif cluster is not None and kind == "pipedream":
+        from moirai_sim.instances.pipedream import read_pipedream
+
+        problem = _pipedream_problem(read_pipedream(Path(source)), cluster)
+    else:
+        from moirai_sim.graphs.load import load_graph
+
+        problem = build_problem(load_graph(str(source)), _given(cluster), fuse=fuse)
+    if network is not None:
+        problem = problem.with_network(_network(network, problem))
+    if not memory:
+        problem = problem.without_memory()
+    return problem if memory_scale is None else problem.with_memory_scale(memory_scale)
+
+
+def recognise(source: str | Path) -> str:
+    """Return what a source is: "model", "moirai", "dnn-partitioning" or "pipedream", told by its content.
+
+    Raises
+    ------
+    InputError
+        If a file that must exist does not.
+    """
+    from moirai_sim.instances.pipedream import FIRST_LINE
+
+    path = Path(source)
+    if str(source).startswith("zoo:") or (not path.exists() and "?" in str(source)):
+        return "model"
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+    except OSError as error:
+        raise InputError(
+            f"{source}: cannot read it ({error.strerror}); give an .onnx file, a published instance or zoo:NAME"
+        ) from error
+    if head.startswith((b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", b"PK\x03\x04")):
+        return "moirai"
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+        return "dnn-partitioning"
+    if any(FIRST_LINE.match(line) for line in head.decode("utf-8", errors="replace").splitlines()):
+        return "pipedream"
+    return "model"
+
+
+def build_problem(
+    graph: OperatorGraph, cluster: Cluster, *, network: str = "fair", fuse: str | None = None
+) -> PlacementProblem:
+    """Price a model on a cluster.
+
+    Operators stay the user's own. Where the backend fuses several into one kernel, its whole cost stands at the last
+    of them (which waits for all inputs of the kernel), the others cost nothing, and co-location ties them together.
+
+    Parameters
+    ----------
+    graph
+        What runs.
+    cluster
+        Where. Devices with a ``cost_model`` are priced by it, others by the roofline of their data sheet; transfers
+        by the cluster's ``link_model`` or the figures of its links.
+    network
+        How transfers contend.
+    fuse
+        The backend whose fusions apply; None takes that of the devices (none where they differ), "none" fuses nothing.
+
+    Raises
+    ------
+    InputError
+        If the graph is empty, or a cost model cannot be found.
+    """
+    operators = list(graph)
+    if not operators:
+        raise InputError(f"{graph.name}: the model has no operators that cost anything; there is nothing to place")
+    index = {operator.name: i for i, operator in enumerate(operators)}
+    backend = fuse or _common_backend(cluster)
+    kernels = _kernels(graph, backend)
+    last = np.array([max(index[name] for name in members) for _, members in kernels], dtype=np.int64)
+    colocation = np.full(len(operators), -1, dtype=np.int64)
+    groups = [members for _, members in kernels if len(members) > 1]
+    for group, members in enumerate(groups):
+        colocation[[index[name] for name in members]] = group
+
+    columns = _Columns.of(cluster)
+    prices = [_price(kind, [kernel for kernel, _ in kernels], model) for kind, model in columns.kinds]
+    tables = []
+    for part in range(3):
+        table = np.zeros((len(operators), len(prices)), dtype=np.int64)
+        table[last] = np.stack([price.ns[part] for price in prices], axis=1)
+        for column, price in enumerate(prices):  # the members of an unsupported kernel are unsupported with it
+            for kernel in np.flatnonzero(price.ns[0] == UNSUPPORTED):
+                table[[index[name] for name in kernels[kernel][1]], column] = UNSUPPORTED
+        tables.append(table)
+
+    edges, sizes = _edges(graph, index)
+    devices = cluster.devices
+    route_class, transfer_ns, link_source = transfer_table(cluster, sizes)
+    share: dict[str, float] = {}
+    total = sum(float(price.seconds.sum()) for price in prices) or 1.0
+    for price in prices:
+        share[price.source] = share.get(price.source, 0.0) + float(price.seconds.sum()) / total
+    guessed = sum(float(price.seconds[price.extrapolated].sum()) for price in prices) / total
+    return PlacementProblem(
+        name=graph.name,
+        operators=tuple(index),
+        operator_ns=tables[0],
+        weight_bytes=np.array([operator.weight_bytes for operator in operators], dtype=np.int64),
+        devices=tuple(device.name for device in devices),
+        device_type=columns.of_device,
+        memory_bytes=_memory(cluster),
+        edges=np.ascontiguousarray(edges[:, :2]),
+        edge_tensor=np.ascontiguousarray(edges[:, 2]),
+        tensor_bytes=sizes,
+        route_class=route_class,
+        transfer_ns=transfer_ns,
+        network=_network(network, None),
+        operator_low_ns=tables[1],
+        operator_high_ns=tables[2],
+        colocation=colocation if groups else None,
+        cluster=cluster,
+        cost_share=dict(sorted(share.items())),
+        provenance={
+            "model": dict(graph.source),
+            "cluster": dict(cluster.provenance),
+            "cost_models": {model or ROOFLINE: _card_hash(model) for _, model in columns.kinds},
+            "links": link_source,
+            "fusion": backend,
+            "extrapolated_share": guessed,
+        },
+    )
+
+
+def transfer_table(cluster: Cluster, sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], str]:
+    """Return route classes [k, k], transfer times [q, classes] in ns, and where the times come from.
+
+    ``sizes`` [q] are the bytes of the tensors. Times are of a tensor alone on the network.
+    """
+    route_class, classes, examples = route_classes(cluster)
+    columns = []
+    if cluster.link_model is None:
+        columns = [ns - np.floor(-sizes * 1e9 / rate).astype(np.int64) for ns, rate in classes]
+        source = "data sheet"
+    else:
+        from moirai_sim.costs.links import load_link_model
+
+        model = load_link_model(find("cost-models", cluster.link_model))
+        for a, b in examples:
+            columns.append(model.transfer_ns(sizes, route(cluster, cluster.devices[a].name, cluster.devices[b].name)))
+        source = cluster.link_model
+    table = np.stack(columns, axis=1) if columns else np.zeros((len(sizes), 0), dtype=np.int64)
+    return route_class, table, source
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Which devices are priced alike: those of one device type and one cost model."""
+
+    kinds: list[tuple[DeviceType, str | None]]
+    of_device: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, cluster: Cluster) -> _Columns:
+        position: dict[tuple[str, str | None], int] = {}
+        kinds: list[tuple[DeviceType, str | None]] = []
+        column = []
+        for device in cluster.devices:
+            key = (repr(device.type), device.cost_model)
+            if key not in position:
+                position[key] = len(kinds)
+                kinds.append((device.type, device.cost_model))
+            column.append(position[key])
+        return cls(kinds, np.array(column, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class _Price:
+    """Times of all kernels on one device type."""
+
+    ns: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+    """Median, low and high; UNSUPPORTED where a kernel cannot run."""
+    seconds: NDArray[np.float64]
+    """Median; 0 where a kernel cannot run."""
+    extrapolated: NDArray[np.bool_]
+    source: str
+
+
+def _price(kind: DeviceType, kernels: Sequence[Operator], name: str | None) -> _Price:
+    from moirai_sim.costs.catalog_model import load_cost_model
+
+    prediction = load_cost_model(name or ROOFLINE).predict(kernels, kind)
+
+    def rounded(seconds: NDArray[np.float64]) -> NDArray[np.int64]:
+        runs = np.isfinite(prediction.latency_s)
+        return np.where(runs, np.rint(np.where(runs, seconds, 0.0) * 1e9), UNSUPPORTED).astype(np.int64)
+
+    return _Price(
+        ns=(rounded(prediction.latency_s), rounded(prediction.low_s), rounded(prediction.high_s)),
+        seconds=np.where(np.isfinite(prediction.latency_s), prediction.latency_s, 0.0),
+        extrapolated=np.asarray(prediction.extrapolated, dtype=bool),
+        source=prediction.source,
+    )
+
+
+def _card_hash(model: str | None) -> str | None:
+    return None if model in (None, ROOFLINE) else sha256(find("cost-models", str(model)) / "card.json")
+
+
+def _common_backend(cluster: Cluster) -> str:
+    backends = {device.backend for device in cluster.devices}
+    return backends.pop() if len(backends) == 1 else NO_FUSION
+
+
+def _kernels(graph: OperatorGraph, backend: str) -> list[tuple[Operator, tuple[str, ...]]]:
+    """Return every kernel that runs with the names of the operators it stands for."""
+    if backend == NO_FUSION or importlib.util.find_spec("moirai_sim.graphs.fusion") is None:
+        return [(operator, (operator.name,)) for operator in graph]
+    from moirai_sim.graphs.fusion import fuse
+
+    fused = fuse(graph, backend)
+    return [(kernel, tuple(fused.members.get(kernel.name, (kernel.name,)))) for kernel in fused.graph]
+
+
+def _edges(graph: OperatorGraph, index: dict[str, int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return (producer, consumer, tensor) rows [m, 3], sorted, and the bytes of the tensors [q]."""
+    tensor: dict[tuple[int, str], int] = {}
+    sizes: list[int] = []
+    rows: list[tuple[int, int, int]] = []
+    for producer, consumer, tensors in graph.edges():
+        i, j = index[producer], index[consumer]
+        if not tensors:
+            rows.append((i, j, -1))
+        for item in tensors:
+            key = (i, item.name)
+            if key not in tensor:
+                tensor[key] = len(sizes)
+                sizes.append(item.bytes)
+            rows.append((i, j, tensor[key]))
+    rows.sort()
+    return np.array(rows, dtype=np.int64).reshape(-1, 3), np.array(sizes, dtype=np.int64)
+
+
+def _memory(cluster: Cluster) -> NDArray[np.int64]:
+    def granted(device: Device) -> int:
+        return device.type.memory_bytes if device.memory_bytes is None else device.memory_bytes
+
+    return np.array([granted(device) for device in cluster.devices], dtype=np.int64)
+
+
+def _pipedream_problem(graph: PipedreamGraph, cluster: Cluster) -> PlacementProblem:
+    """Place profiled layers on a cluster. The profile knows one GPU type, so all devices take its times."""
+    edges = np.array(graph.edges, dtype=np.int64).reshape(-1, 2)
+    producers, tensor = np.unique(edges[:, 0], return_inverse=True)
+    sizes = np.array(graph.activation_bytes, dtype=np.int64)[producers]
+    route_class, transfer_ns, link_source = transfer_table(cluster, sizes)
+    return PlacementProblem(
+        name=graph.name,
+        operators=graph.layers,
+        operator_ns=np.array(graph.forward_ns, dtype=np.int64)[:, None],
+        weight_bytes=np.array(graph.parameter_bytes, dtype=np.int64),
+        devices=tuple(device.name for device in cluster.devices),
+        device_type=np.zeros(len(cluster.devices), dtype=np.int64),
+        memory_bytes=_memory(cluster),
+        edges=edges,
+        edge_tensor=tensor.reshape(-1).astype(np.int64),
+        tensor_bytes=sizes,
+        route_class=route_class,
+        transfer_ns=transfer_ns,
+        network="fair",
+        cluster=cluster,
+        cost_share={"published": 1.0},
+        provenance={
+            **graph.provenance,
+            "cluster": dict(cluster.provenance),
+            "links": link_source,
+            "note": "all devices take the layer times of the one GPU type that was profiled",
+        },
+    )
+
+
+def _given(cluster: Cluster | None) -> Cluster:
+    if cluster is None:
+        raise InputError("a model needs devices to run on; name a cluster")
+    return cluster
+
+
+def _network(name: str, problem: PlacementProblem | None) -> Network:
+    from moirai_sim.errors import did_you_mean
+    from moirai_sim.problem import NETWORKS
+
+    for known in NETWORKS:
+        if name == known:
+            if name == "fair" and problem is not None and problem.cluster is None:
+                raise InputError(f"network 'fair': '{problem.name}' has no links to share; choose another network")
+            return known  # type: ignore[return-value]
+    raise InputError(f"unknown network '{name}'; {did_you_mean(name, NETWORKS)}")
