@@ -1,0 +1,168 @@
+"""Cost models as folders: ``card.json`` for people, ``model.json`` and one ``.onnx`` an ensemble for the machine.
+
+Nothing in such a folder can run code: JSON is read as data, and ensembles are ONNX tree operators run by onnxruntime.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moirai_sim.clusters.cluster import DeviceType
+from moirai_sim.costs.families import describe
+from moirai_sim.costs.kernels import FamilyModel, Rows, arithmetic, predict_rows
+from moirai_sim.costs.model import CostModel, Prediction
+from moirai_sim.errors import InputError
+from moirai_sim.files import write_whole
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moirai_sim.costs.estimator import TimeEstimator
+    from moirai_sim.graphs.operator import Operator
+
+FORMAT = "moirai-sim/cost-model@1"
+_KEY = re.compile(r"[a-z-]+")
+
+
+def load_cost_model(name_or_dir: str | Path) -> CostModel:
+    """Return a cost model of the catalog (``roofline`` among them) or of a folder.
+
+    Raises
+    ------
+    InputError
+        If there is no such model, or the folder does not hold a whole one.
+    """
+    if name_or_dir == "roofline":
+        from moirai_sim.costs.roofline import Roofline
+
+        return Roofline()
+    from moirai_sim.catalog import find
+
+    return LearnedModel(find("cost-models", name_or_dir))
+
+
+def save_cost_model(estimator: TimeEstimator, folder: Path, card: Mapping[str, Any]) -> None:
+    """Write a fitted estimator and its card into a folder.
+
+    Raises
+    ------
+    InputError
+        If the folder cannot be written.
+    """
+    from skl2onnx import convert_sklearn
+    from skl2onnx.common.data_types import FloatTensorType
+
+    families = {}
+    for key, model in estimator.models_.items():
+        plain = dataclasses.asdict(dataclasses.replace(model, shared=None, sharp=None))
+        for part in ("shared", "sharp"):
+            predict = getattr(model, part)
+            plain[part] = None
+            if predict is not None:
+                booster = predict.__self__  # the bound method of a scikit-learn ensemble
+                kind = [("x", FloatTensorType([None, booster.n_features_in_]))]
+                proto = convert_sklearn(booster, initial_types=kind, target_opset={"": 21, "ai.onnx.ml": 3})
+                plain[part] = f"{key}.{part}.onnx"
+                write_whole(folder / plain[part], proto.SerializeToString())
+        families[key] = plain
+    devices = {name: dataclasses.asdict(device) for name, device in estimator.devices_.items()}
+    content = {"format": FORMAT, "devices": devices, "families": families}
+    write_whole(folder / "model.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
+    write_whole(folder / "card.json", json.dumps(dict(card), indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+class LearnedModel:
+    """A stored model. Ensembles are loaded when the first operator of their family is priced.
+
+    Parameters
+    ----------
+    folder
+        As `save_cost_model` writes it.
+    stack
+        Software stack to price for, where the model knows several for a device: as in its card. By default the one
+        with most measurements.
+
+    Raises
+    ------
+    InputError
+        If the folder does not hold a whole model of a known format.
+    """
+
+    def __init__(self, folder: Path, *, stack: str = "") -> None:
+        self.folder = folder
+        self.name = folder.name
+        self.stack = stack
+        try:
+            content = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+            if content["format"] != FORMAT:
+                raise InputError(f"{folder}: format is {content['format']!r}, not '{FORMAT}'; calibrate it again")
+            self.devices = {name: DeviceType(**sheet) for name, sheet in content["devices"].items()}
+            self._families = {key: self._family(key, plain) for key, plain in content["families"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{folder}: does not hold a whole cost model ({error!r}); calibrate it again") from error
+
+    def _family(self, key: str, plain: dict[str, Any]) -> FamilyModel:
+        boosters = {}
+        for part in ("shared", "sharp"):
+            if plain[part] is not None:
+                if not _KEY.fullmatch(key) or plain[part] != f"{key}.{part}.onnx":
+                    raise ValueError(f"impossible file name {plain[part]!r}")
+                boosters[part] = Ensemble(self.folder / plain[part])
+        return FamilyModel(**{**plain, "shared": boosters["shared"], "sharp": boosters.get("sharp")})
+
+    @cached_property
+    def card(self) -> Mapping[str, object]:
+        """Return data, licence, hardware, stack, held-out errors and limits of use."""
+        try:
+            card: Mapping[str, object] = json.loads((self.folder / "card.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.folder / 'card.json'}: cannot be read ({error}); calibrate it again") from error
+        return card
+
+    def predict(self, operators: Sequence[Operator], device: DeviceType) -> Prediction:
+        """Return the times of ``operators`` on ``device``; operators that do and move nothing cost 0."""
+        out = np.zeros((3, len(operators)))
+        flag = np.zeros(len(operators), dtype=bool)
+        families, table = describe(operators)
+        groups: dict[tuple[str, str], list[int]] = {}
+        for i, (family, op) in enumerate(zip(families, operators, strict=True)):
+            if op.read_bytes or op.write_bytes or op.flops:
+                groups.setdefault((family, op.dtype), []).append(i)
+        for (family, dtype), members in sorted(groups.items()):
+            index = np.array(members)
+            op_types = np.array([operators[i].op_type for i in members])
+            rows = Rows(table[index], op_types, device, dtype, self.stack, index)
+            found = predict_rows(self._families, self.devices, arithmetic(family, dtype), rows)
+            out[:, index], flag[index] = np.stack(found[:3]), found[3]
+        return Prediction(out[0], out[1], out[2], flag)
+
+
+class Ensemble:
+    """A tree ensemble in an ONNX file, loaded at its first use."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise FileNotFoundError(str(path))
+        self.path = path
+
+    @cached_property
+    def _session(self) -> Any:  # noqa: ANN401
+        import onnxruntime
+
+        onnxruntime.set_default_logger_severity(3)
+        try:  # from bytes, so that no external data can be named
+            return onnxruntime.InferenceSession(self.path.read_bytes(), providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises exceptions of its own, without a common base
+            raise InputError(f"{self.path}: cannot be loaded ({error}); calibrate the model again") from error
+
+    def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float64]:
+        found: NDArray[np.float64] = self._session.run(None, {"x": x})[0].ravel().astype(np.float64)
+        return found

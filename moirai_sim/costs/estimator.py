@@ -1,0 +1,265 @@
+"""The estimator behind every learned cost model: time = (launch + physical limit) x learned inefficiency.
+
+For each family of kernels two gradient boosted ensembles explain ``log(time / (launch + limit))``: a *shared* one from
+dimensionless features alone, which carries over to devices that were never measured, and a *sharp* one that corrects it for
+the device and software stack that were. A few measurements of a new device fit a ridge correction in place of the second.
+
+Intervals are split-conformal (Vovk et al. 2005) with residuals of the matching kind of hold-out: random rows for what
+resembles the training data, the largest tenth for what is larger, left-out devices for a device never seen.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.ensemble import HistGradientBoostingRegressor
+
+from moirai_sim.costs.families import COLUMNS
+from moirai_sim.costs.features import Design
+from moirai_sim.costs.kernels import DOMAIN, FamilyModel, Rows, inputs_of, launch_of, predict_rows, rows_of
+from moirai_sim.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from moirai_sim.clusters.cluster import DeviceType
+
+    Array = NDArray[np.float64]
+
+
+class TimeEstimator(RegressorMixin, BaseEstimator):
+    """Predicts seconds of kernels of any family on any device; scikit-learn compatible.
+
+    Parameters
+    ----------
+    trees, sharp_trees
+        Trees of the shared and of the sharp ensemble of each family.
+    leaves, learning_rate, min_leaf
+        Of both; see `sklearn.ensemble.HistGradientBoostingRegressor`.
+    max_rows
+        A family with more rows is thinned at random to this many.
+    intervals
+        Whether the hold-outs that intervals need are fitted.
+    random_state
+        Seed of thinning and hold-outs.
+
+    Attributes
+    ----------
+    models_
+        `FamilyModel` by key (family and kind of arithmetic).
+    devices_
+        Data sheets of the devices that were measured, by name.
+    """
+
+    def __init__(
+        self,
+        trees: int = 250,
+        sharp_trees: int = 150,
+        leaves: int = 31,
+        learning_rate: float = 0.08,
+        min_leaf: int = 15,
+        max_rows: int = 60_000,
+        intervals: bool = True,
+        random_state: int = 0,
+    ) -> None:
+        self.trees = trees
+        self.sharp_trees = sharp_trees
+        self.leaves = leaves
+        self.learning_rate = learning_rate
+        self.min_leaf = min_leaf
+        self.max_rows = max_rows
+        self.intervals = intervals
+        self.random_state = random_state
+
+    def fit(self, X: pd.DataFrame, y: Array | None = None) -> Self:  # noqa: N803
+        """Fit to a profile (columns of `moirai_sim.profiling.schema`); ``y`` defaults to its ``median_s``, seconds."""
+        seconds = np.asarray(X["median_s"] if y is None else y, dtype=np.float64)
+        if len(X) == 0 or not (np.isfinite(seconds) & (seconds > 0)).all():
+            raise InputError("profile: needs rows, all with a positive finite time")
+        self.devices_: dict[str, DeviceType] = {}
+        self.models_: dict[str, FamilyModel] = {}
+        generator = np.random.default_rng(self.random_state)
+        for key, parts in rows_of(X).items():
+            parts = _thin(parts, self.max_rows, generator)
+            self.devices_ |= {part.device.name: part.device for part in parts}
+            samples = _Samples(key, parts, seconds)
+            model = self._fit_family(samples, np.arange(len(samples.target)))
+            if self.intervals:
+                self._calibrate_intervals(model, samples, generator)
+            self.models_[key] = model
+        return self
+
+    def predict(self, X: pd.DataFrame) -> Array:  # noqa: N803
+        """Return seconds, [n]."""
+        return self.predict_interval(X)[0]
+
+    def predict_interval(self, X: pd.DataFrame) -> tuple[Array, Array, Array, NDArray[np.bool_]]:  # noqa: N803
+        """Return median estimate, low and high end of the 90 % interval (s) and the extrapolation flag, [n] each."""
+        out = np.empty((3, len(X)))
+        flag = np.empty(len(X), dtype=bool)
+        for key, parts in rows_of(X).items():
+            for part in parts:
+                found = predict_rows(self.models_, self.devices_, key, part)
+                out[:, part.index], flag[part.index] = np.stack(found[:3]), found[3]
+        return out[0], out[1], out[2], flag
+
+    def _boost(self, x: NDArray[np.float32], y: Array, trees: int) -> HistGradientBoostingRegressor:
+        leaf = min(self.min_leaf, max(len(y) // 20, 1))
+        booster = HistGradientBoostingRegressor(
+            max_iter=trees, max_leaf_nodes=self.leaves, learning_rate=self.learning_rate, min_samples_leaf=leaf,
+            early_stopping=False, random_state=self.random_state,
+        )  # fmt: skip
+        return booster.fit(x, y)
+
+    def _fit_family(self, samples: _Samples, train: NDArray[np.int64]) -> FamilyModel:
+        launch = samples.launch(train)
+        x, base = samples.inputs(launch)
+        y = samples.log_time - base
+        ops = {op: float(y[rows].mean()) for op in samples.op_names if (rows := train[samples.op[train] == op]).size}
+        x[:, -1] = [ops.get(op, 0.0) for op in samples.op]
+        shared = self._boost(x[train], y[train], self.trees)
+        rest = y[train] - shared.predict(x[train])
+        sharp = None
+        if self.sharp_trees:
+            coded = np.column_stack([x, samples.group_code.astype(np.float32)])
+            sharp = self._boost(coded[train], rest, self.sharp_trees)
+        load = samples.load(launch)[train]
+        table = samples.table[train][:, DOMAIN]
+        return FamilyModel(
+            groups=list(samples.groups),
+            launch_s=launch,
+            ops=ops,
+            dtypes=sorted(set(samples.dtypes)),
+            domain=[table.min(axis=0).tolist(), table.max(axis=0).tolist()],
+            shared=shared.predict,
+            sharp=None if sharp is None else sharp.predict,
+            bins=np.quantile(load, [0.25, 0.5, 0.75]).tolist(),
+            widths={"random": [0.3] * 4, "larger": [0.5] * 4, "device": [0.7] * 4},
+            defaults=samples.defaults(),
+        )
+
+    def _calibrate_intervals(self, model: FamilyModel, samples: _Samples, generator: np.random.Generator) -> None:
+        shape = np.unique(samples.table, axis=0, return_inverse=True)[1].ravel()
+        fold = generator.permutation(shape.max() + 1)[shape] % 3
+        everything = np.arange(len(fold))
+        larger = samples.larger()
+        device = samples.device_code
+        splits = [("random", fold == i) for i in range(3)]
+        splits.append(("larger", larger))
+        if device.max() > 0:
+            splits += [("device", device == i) for i in range(device.max() + 1)]
+        found: dict[str, list[tuple[Array, Array]]] = {}
+        for kind, test in splits:
+            if test.sum() < 1 or (~test).sum() < 20:
+                continue
+            fitted = self._fit_family(samples, everything[~test])
+            known = kind != "device"
+            residual = samples.residual(fitted, everything[test], known=known)
+            found.setdefault(kind, []).append((samples.load(fitted.launch_s)[test], np.abs(residual)))
+        for kind, pieces in found.items():
+            load = np.concatenate([p[0] for p in pieces])
+            size = np.concatenate([p[1] for p in pieces])
+            model.widths[kind] = _conformal(load, size, model.bins)
+        at_least = model.widths["random"]
+        for kind, factor in (("larger", 1.5), ("device", 3.0)):
+            if kind not in found:  # nothing of the kind to learn from: say that little is known
+                model.widths[kind] = [factor * w for w in at_least]
+            model.widths[kind] = [max(a, b) for a, b in zip(model.widths[kind], at_least, strict=True)]
+
+
+def _conformal(load: Array, residual: Array, bins: list[float]) -> list[float]:
+    """Return the finite-sample 90 % quantile of the residuals in each bin, or of all where a bin holds too few."""
+    widths = []
+    where = np.searchsorted(bins, load)
+    for i in range(len(bins) + 1):
+        chosen = residual[where == i] if (where == i).sum() >= 30 else residual
+        level = min(np.ceil((len(chosen) + 1) * 0.9) / len(chosen), 1.0)
+        widths.append(float(np.quantile(chosen, level)))
+    return widths
+
+
+def _thin(parts: list[Rows], limit: int, generator: np.random.Generator) -> list[Rows]:
+    total = sum(len(part.index) for part in parts)
+    if total <= limit:
+        return parts
+    thinned = []
+    for part in parts:
+        keep = np.sort(generator.permutation(len(part.index))[: max(len(part.index) * limit // total, 1)])
+        thinned.append(
+            Rows(part.table[keep], part.op_type[keep], part.device, part.dtype, part.stack, part.index[keep])
+        )
+    return thinned
+
+
+class _Samples:
+    """All rows of one family, stacked."""
+
+    def __init__(self, key: str, parts: list[Rows], seconds: Array) -> None:
+        name = key.rsplit("-", 1)[0] if key.endswith(("-vector", "-tensor")) else key
+        designs = [Design(name, part.table, part.dtype, part.device) for part in parts]
+        self.table = np.concatenate([part.table for part in parts])
+        self.limit = np.concatenate([d.limit_s for d in designs])
+        self.features = np.concatenate([d.features for d in designs])
+        self.index = np.concatenate([part.index for part in parts])
+        self.log_time = np.log(seconds[self.index])
+        self.target = seconds[self.index]
+        self.op = np.concatenate([part.op_type for part in parts])
+        self.op_names = sorted({str(op) for op in self.op})
+        self.dtypes = [part.dtype for part in parts]
+        names = [f"{part.device.name}|{part.stack}" for part in parts]
+        self.groups = sorted(set(names))
+        sizes = [len(part.index) for part in parts]
+        self.group_code = np.repeat([self.groups.index(n) for n in names], sizes)
+        devices = sorted({part.device.name for part in parts})
+        self.device_code = np.repeat([devices.index(part.device.name) for part in parts], sizes)
+
+    def launch(self, train: NDArray[np.int64]) -> dict[str, float]:
+        """Return the launch floor of each group: the fastest hundredth of its kernels."""
+        found = {}
+        for i, name in enumerate(self.groups):
+            times = self.target[train[self.group_code[train] == i]]
+            if times.size:
+                found[name] = float(np.quantile(times, 0.01))
+        return found
+
+    def _launch_each(self, launch: Mapping[str, float]) -> Array:
+        return np.array([launch_of(launch, name) for name in self.groups])[self.group_code]
+
+    def load(self, launch: Mapping[str, float]) -> Array:
+        """Return log(limit / launch), [n]."""
+        return np.log(self.limit / self._launch_each(launch))
+
+    def inputs(self, launch: Mapping[str, float]) -> tuple[NDArray[np.float32], Array]:
+        """Return the inputs of the shared ensemble (the last column, the operator's, still empty) and the base."""
+        return inputs_of(self.features, self.limit, self._launch_each(launch))
+
+    def larger(self) -> NDArray[np.bool_]:
+        """Return the tenth with most work of each group."""
+        work = self.table[:, COLUMNS.index("flops")] + self.table[:, COLUMNS.index("read_bytes")]
+        mask = np.zeros(len(work), dtype=bool)
+        for i in range(len(self.groups)):
+            members = self.group_code == i
+            mask[members] = work[members] > np.quantile(work[members], 0.9)
+        return mask
+
+    def defaults(self) -> dict[str, str]:
+        """Return the group with most rows for each device."""
+        counts = np.bincount(self.group_code, minlength=len(self.groups))
+        best: dict[str, str] = {}
+        for i in np.argsort(counts, kind="stable"):
+            best[self.groups[i].split("|", 1)[0]] = self.groups[i]
+        return best
+
+    def residual(self, model: FamilyModel, test: NDArray[np.int64], *, known: bool) -> Array:
+        """Return log(measured / predicted) of the test rows."""
+        x, base = self.inputs(model.launch_s)
+        x[:, -1] = [model.ops.get(op, 0.0) for op in self.op]
+        predicted = base[test] + model.shared(x[test])
+        if known and model.sharp is not None:
+            predicted += model.sharp(np.column_stack([x[test], self.group_code[test].astype(np.float32)]))
+        return np.asarray(self.log_time[test] - predicted)

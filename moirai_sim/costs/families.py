@@ -1,0 +1,138 @@
+"""Operator families and the dimensions that drive their cost.
+
+A family is a set of operator types that run on the same kind of kernel. Each operator becomes one row of numbers; what
+`m`, `n`, `k` mean depends on the family and is written beside each rule below.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moirai_sim.graphs.operator import DTYPE_BITS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moirai_sim.graphs.operator import Operator
+
+Shape = Sequence[int]
+Dimensions = tuple[float, float, float, float, float, float]
+
+_MEMBERS: dict[str, str] = {
+    "gemm": "Gemm MatMul MatMulInteger MatMulNBits QLinearMatMul FusedMatMul FusedGemm Linear",
+    "conv": "Conv ConvTranspose ConvInteger QLinearConv FusedConv NhwcFusedConv",
+    "normalization": "LayerNormalization SimplifiedLayerNormalization SkipLayerNormalization RMSNormalization "
+    "BatchNormalization InstanceNormalization GroupNormalization LRN MeanVarianceNormalization LpNormalization "
+    "SkipSimplifiedLayerNormalization",
+    "softmax": "Softmax LogSoftmax Hardmax",
+    "reduction": "ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp "
+    "ReduceSumSquare ArgMax ArgMin CumSum TopK",
+    "pooling": "MaxPool AveragePool LpPool GlobalMaxPool GlobalAveragePool GlobalLpPool MaxUnpool MaxRoiPool RoiAlign",
+    "movement": "Transpose Concat Split Slice Gather GatherND GatherElements Scatter ScatterND ScatterElements Reshape "
+    "Flatten Squeeze Unsqueeze Expand Tile Pad Identity Cast DepthToSpace SpaceToDepth Resize Upsample OneHot Range "
+    "ConstantOfShape Compress ReverseSequence Trilu NonZero Shape Constant EyeLike ReorderInput ReorderOutput",
+    "attention": "Attention MultiHeadAttention GroupQueryAttention PagedAttention",
+    "moe": "MoE QMoE",
+}
+FAMILY: dict[str, str] = {op: family for family, ops in _MEMBERS.items() for op in ops.split()}
+"""Family of an ONNX operator type; those not listed are ``elementwise``. MatMul splits in two: see `family`."""
+
+FAMILIES = (
+    "gemm", "batched-matmul", "conv", "elementwise", "normalization", "softmax", "reduction", "pooling", "movement",
+    "attention", "moe",
+)  # fmt: skip
+"""All families. A fused kernel belongs to the family of its main part and carries the work of all its parts."""
+
+COLUMNS = (
+    "batch", "m", "n", "k", "width", "extra", "flops", "read_bytes", "write_bytes", "weight_bytes", "bits", "parts",
+)  # fmt: skip
+"""Columns of the table that `describe` returns."""
+
+
+def family(op_type: str, inputs: Sequence[Shape]) -> str:
+    """Return the family of an operator; a MatMul is batched where both operands have a batch axis above 1."""
+    name = FAMILY.get(op_type, "elementwise")
+    if name == "gemm" and len(inputs) > 1 and len(inputs[1]) > 2 and math.prod(inputs[1][:-2]) > 1:
+        return "batched-matmul"
+    return name
+
+
+def dimensions(
+    op_type: str, inputs: Sequence[Shape], outputs: Sequence[Shape], attributes: Mapping[str, Any]
+) -> Dimensions:
+    """Return (batch, m, n, k, width, extra) of an operator; missing shapes count as scalars."""
+    rule = FAMILY.get(op_type, "elementwise")
+    out = outputs[0] if outputs else ()
+    first = inputs[0] if inputs else ()
+    elements = float(math.prod(out))
+    last = float(out[-1]) if out else 1.0
+    if rule == "gemm":  # batch x (m, k) times (k, n)
+        second = inputs[1] if len(inputs) > 1 else ()
+        k = float(first[0 if attributes.get("transA") and len(first) == 2 else -1]) if first else 1.0
+        n = last if len(second) > 1 or op_type == "MatMulNBits" else 1.0
+        batch = float(math.prod(second[:-2])) if len(second) > 2 else 1.0
+        return batch, max(elements / max(n * batch, 1.0), 1.0), n, k, 1.0, 0.0
+    if rule == "conv":  # implicit matrix product per group; width: window, extra: stride
+        weight = inputs[1] if len(inputs) > 1 else (1, 1)
+        groups = float(attributes.get("group", 1) or 1)
+        window = float(math.prod(weight[2:])) or 1.0
+        channels = float(out[1]) if len(out) > 1 else 1.0
+        strides = attributes.get("strides") or (1,)
+        per_group = float(first[1]) / groups if len(first) > 1 else 1.0
+        return groups, elements / max(channels, 1.0), channels / groups, per_group * window, window, float(strides[0])
+    if rule in ("normalization", "softmax", "reduction"):  # m rows of k values each
+        size = float(math.prod(first))
+        if rule == "reduction":
+            k = size / max(elements, 1.0)
+        else:
+            axis = int(attributes.get("axis", 1 if op_type in ("BatchNormalization", "LRN") else -1))
+            axis += len(first) if axis < 0 else 0
+            k = float(math.prod(first[axis:]) if rule == "normalization" else first[axis]) if first else 1.0
+        return 1.0, size / max(k, 1.0), 1.0, max(k, 1.0), 1.0, 0.0
+    if rule == "pooling":  # m results, each from a window of k values
+        window = float(math.prod(attributes.get("kernel_shape") or ())) if attributes.get("kernel_shape") else None
+        return 1.0, elements, 1.0, window or float(math.prod(first)) / max(elements, 1.0), 1.0, 0.0
+    if rule == "attention":  # batch x width heads; m queries, n keys, k values a head; extra: key-value heads
+        key = inputs[1] if len(inputs) > 1 else first
+        if len(first) == 4:
+            return (float(first[0]), float(first[2]), float(key[2]), float(first[3]), float(first[1]), float(key[1]))
+        heads = float(attributes.get("q_num_heads", attributes.get("num_heads", 1)) or 1)
+        kv_heads = float(attributes.get("kv_num_heads", heads) or heads)
+        batch, m, hidden = (float(x) for x in ((1,) * 3 + tuple(first))[-3:])
+        n = float(key[-2]) if len(key) > 1 else m
+        return batch, m, n, hidden / heads, heads, kv_heads
+    if rule == "moe":  # m tokens of k values; batch local experts of n hidden values; width of them for each token
+        experts = inputs[2] if len(inputs) > 2 else (1, 1, 1)
+        share = float(attributes.get("local_share", 1.0))
+        m = float(math.prod(first[:-1])) if first else 1.0
+        n = elements if not experts else float(experts[-2])
+        return float(experts[0]), m, n, float(first[-1]) if first else 1.0, float(attributes.get("k", 1)), share
+    return 1.0, elements, float(len(inputs)), last, 1.0, 0.0  # elementwise, movement: m results, n operands
+
+
+def describe(operators: Sequence[Operator]) -> tuple[list[str], NDArray[np.float64]]:
+    """Return the family of every operator and its row of `COLUMNS`, [n, len(COLUMNS)]."""
+    names: list[str] = []
+    rows: list[tuple[float, ...]] = []
+    seen: dict[tuple[Any, ...], tuple[str, Dimensions]] = {}
+    for op in operators:
+        inputs = tuple(t.shape for t in op.inputs)
+        attributes = op.attributes
+        key = (op.op_type, inputs, op.outputs[0].shape if op.outputs else (), repr(attributes) if attributes else "")
+        known = seen.get(key)
+        if known is None:
+            known = (
+                family(op.op_type, inputs),
+                dimensions(op.op_type, inputs, [t.shape for t in op.outputs], attributes),
+            )
+            seen[key] = known
+        names.append(known[0])
+        rows.append(
+            (*known[1], op.flops, op.read_bytes, op.write_bytes, op.weight_bytes,
+             DTYPE_BITS.get(op.dtype, 32), len(op.parts))
+        )  # fmt: skip
+    return names, np.array(rows, dtype=np.float64).reshape(-1, len(COLUMNS))

@@ -1,0 +1,209 @@
+"""Physical limits of an operator on a device, and the dimensionless features that explain the distance to them.
+
+The limit of a kernel is ``max(arithmetic, memory traffic)``; its parts come from the data sheet alone. Kernels that multiply
+matrices cut the result into tiles, run one tile a compute unit at a time, and so pay for a last incomplete wave and for
+operands that several tiles read again (tile and wave quantisation: NVIDIA, "Matrix Multiplication Background User's
+Guide"; NeuSight, ASPLOS 2025). The tile that a library takes is not known, so every candidate is priced: the best one
+is the limit, and how much worse the others are tells the learned part where it stands.
+
+Every feature is a ratio without a unit, so that what is learned on one device holds for the next.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moirai_sim.costs.families import COLUMNS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moirai_sim.clusters.cluster import DeviceType
+
+    Table = NDArray[np.float64]
+
+VECTOR_TILES = ((128, 128), (128, 64), (64, 64), (128, 32), (32, 128), (32, 32))
+"""Tiles (columns, rows of the result) of single-precision libraries: cuBLAS's sgemm kernels of Maxwell to Ampere."""
+TENSOR_TILES = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 128), (64, 64))
+"""Tiles of matrix units: CUTLASS and cuBLAS kernels of Volta to Hopper."""
+
+_INSTEAD = {
+    "float16": ("bfloat16", "float32"), "bfloat16": ("float16", "float32"), "tf32": ("float32",),
+    "float8": ("int8", "bfloat16", "float16", "float32"), "int8": ("float8", "bfloat16", "float16", "float32"),
+    "float4": ("float8", "int8", "bfloat16", "float16", "float32"), "float64": ("float32",),
+}  # fmt: skip
+_MATRIX_FAMILIES = ("gemm", "batched-matmul", "conv")
+
+
+def peak_flops(device: DeviceType, dtype: str) -> float:
+    """Return the device's arithmetic rate for a data type, or that of the type it would be computed in, FLOP/s."""
+    for name in (dtype, *_INSTEAD.get(dtype, ())):
+        if name in device.peak_flops:
+            return float(device.peak_flops[name])
+    return float(device.peak_flops.get("float32", max(device.peak_flops.values())))
+
+
+def roofline_s(flops: Table, size: Table, device: DeviceType, dtype: str) -> Table:
+    """Return ``max(flops / peak, bytes / bandwidth)`` in seconds, [n] (Williams, Waterman, Patterson, CACM 2009)."""
+    return np.maximum(flops / peak_flops(device, dtype), size / device.memory_bandwidth_bytes_per_s)
+
+
+def _log(value: Table) -> Table:
+    return np.log(np.maximum(value, 1e-12))
+
+
+def _whole(value: Table) -> Table:
+    return np.maximum(np.ceil(value), 1.0)
+
+
+class Design:
+    """Limits and features of operators of one family and one data type on one device.
+
+    Attributes
+    ----------
+    limit_s
+        [n] seconds below which the data sheet says the work cannot be done, launch excluded.
+    features
+        [n, f] float32, the columns are called `names`.
+    """
+
+    def __init__(self, family: str, table: Table, dtype: str, device: DeviceType) -> None:
+        self._columns = {name: table[:, i] for i, name in enumerate(COLUMNS)}
+        self.peak = peak_flops(device, dtype)
+        self.bandwidth = device.memory_bandwidth_bytes_per_s
+        self.units = float(device.compute_units or (64 if device.kind == "gpu" else 1))
+        self.cache = float(device.l2_cache_bytes or 4e6)
+        self._found: dict[str, Table] = {}
+        self._size = np.maximum(self["read_bytes"] + self["write_bytes"], 1.0)
+        if family in _MATRIX_FAMILIES:
+            self._matrix(VECTOR_TILES if dtype in ("float32", "float64") else TENSOR_TILES, window=family == "conv")
+        elif family == "attention":
+            self._attention()
+        elif family == "moe":
+            self._experts()
+        else:
+            self._stream(peak_flops(device, "float32"))
+        self.names = tuple(self._found)
+        self.features = np.stack([np.clip(v, -12.0, 25.0) for v in self._found.values()], axis=1).astype(np.float32)
+
+    def __getitem__(self, column: str) -> Table:
+        return self._columns[column]
+
+    def _add(self, **features: Table) -> None:
+        self._found.update(features)
+
+    def _common(self, compute: Table, memory: Table) -> None:
+        self.limit_s = np.maximum(compute, memory)
+        self._add(
+            balance=np.clip(_log(compute / memory), -4, 4),
+            cache_fit=np.clip(_log(self._size / self.cache), -8, 5),
+            parts=self["parts"],
+            bits=self["bits"],
+        )
+
+    def _matrix(self, tiles: tuple[tuple[int, int], ...], *, window: bool) -> None:
+        b, m, n, k = (np.maximum(self[c], 1.0) for c in ("batch", "m", "n", "k"))
+        flops = 2 * b * m * n * k
+        element = self["bits"] / 8
+        per_unit = self.peak / self.units
+        once = np.maximum(self._size, 1.0)
+        times, loads = [], []
+        for tile_n, tile_m in tiles:
+            columns, rows = _whole(n / tile_n), _whole(m / tile_m)
+            count = columns * rows * b
+            # Few tiles leave units idle; libraries then cut the contraction as well.
+            split = np.clip(np.floor(self.units / count), 1, np.maximum(np.floor(k / 256), 1))
+            waves = _whole(count * split / self.units)
+            compute = waves * (2.0 * tile_m * tile_n) * np.maximum(k / split, 32.0) / per_unit
+            # A wave covers a rectangle of tiles, filled along n first; its operands come from memory once.
+            wave_columns = np.minimum(columns, self.units)
+            wave_rows = np.minimum(rows, np.maximum(np.floor(self.units / columns), 1))
+            per_wave = (wave_columns * tile_n + wave_rows * tile_m) * k * element
+            traffic = b * (columns * rows / (wave_columns * wave_rows)) * per_wave + b * m * n * element
+            times.append(compute)
+            loads.append(np.maximum(traffic, once))
+        limits = np.array([np.maximum(c, t / self.bandwidth) for c, t in zip(times, loads, strict=True)])
+        best = limits.argmin(axis=0)
+        pick = np.arange(len(best))
+        compute, load = np.array(times)[best, pick], np.array(loads)[best, pick]
+        self._common(compute, load / self.bandwidth)
+        self._add(quantisation=_log(compute / (flops / self.peak)), reload=np.clip(_log(load / once), 0, 5))
+        for (tile_n, tile_m), limit, time in zip(tiles, limits, times, strict=True):
+            self._add(**{f"limit_{tile_n}x{tile_m}": np.clip(_log(limit / self.limit_s), 0, 3)})
+            self._add(**{f"pad_{tile_n}x{tile_m}": np.clip(_log(time / (flops / self.peak)), 0, 4)})
+        tile_n, tile_m = tiles[0]
+        count = b * n * m / (tile_n * tile_m) / self.units
+        self._add(
+            waves=np.clip(_log(count), -7, 3),
+            m=np.clip(_log(m), 0, 7), n=np.clip(_log(n), 0, 7), k=np.clip(_log(k), 0, 7.5), batch=np.clip(_log(b), 0, 5),
+            align_k=np.minimum(_alignment(k), 8), align_n=np.minimum(_alignment(n), 8), align_m=np.minimum(_alignment(m), 8),
+            left=np.clip(_log(b * m * k * element / self.cache), -6, 4),
+            right=np.clip(_log(b * k * n * element / self.cache), -6, 4),
+            result=np.clip(_log(b * m * n * element / self.cache), -6, 4),
+            wide=np.clip(_log(n / m), -5, 5),
+        )  # fmt: skip
+        if window:
+            self._add(window=self["width"], stride=self["extra"], group=np.clip(_log(k / self["width"]), 0, 8))
+
+    def _stream(self, vector_peak: float) -> None:
+        memory = self._size / self.bandwidth
+        rows, width = np.maximum(self["m"], 1.0), np.maximum(self["k"], 1.0)
+        self._common(np.maximum(self["flops"], 1.0) / vector_peak, memory)
+        self._add(
+            waves=np.clip(_log(rows / self.units), -6, 10),
+            width=np.clip(_log(width), 0, 10),
+            align=np.minimum(_alignment(width), 16),
+            small=np.clip(_log(self._size / (self.units * 8192.0)), -8, 6),
+            write_share=self["write_bytes"] / self._size,
+            operands=np.clip(self["n"], 0, 8),
+        )
+
+    def _attention(self) -> None:
+        b, m, n, d = (np.maximum(self[c], 1.0) for c in ("batch", "m", "n", "k"))
+        heads, kv = np.maximum(self["width"], 1.0), np.maximum(self["extra"], 1.0)
+        causal = np.where(m > 1, (2 * n - m) / (2 * n), 1.0)  # decoder models mask what lies ahead of a query
+        flops = 4 * b * heads * m * n * d * causal
+        tiles = b * heads * _whole(m / 128)
+        waves = _whole(tiles / self.units)
+        self._common(flops / self.peak, self._size / self.bandwidth)
+        self._add(
+            tiles=np.clip(_log(tiles / self.units), -6, 4),
+            last_wave=_log(waves * self.units / tiles) * (tiles > self.units),
+            keys=np.clip(_log(n), 0, 10),
+            queries=np.clip(_log(m), 0, 10),
+            head=_log(d),
+            shared=_log(heads / kv),
+            readers=np.clip(_log(b * kv / self.units), -6, 5),
+            work=np.clip(_log(b * kv * n / self.units), -6, 12),
+        )
+
+    def _experts(self) -> None:
+        experts, tokens, hidden = (np.maximum(self[c], 1.0) for c in ("batch", "m", "k"))
+        inner, top, share = np.maximum(self["n"], 1.0), np.maximum(self["width"], 1.0), self["extra"]
+        pairs = np.maximum(tokens * top * share, 1.0)
+        active = np.maximum(experts * (1 - (1 - np.minimum(1 / experts, 1.0)) ** pairs), 1.0)
+        flops = 6 * pairs * hidden * inner
+        size = active * 3 * hidden * inner * self["bits"] / 8 + 2 * tokens * hidden * 2
+        each = pairs / active
+        padded = active * _whole(each / 64) * 64
+        tiles = active * _whole(each / 64) * _whole(2 * inner / 128)
+        self._common(flops / self.peak, size / self.bandwidth)
+        self._add(
+            each=np.clip(_log(each), 0, 9),
+            padding=_log(padded / pairs),
+            active=_log(active),
+            tokens=np.clip(_log(tokens), 0, 11),
+            tiles=np.clip(_log(tiles / self.units), -6, 6),
+            inner=_log(inner),
+            hidden=_log(hidden),
+            top=top,
+            weights_fit=np.clip(_log(size / self.cache), -6, 8),
+        )
+
+
+def _alignment(value: Table) -> Table:
+    """Return the largest power of two, at most 64, that divides each value."""
+    whole = np.maximum(value, 1.0).astype(np.int64)
+    return np.minimum(whole & -whole, 64).astype(np.float64)

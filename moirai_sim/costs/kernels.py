@@ -1,0 +1,178 @@
+"""Kernels in the form in which ensembles price them, what is learned about a family of them, and the prediction itself.
+
+Shared by the estimator, which fits, and by stored models, which must not need scikit-learn.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moirai_sim.clusters.cluster import DeviceType
+from moirai_sim.costs.families import COLUMNS, dimensions, family
+from moirai_sim.costs.features import Design
+from moirai_sim.errors import InputError
+from moirai_sim.graphs.operator import DTYPE_BITS
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
+
+Booster = Callable[["NDArray[np.float32]"], "Array"]
+"""A fitted ensemble: [n, features] float32 -> [n] log ratio."""
+
+DOMAIN = tuple(COLUMNS.index(c) for c in ("batch", "m", "n", "k", "flops", "read_bytes", "write_bytes"))
+
+
+def arithmetic(family_name: str, dtype: str) -> str:
+    """Return the key of the ensemble that serves a family and data type: matrix units behave as another machine."""
+    if family_name not in ("gemm", "batched-matmul", "conv", "attention", "moe"):
+        return family_name
+    return f"{family_name}-{'vector' if dtype in ('float32', 'float64') else 'tensor'}"
+
+
+@dataclass
+class Rows:
+    """Kernels of one family, data type, device and stack, as the estimator sees them."""
+
+    table: Array
+    op_type: NDArray[np.str_]
+    device: DeviceType
+    dtype: str
+    stack: str
+    index: NDArray[np.int64]
+    """Positions in the profile."""
+
+
+@dataclass
+class FamilyModel:
+    """What was learned about one family of kernels."""
+
+    groups: list[str]
+    """Device and stack of each group that was measured, ``device|stack``."""
+    launch_s: dict[str, float]
+    """Floor under every time: launch and framework overhead, by group."""
+    ops: dict[str, float]
+    """Mean log ratio of each operator type; one that was never seen takes 0."""
+    dtypes: list[str]
+    domain: list[list[float]]
+    """Smallest and largest of the sizes that were measured."""
+    shared: Booster
+    sharp: Booster | None
+    bins: list[float]
+    """Edges between the bins of ``log(limit / launch)`` in which intervals are calibrated."""
+    widths: dict[str, list[float]]
+    """Half-widths of the 90 % interval in log time by kind of hold-out, one for each bin."""
+    corrections: dict[str, list[float]] = field(default_factory=dict)
+    """Coefficients of the few-shot correction, by device."""
+    defaults: dict[str, str] = field(default_factory=dict)
+    """The group that answers for a device when no stack is asked for."""
+
+
+def rows_of(profile: pd.DataFrame) -> dict[str, list[Rows]]:
+    """Return the kernels of a profile by key of the ensemble that serves them.
+
+    Raises
+    ------
+    InputError
+        If shapes, attributes or a data sheet in the profile cannot be read.
+    """
+    try:
+        table, families = _table(profile)
+        devices = {text: DeviceType(**json.loads(text)) for text in profile["device_type"].unique()}
+    except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+        raise InputError(f"profile: shapes, attributes or data sheet cannot be read ({error})") from error
+    found: dict[str, list[Rows]] = {}
+    keys = [families, *(profile[c].to_numpy() for c in ("dtype", "device_type", "stack"))]
+    positions = np.arange(len(profile))
+    import pandas as pd
+
+    grouped = pd.DataFrame(dict(zip("fdts", keys, strict=True)), index=positions).groupby(list("fdts"), sort=True)
+    op_types = profile["op_type"].to_numpy(dtype=str)
+    for (name, dtype, text, stack), members in grouped.indices.items():
+        rows = Rows(table[members], op_types[members], devices[text], str(dtype), str(stack), members)
+        found.setdefault(arithmetic(str(name), str(dtype)), []).append(rows)
+    return found
+
+
+def _table(profile: pd.DataFrame) -> tuple[Array, NDArray[np.str_]]:
+    read: dict[tuple[str, ...], tuple[str, tuple[float, ...]]] = {}
+    names, rows = [], []
+    for key in zip(*(profile[c] for c in ("op_type", "input_shapes", "output_shapes", "attributes")), strict=True):
+        known = read.get(key)
+        if known is None:
+            inputs, outputs, attributes = (json.loads(text) for text in key[1:])
+            known = family(key[0], inputs), dimensions(key[0], inputs, outputs, attributes)
+            read[key] = known
+        names.append(known[0])
+        rows.append(known[1])
+    work = profile[["flops", "read_bytes", "write_bytes", "weight_bytes"]].to_numpy(dtype=np.float64)
+    bits = profile["dtype"].map(lambda d: DTYPE_BITS.get(d, 32)).to_numpy(dtype=np.float64)
+    parts = profile["parts"].map(lambda text: len(json.loads(text)) if text != "[]" else 0).to_numpy(dtype=np.float64)
+    return np.column_stack([np.array(rows, dtype=np.float64).reshape(-1, 6), work, bits, parts]), np.array(names)
+
+
+def inputs_of(features: NDArray[np.float32], limit: Array, launch: Array) -> tuple[NDArray[np.float32], Array]:
+    share = np.clip(np.log(limit / launch), -6, 6)
+    x = np.column_stack([features, share, np.zeros(len(limit))]).astype(np.float32)
+    return x, np.log(launch + limit)
+
+
+def launch_of(launch: Mapping[str, float], group: str) -> float:
+    """Return the launch floor of a group; of an unknown one the median of its software stack, or of all."""
+    if group in launch:
+        return launch[group]
+    stack = group.split("|", 1)[1].split(" ")[0]
+    alike = [v for name, v in launch.items() if name.split("|", 1)[1].split(" ")[0] == stack]
+    return float(np.median(alike or list(launch.values())))
+
+
+def predict_rows(
+    models: Mapping[str, FamilyModel], devices: Mapping[str, DeviceType], key: str, rows: Rows
+) -> tuple[Array, Array, Array, NDArray[np.bool_]]:
+    """Return seconds, low, high and the extrapolation flag of kernels of one family on one device, [n] each."""
+    name = key.rsplit("-", 1)[0] if key.endswith(("-vector", "-tensor")) else key
+    design = Design(name, rows.table, rows.dtype, rows.device)
+    stand_in = next((k for k in _stand_ins(key, name) if k in models), None)
+    if stand_in is None or models[stand_in].shared is None:
+        raise InputError(f"the model has no ensemble for {name}; known: {', '.join(models)}")
+    model = models[stand_in]
+    if stand_in != key:
+        other = stand_in.rsplit("-", 1)[0] if stand_in.endswith(("-vector", "-tensor")) else stand_in
+        design = Design(other, rows.table, rows.dtype, rows.device) if other != name else design
+    group = f"{rows.device.name}|{rows.stack}"
+    seen = devices.get(rows.device.name) == rows.device
+    if seen and group not in model.groups:
+        group = model.defaults.get(rows.device.name, group)
+    seen = seen and group in model.groups
+    launch = launch_of(model.launch_s, group)
+    x, base = inputs_of(design.features, design.limit_s, np.full(len(rows.table), launch))
+    x[:, -1] = [model.ops.get(op, 0.0) for op in rows.op_type]
+    log_time = base + model.shared(x)
+    if seen and model.sharp is not None:
+        code = np.full((len(x), 1), model.groups.index(group), dtype=np.float32)
+        log_time += model.sharp(np.column_stack([x, code]))
+    sizes = rows.table[:, DOMAIN]
+    low, high = (np.asarray(edge) for edge in model.domain)
+    larger = (sizes > high * 1.0001).any(axis=1)
+    outside = larger | (sizes < low * 0.9999).any(axis=1)
+    outside |= np.array([op not in model.ops for op in rows.op_type])
+    outside |= stand_in != key or rows.dtype not in model.dtypes or not seen
+    bins = np.searchsorted(model.bins, np.log(design.limit_s / launch))
+    width = np.asarray(model.widths["random"])[bins]
+    width = np.where(outside, np.asarray(model.widths["larger"])[bins], width)
+    if not seen or stand_in != key:
+        width = np.maximum(width, np.asarray(model.widths["device"])[bins])
+    seconds = np.exp(log_time)
+    return seconds, seconds * np.exp(-width), seconds * np.exp(width), outside
+
+
+def _stand_ins(key: str, name: str) -> list[str]:
+    """Return the ensembles that may answer, best first; all but the first are extrapolations."""
+    return [key, f"{name}-vector", f"{name}-tensor", "elementwise", "gemm-vector", "gemm-tensor"]
