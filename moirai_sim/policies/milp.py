@@ -1,0 +1,221 @@
+"""Policy ``milp``: Moirai's mixed-integer programme for latency, solved by HiGHS through cvxpy."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from math import ceil
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from moirai_sim.errors import InputError
+from moirai_sim.placement import Placement, transfer_edges
+from moirai_sim.policies.bounds import lower_bound_ns
+from moirai_sim.policies.milp_model import MilpModel
+from moirai_sim.policies.run import require_latency
+from moirai_sim.policies.starts import find_starts
+from moirai_sim.simulation.replay import replay
+from moirai_sim.simulation.schedule import Schedule, placement_from_schedule
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moirai_sim.policies.base import Request
+    from moirai_sim.policies.starts import Start
+    from moirai_sim.problem import PlacementProblem
+
+TOLERANCE = 1e-9
+"""Feasibility tolerance asked of the solver; times are scaled to at most 10^4."""
+
+
+@dataclass(frozen=True)
+class MilpAnswer:
+    """What the solver says of a `MilpModel`."""
+
+    status: str
+    """cvxpy's: ``optimal``, ``infeasible``, ``user_limit``, ..."""
+    columns: NDArray[np.float64] | None
+    bound: float
+    """Proven lower bound of T, in units of the model; 0 where there is none."""
+    nodes: int
+
+
+class Milp:
+    """Exact placement and order for latency (Moirai, arXiv 2312.04025, by its released script).
+
+    Extensions: half-duplex ports, tensors shared by several consumers, co-location, operators that some devices cannot
+    run; windows and horizon from the best of the quick heuristics, which is also the solver's first solution. The order
+    that the solver finds is what counts: its times are made again by the replay, in whole nanoseconds.
+    """
+
+    name: ClassVar[str] = "milp"
+
+    def place(self, problem: PlacementProblem, request: Request) -> Placement:
+        """Return an optimum, or the best answer within the time limit with the solver's bound."""
+        require_latency(request, self.name)
+        if problem.network == "fair":
+            raise InputError(f"{self.name}: transfers under 'fair' are not linear; use --network one-port, or auto")
+        started = time.perf_counter()
+        starts = find_starts(problem, request)
+        start = starts[0] if starts else None
+        model = MilpModel(problem, start.value_ns if start else longest_ns(problem))
+        built = time.perf_counter() - started
+        answer = solve(model, request, start, max(0.1, request.time_limit_s - built))
+        facts: dict[str, object] = {
+            "solver": "HiGHS", "columns": model.n_columns, "binaries": model.n_binary,
+            "rows": sum(len(rows.right) for rows in model.families.values()), "nodes": answer.nodes,
+            "start": start.policy if start else None, "solver_status": answer.status,
+        }  # fmt: skip
+        if answer.status.startswith("infeasible"):
+            return Placement(device=np.zeros(0, dtype=np.int64), status="infeasible", provenance=facts)
+        placement = start.placement if start else None
+        value = start.value_ns if start else np.iinfo(np.int64).max
+        if answer.columns is not None:
+            found = read_placement(model, answer.columns)
+            makespan = replay(problem, found).makespan_ns
+            if makespan <= value:
+                placement, value = found, makespan
+        if placement is None:
+            return Placement(device=np.zeros(0, dtype=np.int64), status="limit", provenance=facts)
+        bound = max(min(proven_ns(model, answer.bound), value), lower_bound_ns(problem))
+        return Placement(
+            device=placement.device,
+            order=placement.order,
+            transfer_order=placement.transfer_order,
+            status="optimal" if bound >= value else "feasible",
+            lower_bound_ns=bound,
+            provenance=facts,
+        )
+
+
+def longest_ns(problem: PlacementProblem) -> int:
+    """Return a time by which some optimum surely ends: everything one after another, each at its slowest, ns."""
+    sends = (
+        np.unique(np.column_stack([problem.edge_tensor, problem.edges[:, 1]]), axis=0)[:, 0]
+        if len(problem.edges)
+        else np.zeros(0, dtype=np.int64)
+    )
+    slowest = problem.transfer_ns.max(axis=1, initial=0)
+    return int(problem.operator_ns.max(axis=1).sum() + slowest[sends[sends >= 0]].sum())
+
+
+def proven_ns(model: MilpModel, bound: float) -> int:
+    """Return the solver's bound in ns, less its tolerance, rounded up to the next possible makespan."""
+    margin = 1e-6 * max(1.0, model.horizon)
+    steps = (bound - margin) * model.unit_ns / model.step_ns
+    return max(0, ceil(steps)) * model.step_ns
+
+
+def solve(model: MilpModel, request: Request, start: Start | None, time_limit_s: float) -> MilpAnswer:
+    """Solve a model with HiGHS through cvxpy, from a known answer if there is one."""
+    import cvxpy
+    import highspy
+
+    binary = cvxpy.Variable(model.n_binary, boolean=True)
+    free = model.n_columns - model.n_binary
+    continuous = cvxpy.Variable(free, bounds=[model.lower[model.n_binary :], model.upper[model.n_binary :]])
+    constraints = [binary <= model.upper[: model.n_binary]]
+    for rows in model.families.values():
+        left = rows.matrix[:, : model.n_binary] @ binary + rows.matrix[:, model.n_binary :] @ continuous
+        constraints.append(left == rows.right if rows.equal else left <= rows.right)
+    problem = cvxpy.Problem(cvxpy.Minimize(continuous[free - 1]), constraints)
+    data, chain, _ = problem.get_problem_data(cvxpy.HIGHS)
+    column_of = data["param_prob"].var_id_to_col
+    cache: dict[str, Any] = {}
+    if start is not None:
+        values = columns_of(model, start.placement)
+        first = highspy.HighsSolution()
+        whole = np.empty(model.n_columns)
+        whole[column_of[binary.id] + np.arange(model.n_binary)] = values[: model.n_binary]
+        whole[column_of[continuous.id] + np.arange(free)] = values[model.n_binary :]
+        first.col_value = whole.tolist()
+        cache["HIGHS"] = (None, None, {"model_status": "kOptimal", "solution": first})  # as after an earlier solve
+    options = {
+        "time_limit": time_limit_s, "threads": request.workers, "random_seed": request.seed, "mip_rel_gap": 0.0,
+        "mip_abs_gap": 1e-9, "mip_feasibility_tolerance": TOLERANCE, "primal_feasibility_tolerance": TOLERANCE,
+    }  # fmt: skip
+    result = chain.solver.solve_via_data(data, start is not None, False, options, cache)
+    info, solution = result["info"], result["solution"]
+    values = None
+    if solution.value_valid and len(solution.col_value) == model.n_columns:
+        found = np.array(solution.col_value)
+        values = np.concatenate(
+            [
+                found[column_of[binary.id] + np.arange(model.n_binary)],
+                found[column_of[continuous.id] + np.arange(free)],
+            ]
+        )
+    bound = float(info.mip_dual_bound)
+    return MilpAnswer(
+        status=chain.solver.STATUS_MAP.get(result["model_status"], "unknown"),
+        columns=values,
+        bound=bound if np.isfinite(bound) else 0.0,
+        nodes=int(info.mip_node_count),
+    )
+
+
+def columns_of(model: MilpModel, placement: Placement) -> NDArray[np.float64]:
+    """Return the columns that describe a known answer: the solver's first solution."""
+    p = model.problem
+    schedule = replay(p, placement)
+    n, k = p.n_operators, p.n_devices
+    values = np.zeros(model.n_columns)
+    values[np.arange(n) * k + placement.device] = 1.0
+    start, end = schedule.operator_start_ns / model.unit_ns, schedule.operator_end_ns / model.unit_ns
+    values[model.at["S"] + np.arange(n)], values[model.at["C"] + np.arange(n)] = start, end
+    values[model.at["T"]] = schedule.makespan_ns / model.unit_ns
+    leg_start, leg_end = end[model.leg_producer].copy(), end[model.leg_producer].copy()
+    leader = transfer_edges(p, placement.device)
+    for leg, edges in enumerate(model.leg_edges):
+        crossing = [e for e in edges if leader[e] >= 0]
+        if model.leg_target[leg] >= 0:
+            crossing = [e for e in crossing if placement.device[p.edges[e, 1]] == model.leg_target[leg]]
+        if crossing:
+            edge = leader[crossing[0]]
+            leg_start[leg] = schedule.transfer_start_ns[edge] / model.unit_ns
+            leg_end[leg] = schedule.transfer_end_ns[edge] / model.unit_ns
+            source, target = placement.device[p.edges[edge]]
+            values[model.at["u"] + _route(model, leg, source, target)] = 1.0
+    legs = np.arange(len(model.leg_edges))
+    values[model.at["s"] + legs], values[model.at["c"] + legs] = leg_start, leg_end
+    position = model.at["d"]
+    for pairs, starts, ends in (
+        (model.operator_pairs, start, end),
+        (model.leg_pairs, leg_start, leg_end),
+    ):
+        a, b = pairs.T
+        values[position + 2 * np.arange(len(a))] = ends[a] <= starts[b]
+        values[position + 2 * np.arange(len(a)) + 1] = ends[b] <= starts[a]
+        position += 2 * len(a)
+    return values
+
+
+def _route(model: MilpModel, leg: int, source: int, target: int) -> int:
+    same = (model.route_leg == leg) & (model.route_source == source) & (model.route_target == target)
+    return int(np.flatnonzero(same)[0])
+
+
+def read_placement(model: MilpModel, columns: NDArray[np.float64]) -> Placement:
+    """Return devices and orders of a solution; times are left to the replay."""
+    p = model.problem
+    n, k = p.n_operators, p.n_devices
+    device = columns[: n * k].reshape(n, k).argmax(axis=1).astype(np.int64)
+    leader = transfer_edges(p, device)
+    carrying = np.full(len(p.edges), -1, dtype=np.int64)
+    for leg, edges in enumerate(model.leg_edges):
+        for e in edges:
+            if leader[e] >= 0 and model.leg_target[leg] in (-1, device[p.edges[e, 1]]):
+                carrying[leader[e]] = leg
+    led = np.flatnonzero(carrying >= 0)
+    times = {
+        name: np.round(columns[model.at[name] + np.arange(size)] * 1e4).astype(np.int64)
+        for name, size in (("S", n), ("C", n), ("s", len(model.leg_edges)), ("c", len(model.leg_edges)))
+    }
+    transfer_start, transfer_end = np.full(len(p.edges), -1), np.full(len(p.edges), -1)
+    transfer_start[led], transfer_end[led] = times["s"][carrying[led]], times["c"][carrying[led]]
+    rough = Schedule(
+        operator_ready_ns=times["S"], operator_start_ns=times["S"], operator_end_ns=times["C"],
+        transfer_ready_ns=transfer_start, transfer_start_ns=transfer_start, transfer_end_ns=transfer_end,
+    )  # fmt: skip
+    return placement_from_schedule(p, Placement(device=device), rough)

@@ -1,0 +1,65 @@
+"""Known answers to begin with: what the cheap policies find, on one footing, the best first."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from moirai_sim.errors import InputError
+from moirai_sim.policies.loads import fits, period_ns
+from moirai_sim.policies.registry import load_policy, policy_names
+from moirai_sim.simulation.replay import replay
+from moirai_sim.simulation.schedule import placement_from_schedule
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from moirai_sim.placement import Placement
+    from moirai_sim.policies.base import Request
+    from moirai_sim.problem import PlacementProblem
+
+CHEAP = ("single", "heft", "cpop", "met", "m-topo", "m-etf", "m-sct", "getf", "random")
+"""Policies that answer thousands of operators within seconds, in the order in which they are tried."""
+QUICK = ("single", "heft", "met", "m-topo", "m-etf")
+"""Those of them that need no linear programme."""
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """An answer with its orders, and what it costs."""
+
+    placement: Placement
+    value_ns: int
+    policy: str
+
+
+def find_starts(problem: PlacementProblem, request: Request, names: Sequence[str] = QUICK) -> list[Start]:
+    """Return the answers of the named policies, best first; those that do not answer, or too late, are left out."""
+    started = time.perf_counter()
+    found = []
+    for name in names:
+        if name not in policy_names() or (found and time.perf_counter() - started > request.time_limit_s / 2):
+            continue
+        try:
+            answer = load_policy(name).place(problem, replace(request, time_limit_s=request.time_limit_s / 4))
+        except InputError:  # a policy that refuses this kind of problem
+            continue
+        start = start_from(problem, answer, request, name)
+        if start is not None:
+            found.append(start)
+    return sorted(found, key=lambda start: start.value_ns)
+
+
+def start_from(problem: PlacementProblem, answer: Placement, request: Request, policy: str) -> Start | None:
+    """Time an answer and write down its orders; None where it breaks a limit or there is none."""
+    if len(answer.device) != problem.n_operators or not fits(problem, answer.device):
+        return None
+    schedule = replay(problem, answer)
+    value = period_ns(problem, answer.device) if request.objective == "throughput" else schedule.makespan_ns
+    ordered = placement_from_schedule(problem, answer, schedule)
+    if answer.order is not None:  # greedy timing of the same devices may be faster than the policy's own order
+        greedy = replay(problem, replace(answer, order=None, transfer_order=None))
+        if request.objective == "latency" and greedy.makespan_ns < value:
+            value, ordered = greedy.makespan_ns, placement_from_schedule(problem, answer, greedy)
+    return Start(ordered, value, policy)
