@@ -61,7 +61,7 @@ class MilpModel:
     families: dict[str, Rows] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Number the columns, then add every family of constraints."""
+        """Build the model: number the columns, then add every family of constraints."""
         self._windows()
         self._columns()
         self._completion()
@@ -233,8 +233,10 @@ class MilpModel:
         self._add("assignment", np.repeat(np.arange(n), k), np.arange(n * k), np.ones(n * k), np.ones(n), equal=True)
 
     def _precedence(self) -> None:
-        """``C[i] <= S[j]`` on every edge; ``C[i] <= s[l]``; ``c[l] <= S[j] + M (1 - x[j,h])``, the last term only for
-        a leg to one device h, which concerns j only if j sits there."""
+        """``C[i] <= S[j]`` on every edge; ``C[i] <= s[l]``; ``c[l] <= S[j] + M (1 - x[j,h])``.
+
+        The last term stands only for a leg to one device h, which concerns its consumer j only if j sits there.
+        """
         p = self.problem
         edges = np.unique(p.edges, axis=0) if len(p.edges) else np.zeros((0, 2), dtype=np.int64)
         self._add_terms("precedence", [(self.at["C"] + edges[:, 0], 1), (self.at["S"] + edges[:, 1], -1)], 0)
@@ -277,8 +279,10 @@ class MilpModel:
         )  # fmt: skip
 
     def _routes(self) -> None:
-        """``u[l,k,h] >= x[i,k] + x[j,h] - 1`` for every consumer j; ``sum_h u[l,k,h] <= x[i,k]``;
-        ``sum_k u[l,k,h] <= sum over its consumers x[j,h]``. With these ``sum u = z``, Moirai's cut variable."""
+        """``u[l,k,h] >= x[i,k] + x[j,h] - 1``; ``sum_h u[l,k,h] <= x[i,k]``; ``sum_k u[l,k,h] <= sum_j x[j,h]``.
+
+        For every consumer j of the leg. With these ``sum u = z``, Moirai's cut variable.
+        """
         p, k = self.problem, self.problem.n_devices
         u = np.arange(len(self.route_leg))
         producer = self.leg_producer[self.route_leg]
@@ -340,7 +344,7 @@ class MilpModel:
         self._ordered("operator_order", d, i, j, "S", "C", self.earliest, self.latest)
 
     def _ports_do_one_thing(self) -> None:
-        """``d[r,q] + d[q,r] >= (r uses port) + (q uses port) - 1`` for each port, and ``c[r] <= s[q] + M (1 - d[r,q])``.
+        """``d[r,q] + d[q,r] >= (r uses port) + (q uses port) - 1`` and ``c[r] <= s[q] + M (1 - d[r,q])``.
 
         ``one-port``: r uses the send port of k for ``sum_h u[r,k,h]`` and the receive port of h for ``sum_k u[r,k,h]``.
         ``half-duplex``: the one port of k for both sums together.

@@ -8,6 +8,7 @@ import pytest
 
 from moirai_sim.placement import Placement
 from moirai_sim.policies.base import Request
+from moirai_sim.policies.cp import Cp
 from moirai_sim.policies.milp import Milp, longest_ns
 from moirai_sim.policies.milp_lp import lp_text
 from moirai_sim.policies.milp_model import MilpModel
@@ -16,7 +17,7 @@ from moirai_sim.problem import PlacementProblem
 from moirai_sim.testing.brute_force import optimal_makespan_ns
 from moirai_sim.testing.problems import small_problem
 
-EXACT = [Milp]
+EXACT = [Milp, Cp]
 
 
 def _problem(seed: int, operators: int = 4) -> PlacementProblem:
@@ -35,7 +36,7 @@ def _problem(seed: int, operators: int = 4) -> PlacementProblem:
 
 @pytest.mark.parametrize("policy", EXACT)
 @pytest.mark.parametrize("seed", range(16))
-def test_exact_policies_find_what_brute_force_finds(policy: type[Milp], seed: int) -> None:
+def test_exact_policies_find_what_brute_force_finds(policy: type[Milp | Cp], seed: int) -> None:
     problem = _problem(seed)
     expected = optimal_makespan_ns(problem)
     answer = policy().place(problem, Request(time_limit_s=60))
