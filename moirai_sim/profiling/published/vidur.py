@@ -1,0 +1,71 @@
+"""Vidur (MIT licence): point-to-point and all-reduce times of NCCL on A100 and A40 servers.
+
+``NAME/send_recv.csv`` and ``NAME/all_reduce.csv``: ``time_stats.COLLECTIVE.*`` in ms, ``size`` in bytes, one row a rank.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moirai_sim.errors import InputError
+from moirai_sim.profiling.published import Report
+from moirai_sim.profiling.published.table import require, usable
+from moirai_sim.profiling.schema import LINK_COLUMNS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pandas as pd
+
+SOURCE = "Vidur, MLSys 2024 (MIT)"
+_COLLECTIVES = {"send_recv": "send", "all_reduce": "all-reduce"}
+
+
+def read(path: Path) -> tuple[pd.DataFrame, Report]:
+    """Read a file, or all below a folder, into a profile of links; devices are named by the folder they lie in.
+
+    Quantiles that the data set does not give are filled with the nearest it has: ``p10`` with the minimum, ``p90`` with the
+    maximum.
+
+    Raises
+    ------
+    InputError
+        If a file misses columns.
+    """
+    import pandas as pd
+
+    report = Report(SOURCE)
+    parts = []
+    for file in sorted(path.rglob("*.csv")) if path.is_dir() else [path]:
+        kind = file.stem
+        if kind not in _COLLECTIVES:
+            if not path.is_dir():
+                raise InputError(f"{file}: no reader for '{kind}'; known: {', '.join(_COLLECTIVES)}")
+            report.other_files[f"table {kind}"] = report.other_files.get(f"table {kind}", 0) + 1
+            continue
+        try:
+            frame = pd.read_csv(file)
+        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+            raise InputError(f"{file}: cannot be read as CSV ({error}); is it complete?") from error
+        times = {short: f"time_stats.{kind}.{short}" for short in ("min", "max", "mean", "median")}
+        require(file, frame, (*times.values(), "size", "num_workers", "devices_per_node"))
+        good = usable(file, frame, ("size", "num_workers", "devices_per_node"), report, latency=times["median"])
+        bad = ~(good[times["min"]] > 0)
+        report.refuse(f"{times['min']} is not a positive number", int(bad.sum()), file.name)
+        good = good[~bad]
+        columns = {
+            "source_device": f"{file.parent.name}:{_COLLECTIVES[kind]}",
+            "target_device": file.parent.name + ":" + good["devices_per_node"].astype(str) + "-a-node",
+            "collective": _COLLECTIVES[kind],
+            "participants": good["num_workers"].astype("int64"),
+            "bytes": good["size"].astype("int64"),
+            "count": 1,
+            "min_s": good[times["min"]] * 1e-3,
+            "p10_s": good[times["min"]] * 1e-3,
+            "median_s": good[times["median"]] * 1e-3,
+            "mean_s": good[times["mean"]] * 1e-3,
+            "p90_s": good[times["max"]] * 1e-3,
+            "source": SOURCE,
+        }
+        parts.append(pd.DataFrame(columns, index=good.index)[list(LINK_COLUMNS)])
+    return (pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()), report
