@@ -89,7 +89,8 @@ class Executed:
         self.writer = {name: i for i, node in enumerate(self.nodes) for name in node.output if name}
         operator_of = {tensor.name: operator.name for operator in graph for tensor in operator.outputs}
         first = next(iter(graph)).name
-        self.owner = [name or first for name in owners(self.nodes, self.weights, operator_of)]
+        by_node = {operator.name: operator.name for operator in graph}
+        self.owner = [name or first for name in owners(self.nodes, self.weights, operator_of, by_node)]
 
     @cached_property
     def owners(self) -> frozenset[str]:

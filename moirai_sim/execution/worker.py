@@ -1,7 +1,6 @@
 """One worker process a device: loads its parts, runs them in order, hands tensors on, and says what happened when.
 
-Started as ``python -m moirai_sim.execution.worker`` with the file descriptors of its control socket and its inbox. It
-ends when the control socket is closed at the other end, whatever it is doing, so that no worker outlives its master.
+Started with the file descriptors of its control socket and its inbox. It ends when the control socket is closed at the other end, whatever it is doing, so that no worker outlives its master.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import gc
 import os
 import select
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -279,7 +277,3 @@ def main(arguments: Sequence[str]) -> None:
         worker.serve()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         os._exit(0)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 PATIENCE_S = 4.0
 """A worker that owes an answer and has used no processor time for so long hangs."""
 _START_LIMIT_S = 60.0
+_START = "import sys; from moirai_sim.execution.worker import main; main(sys.argv[1:])"
 
 
 class Workers:
@@ -67,7 +68,7 @@ class Workers:
         ours, theirs = socket.socketpair()
         peers = {peer: write for peer, (_, write) in pipes.items() if peer != name}
         inbox = pipes[name][0]
-        command = [sys.executable, "-m", "moirai_sim.execution.worker", str(theirs.fileno()), str(inbox)]
+        command = [sys.executable, "-c", _START, str(theirs.fileno()), str(inbox)]
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(PATIENCE_S), 0))
         with theirs:
             process = subprocess.Popen(  # noqa: S603 - our own module in our own interpreter

@@ -218,8 +218,9 @@ def _book_on(executed: KernelGraph, graph: OperatorGraph) -> tuple[str, ...]:
     for operator in graph:  # the runtime may fuse less than we think: what is inside of a kernel is booked on it
         for part in operator.parts:
             writer = {tensor.name: operator.name for tensor in part.outputs} | writer
+    by_node = {part.name: operator.name for operator in graph for part in (*operator.parts, operator)}
     first = next(iter(graph)).name
-    return tuple(name or first for name in owners(executed.nodes, executed.weights, writer))
+    return tuple(name or first for name in owners(executed.nodes, executed.weights, writer, by_node))
 
 
 class _KernelTimer:

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -139,7 +140,10 @@ def executed_graph(model: bytes | Path, threads: int = 1) -> tuple[onnx.ModelPro
 
 
 def owners(
-    nodes: Sequence[onnx.NodeProto], weights: Container[str], operator_of: Mapping[str, str]
+    nodes: Sequence[onnx.NodeProto],
+    weights: Container[str],
+    operator_of: Mapping[str, str],
+    by_node: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[str | None, ...]:
     """Return the user's operator that each executed node stands for: the last one, where nodes were fused.
 
@@ -155,6 +159,9 @@ def owners(
         Names of constants.
     operator_of
         Tensor of the user's model -> operator that writes it.
+    by_node
+        Name of a node of the user's model -> its operator. An elementwise node may keep its name and yet read and
+        write tensors in the blocked layout.
     """
     writer = {name: i for i, node in enumerate(nodes) for name in node.output if name}
     reader: dict[str, int] = {}
@@ -164,7 +171,7 @@ def owners(
     owner: list[str | None] = []
     for node in nodes:
         names = [*node.output, _LAYOUT_SUFFIX.sub("", node.name)]
-        found = next((operator_of[name] for name in names if name in operator_of), None)
+        found = next((operator_of[name] for name in names if name in operator_of), by_node.get(node.name))
         if found is None:
             sources = (owner[writer[name]] for name in node.input if name in writer and name not in weights)
             found = next((name for name in sources if name is not None), None)
