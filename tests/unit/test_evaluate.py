@@ -1,0 +1,106 @@
+"""Batch evaluation: complete, resumable after any kill, and the same bytes however it was run."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from moirai_sim.studies.evaluate import evaluate
+from moirai_sim.studies.store import Store
+
+RUN = "import sys; from pathlib import Path; from moirai_sim.studies.evaluate import evaluate; "
+RUN += "evaluate(Path(sys.argv[1]), Path(sys.argv[2]), jobs=1)"
+
+
+def _instance(seed, operators=12):
+    """A random layered instance in the format of dnn-partitioning."""
+    draw = random.Random(seed)
+    nodes = [
+        {
+            "name": f"n{i}", "id": i, "supportedOnFpga": 1, "cpuLatency": draw.uniform(5, 20), "size": 10.0,
+            "fpgaLatency": draw.uniform(1, 4), "isBackwardNode": False, "colorClass": i,
+        }
+        for i in range(operators)
+    ]  # fmt: skip
+    edges = [{"sourceId": draw.randrange(i), "destId": i, "cost": 0.5, "size": 100.0} for i in range(1, operators)]
+    return {"maxSizePerFPGA": 1000.0, "maxFPGAs": 2, "maxCPUs": 1, "nodes": nodes, "edges": edges}
+
+
+@pytest.fixture
+def study(tmp_path):
+    for seed in range(3):
+        (tmp_path / f"net{seed}.json").write_text(json.dumps(_instance(seed)))
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        "kind: evaluate\nmodels: [net0.json, net1.json, net2.json]\n"
+        "policies: [single, heft, random]\nseeds: [0, 1, 2, 3]\n"
+    )
+    return path
+
+
+def _bytes(folder):
+    return {path.name: path.read_bytes() for path in sorted((folder / "results").glob("*.json"))}
+
+
+def test_every_combination_has_a_result_and_a_second_call_does_nothing(study, tmp_path):
+    first = evaluate(study, tmp_path / "out", jobs=1)
+    assert first == {"study": "study", "runs": 36, "failed": 0, "resumed": 0}
+    before = _bytes(tmp_path / "out")
+    assert len(before) == 36
+    assert evaluate(study, tmp_path / "out", jobs=1)["resumed"] == 36
+    assert _bytes(tmp_path / "out") == before
+
+
+def test_workers_make_no_difference(study, tmp_path):
+    evaluate(study, tmp_path / "one", jobs=1)
+    evaluate(study, tmp_path / "two", jobs=2)
+    assert _bytes(tmp_path / "one") == _bytes(tmp_path / "two")
+
+
+def test_failures_are_results_and_run_again_on_request(study, tmp_path):
+    study.write_text(study.read_text().replace("heft", "no-such-policy"))
+    summary = evaluate(study, tmp_path / "out", jobs=1)
+    assert (summary["runs"], summary["failed"]) == (36, 12)
+    errors = {r["outcome"]["error"] for r in Store(tmp_path / "out").read() if r["outcome"]["status"] == "error"}
+    assert len(errors) == 1
+    assert "no-such-policy" in errors.pop()
+    assert evaluate(study, tmp_path / "out", jobs=1)["resumed"] == 36
+    assert evaluate(study, tmp_path / "out", jobs=1, retry_failed=True)["resumed"] == 24
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(study, tmp_path):
+    evaluate(study, tmp_path / "calm", jobs=1)
+    calm = _bytes(tmp_path / "calm")
+    draw = random.Random(7)
+    stormy = tmp_path / "stormy"
+    interrupted = 0
+    for _ in range(5):
+        started = len(list(stormy.glob("results/*.json")))
+        process = subprocess.Popen([sys.executable, "-c", RUN, str(study), str(stormy)], start_new_session=True)
+        wanted = started + draw.randrange(1, 6)
+        deadline = time.monotonic() + 60
+        while process.poll() is None and len(list(stormy.glob("results/*.json"))) < wanted:
+            assert time.monotonic() < deadline
+            time.sleep(draw.uniform(0, 0.002))
+        if process.poll() is None:
+            interrupted += 1
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert interrupted
+    resumed = evaluate(study, stormy, jobs=1)["resumed"]
+    assert resumed > 0
+    assert _bytes(stormy) == calm
+
+
+def test_a_folder_keeps_one_kind_of_study(study, tmp_path):
+    from moirai_sim.errors import InputError
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "study.json").write_text('{"kind": "whatif"}')
+    with pytest.raises(InputError, match="kind 'whatif'"):
+        evaluate(study, tmp_path / "out", jobs=1)
