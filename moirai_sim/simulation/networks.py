@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from moirai_sim.errors import InputError
-
 if TYPE_CHECKING:
     from moirai_sim.simulation.engine import Engine
 
@@ -104,4 +102,6 @@ def make_network(engine: Engine) -> Network:
     if problem.network in ("one-port", "half-duplex"):
         ports = OrderedPorts if engine.plan.strict else Ports
         return ports(engine, duplex=problem.network == "one-port")
-    raise InputError(f"{problem.name}: the network 'fair' needs a cluster")
+    from moirai_sim.simulation.fair import Fair
+
+    return Fair(engine)

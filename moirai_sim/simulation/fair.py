@@ -1,0 +1,163 @@
+"""Network ``fair``: transfers in flight share the links of their routes max-min fairly.
+
+Forwarding is cut-through: a tensor occupies all links of its route at once, at one rate, and is there one route latency
+after its last byte has left. Alone on the network it takes exactly the time that the problem gives it, so a calibrated
+time above the data sheet's is a limit of the flow's own rate. A full-duplex link is one resource a direction, a
+half-duplex link one for both; a host bus that devices share is a link of their routes like any other.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import simpy
+
+from moirai_sim.clusters.routes import route
+from moirai_sim.errors import InputError
+from moirai_sim.simulation.fairness import NEVER, change, grown, new_flows
+
+if TYPE_CHECKING:
+    from moirai_sim.clusters.cluster import Cluster
+    from moirai_sim.simulation.engine import Engine
+
+FIRST, LAST = 0, 2
+"""Priorities at one instant: ends of flows come before the engine's rounds (SimPy's 1), new rates after them."""
+_NONE = np.zeros(0, dtype=np.int64)
+
+
+class Fair:
+    """Max-min fair sharing over the links of the problem's cluster."""
+
+    def __init__(self, engine: Engine) -> None:
+        problem = engine.plan.problem
+        if problem.cluster is None:
+            raise InputError(
+                f"{problem.name}: the network 'fair' shares links, but the problem has no cluster; "
+                "give --cluster, or choose the network 'one-port'"
+            )
+        if (problem.tensor_bytes < 0).any():
+            raise InputError(f"{problem.name}: the network 'fair' needs the bytes of every tensor; use 'one-port'")
+        self._engine = engine
+        self.links = Links(problem.cluster)
+        plan = engine.plan
+        pairs = sorted(set(zip(plan.source, plan.target, strict=True)))
+        self._routes = {(s, t): self.links.between(problem.devices[s], problem.devices[t]) for s, t in pairs if s != t}
+        self._bytes = problem.tensor_bytes[problem.edge_tensor[plan.edge]].tolist()
+        hops = max((len(links) for links, _ in self._routes.values()), default=1)
+        self.flows = new_flows(self.links.capacity, 256, hops)
+        self._free = list(range(255, -1, -1))
+        self._carries: dict[int, tuple[int, int, int]] = {}
+        """Slot to (job, start, latency)."""
+        self._begun: list[int] = []
+        self._ended: list[int] = []
+        self._altered: list[int] = []
+        self._settling = False
+        self._next = NEVER
+
+    def queue(self, now: int, transfers: list[int]) -> None:
+        """Start a flow for each transfer."""
+        engine, plan = self._engine, self._engine.plan
+        for job in transfers:
+            t = job % len(plan.edge)
+            links, latency = self._routes[plan.source[t], plan.target[t]]
+            work = plan.transfer[t] - latency
+            if work <= 0 or self._bytes[t] == 0:
+                end = now + plan.transfer[t]
+                engine.at(end).append(~job)
+                engine.on_transfer((job, now, now, end))
+                continue
+            if not self._free:
+                slots = len(self.flows.rate)
+                self.flows = grown(self.flows)
+                self._free.extend(range(2 * slots - 1, slots - 1, -1))
+            slot = self._free.pop()
+            self._carries[slot] = (job, now, latency)
+            flows = self.flows
+            flows.route[slot] = -1
+            flows.route[slot, : len(links)] = links
+            flows.limit[slot] = self._bytes[t] / work
+            flows.left[slot] = work
+            self._begun.append(slot)
+        if self._begun:
+            self._settle_later()
+
+    def set_capacity(self, name: str, factor: float) -> None:
+        """Let a link carry ``factor`` times its bandwidth from now on; 0 stops all its transfers."""
+        for link in self.links.directions[name]:
+            self.flows.capacity[link] = self.links.capacity[link] * factor
+            self._altered.append(link)
+        self._settle_later()
+
+    def _settle_later(self) -> None:
+        """Ask for new rates once all of this instant is known."""
+        if not self._settling:
+            self._settling = True
+            _Call(self._engine.env, 0, LAST, self._settle)
+
+    def _settle(self, _event: simpy.Event) -> None:
+        self._settling = False
+        env = self._engine.env
+        ended, begun, altered = (
+            np.array(slots, dtype=np.int64) if slots else _NONE for slots in (self._ended, self._begun, self._altered)
+        )
+        soonest = int(change(self.flows, env.now, ended, begun, altered))  # type: ignore[no-untyped-call]
+        self._free.extend(self._ended)
+        self._ended, self._begun, self._altered = [], [], []
+        if soonest != self._next and soonest != NEVER:
+            _Call(env, soonest - env.now, FIRST, self._wake)
+        self._next = soonest
+
+    def _wake(self, _event: simpy.Event) -> None:
+        """End the flows that finish now; a wake-up that other flows have made void does nothing."""
+        engine, now = self._engine, self._engine.env.now
+        if now != self._next:
+            return
+        self._next = NEVER
+        for slot in np.flatnonzero(self.flows.finish <= now).tolist():
+            job, start, latency = self._carries.pop(slot)
+            engine.at(now + latency).append(~job)
+            engine.on_transfer((job, start, start, now + latency))
+            self._ended.append(slot)
+        self._settle_later()
+
+
+class Links:
+    """The directed capacities of a cluster's links, numbered by name so that the order of a file does not matter."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self.capacity: list[float] = []
+        """Bytes per ns."""
+        self.names: list[str] = []
+        self.directions: dict[str, list[int]] = {}
+        """Link name to its numbers: forwards and backwards, which are one for a half-duplex link."""
+        for link in sorted(cluster.links, key=lambda link: link.name):
+            self.directions[link.name] = []
+            for _ in range(2 if link.duplex == "full" else 1):
+                self.directions[link.name].append(len(self.capacity))
+                self.names.append(link.name)
+                self.capacity.append(link.bandwidth_bytes_per_s / 1e9)
+
+    def between(self, source: str, target: str) -> tuple[list[int], int]:
+        """Return the numbers of the directed links from one device to another, and the latency in ns."""
+        way = route(self._cluster, source, target)
+        numbers = [
+            self.directions[name][0 if self._cluster.link[name].ends[0] == a else -1]
+            for name, (a, _) in zip(way.links, itertools.pairwise(way.nodes), strict=True)
+        ]
+        return numbers, way.latency_ns
+
+
+class _Call(simpy.Event):  # type: ignore[misc]
+    """Calls a function at an instant with a priority, which ``Environment.timeout`` does not offer."""
+
+    def __init__(
+        self, env: simpy.Environment, delay: int, priority: int, function: Callable[[simpy.Event], None]
+    ) -> None:
+        super().__init__(env)
+        self._ok, self._value = True, None
+        self.callbacks.append(function)
+        env.schedule(self, priority, delay)
