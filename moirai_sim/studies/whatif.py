@@ -202,7 +202,7 @@ def _place_variant(key: Mapping[str, Any]) -> dict[str, Any]:
     cluster = changed_cluster(key["cluster"], key["overrides"])
     problem = build_problem(_graph(key["model"]), cluster, network=key["network"] or "fair")
     facts: dict[str, Any] = {"price_eur": price_eur(cluster), "devices": problem.n_devices}
-    if key["target_ns"] is not None:
+    if key["target_ns"] is not None and key["scenario"] != BASE:  # all others are compared with the base
         bound = lower_bound_ns(problem, key["objective"])
         if bound > key["target_ns"]:
             return facts | {"status": "pruned", "lower_bound_ns": bound}

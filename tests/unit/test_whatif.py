@@ -1,0 +1,113 @@
+"""What-if studies: a faster part never hurts, bounds prune, prices and errors are judged as they should be."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from moirai_sim.studies.store import Store
+from moirai_sim.studies.uncertainty import Z90, difference_interval, interval
+from moirai_sim.studies.whatif import whatif
+from moirai_sim.studies.whatif_report import NO_DIFFERENCE, build, leading_number, pareto, variants_table
+
+DEVICE = """\
+name: {name}
+kind: gpu
+memory: 8 GiB
+memory_bandwidth: 100 GB/s
+peak_flops: {{float32: {rate} TFLOP/s}}
+idle_power: 10 W
+peak_power: 110 W
+price_eur: {price}
+"""
+CLUSTER = """\
+name: pair
+devices: [{name: a, device: slow.yaml}, {name: b, device: slow.yaml}]
+links: [{name: bus, ends: [a, b], bandwidth: 1 GB/s}]
+"""
+STUDY = """\
+kind: whatif
+models: ["zoo:ws-32?seed=1"]
+cluster: pair.yaml
+policy: heft
+network: one-port
+target: {target}
+overrides:
+  bus: {{links.bus.bandwidth: [2 GB/s, 4 GB/s, 64 GB/s]}}
+  swap: {{devices.a.device: fast.yaml}}
+"""
+
+
+@pytest.fixture
+def study(tmp_path):
+    (tmp_path / "slow.yaml").write_text(DEVICE.format(name="slow", rate=1, price=1000))
+    (tmp_path / "fast.yaml").write_text(DEVICE.format(name="fast", rate=1000, price=3000))
+    (tmp_path / "pair.yaml").write_text(CLUSTER)
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY.format(target="1 h"))
+    return path
+
+
+def test_variants_against_the_base(study, tmp_path):
+    assert whatif(study, tmp_path / "out", jobs=1)["runs"] == 5
+    table = variants_table(Store(tmp_path / "out")).set_index(["scenario", "changes"])
+    base = table.loc[("base", "")]
+    assert base["speed_up"] == 1
+    assert base["price_eur"] == 2000
+    assert table.loc[("swap", "devices.a.device = fast.yaml"), "price_eur"] == 4000
+    assert table.loc[("swap", "devices.a.device = fast.yaml"), "objective_ms"] < base["objective_ms"]
+    assert (table["low_ms"] < table["objective_ms"]).all()
+    assert (table["energy_j"] > 0).all()
+    # The same devices in the same shares err alike, so what a wider bus brings is not hidden by their error.
+    wide = table.loc[("bus", "links.bus.bandwidth = 64 GB/s")]
+    assert wide["speed_up_low"] == pytest.approx(wide["speed_up"], rel=0.2)
+    titles = [section.title for section in build({"name": "s", "target": "1 h"}, Store(tmp_path / "out")).sections]
+    assert "Tornado" in titles
+    assert "Cost against time" in titles
+    assert "As links.bus.bandwidth changes" in titles
+
+
+def test_a_bound_above_the_target_spares_the_placement(study, tmp_path):
+    study.write_text(STUDY.format(target="1 ns"))
+    whatif(study, tmp_path / "out", jobs=1)
+    results = {r["key"]["scenario"]: r["outcome"] for r in Store(tmp_path / "out").read()}
+    assert results["swap"]["status"] == "pruned"
+    assert results["swap"]["lower_bound_ns"] > 1
+    assert results["base"]["status"] == "feasible"
+
+
+def test_nothing_is_written_for_an_override_that_leads_nowhere(study, tmp_path):
+    from moirai_sim.errors import InputError
+
+    study.write_text(study.read_text().replace("links.bus.bandwidth", "links.bsu.bandwidth"))
+    with pytest.raises(InputError, match="did you mean 'bus'"):
+        whatif(study, tmp_path / "out", jobs=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_pareto_front():
+    table = pd.DataFrame({"cost": [1, 2, 3, 2], "time": [5, 3, 3, 4]})
+    assert pareto(table, ["cost", "time"]).tolist() == [True, True, False, False]
+
+
+def test_shared_errors_cancel_and_others_add():
+    assert difference_interval({"t": 0.2}, {"t": 0.2}) == (1.0, 1.0)
+    low, high = difference_interval({"t": 0.3}, {"u": 0.4})
+    assert (low, high) == pytest.approx((np.exp(-Z90 * 0.5), np.exp(Z90 * 0.5)))
+    assert interval({}) == (1.0, 1.0)
+
+
+def test_a_difference_within_the_error_is_called_that():
+    from moirai_sim.studies.whatif_report import _against
+
+    base = {"objective_ns": 100, "log_spread": {"t": 0.3}, "price_eur": 10}
+    near = {"objective_ns": 90, "log_spread": {"u": 0.3}, "price_eur": 20}
+    assert _against(base, near)["verdict"] == NO_DIFFERENCE
+    sure = _against(base, near | {"log_spread": {"t": 0.3}})
+    assert sure["verdict"] == "faster"
+    assert sure["euro_per_ms_saved"] == pytest.approx(10 / 10e-6)
+
+
+def test_numbers_at_the_start_of_values():
+    assert leading_number("16 GB/s") == 16
+    assert leading_number("nvidia-t4") is None
+    assert leading_number(True) is None
