@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,7 +92,8 @@ def load_problem(
     if network is not None:
         problem = problem.with_network(_network(network, problem))
     if not memory:
-        problem = problem.without_memory()
+        unlimited = problem.without_memory()
+        problem = replace(unlimited, provenance=unlimited.provenance | {"memory": "unlimited"})
     return problem if memory_scale is None else problem.with_memory_scale(memory_scale)
 
 

@@ -1,0 +1,71 @@
+"""What commands print: one JSON document, or plain text and tables for people. Messages go to standard error."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_NUMBER = re.compile(r"-|[-+]?[\d.,]+(e[-+]?\d+)?( ?[A-Za-z%/]{1,6})?")
+"""A number with or without a unit, or the mark of a missing one."""
+
+
+def print_json(document: object) -> None:
+    """Write one JSON document to standard output; what is no number in JSON becomes null."""
+    sys.stdout.write(json.dumps(plain(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def print_text(text: str = "") -> None:
+    """Write a line to standard output."""
+    sys.stdout.write(text + "\n")
+
+
+def say(text: str) -> None:
+    """Write a message to standard error."""
+    sys.stderr.write(text + "\n")
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write aligned columns; those that hold numbers only are aligned to the right."""
+    lines = [[_text(cell) for cell in row] for row in rows]
+    widths = [max([len(title), *(len(line[i]) for line in lines)]) for i, title in enumerate(columns)]
+    numeric = [bool(lines) and all(_NUMBER.fullmatch(line[i]) for line in lines) for i in range(len(columns))]
+    for line in [list(columns), ["-" * width for width in widths], *lines]:
+        cells = (
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(line, widths, numeric, strict=True)
+        )
+        print_text("  ".join(cells).rstrip())
+
+
+def print_facts(facts: Mapping[str, object]) -> None:
+    """Write one ``name  value`` line for each fact that is known."""
+    known = {name: _text(value) for name, value in facts.items() if value is not None}
+    width = max(map(len, known), default=0)
+    for name, value in known.items():
+        print_text(f"{name.ljust(width)}  {value}")
+
+
+def _text(cell: object) -> str:
+    if cell is None:
+        return "-"
+    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401 - whatever a command's result holds
+    """Return a result as what JSON can hold: numpy numbers and arrays, paths and NaN among it."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
