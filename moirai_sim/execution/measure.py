@@ -340,7 +340,12 @@ def _covered_operators(
     executed: Executed, graph: OperatorGraph, parts: Sequence[Part], device: Mapping[str, str]
 ) -> dict[Part, tuple[str, ...]]:
     """Return the user's operators of each part; one that has no kernel counts where its result is made or read."""
-    host = {name: part for part in reversed(parts) for name in part.operators}
+    host: dict[str, Part] = {}
+    for layout in (False, True):  # a part that only changes the layout of a result counts if there is no other
+        for part in parts:
+            for i in part.kernels:
+                if layout or not executed.nodes[i].op_type.startswith("Reorder"):
+                    host.setdefault(executed.owner[i], part)
     for name in reversed(list(graph.operators)):
         if name not in host:
             host_of = (host.get(j) for j in graph.digraph.successors(name) if device[j] == device[name])

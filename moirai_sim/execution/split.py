@@ -7,6 +7,7 @@ fused kernel is declared an output of the model before it is optimized, which ke
 
 from __future__ import annotations
 
+import copy
 import heapq
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,9 @@ from moirai_sim.profiling.backends.onnxruntime import executed_graph, owners
 
 if TYPE_CHECKING:
     from moirai_sim.graphs.operator import OperatorGraph
+
+_CONVERSIONS = ("ReorderInput", "Cast", "Transpose")
+"""Kernels that ONNX Runtime inserts between an input of the model and its readers."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,45 @@ class Executed:
         """Return the activations that a kernel reads, each once; inputs of the model among them."""
         return [name for name in dict.fromkeys(self.nodes[i].input) if name and name not in self.weights]
 
+    def with_local_inputs(self, device: Mapping[str, str]) -> Executed:
+        """Return the graph with conversions of the model's inputs repeated on every device that reads them.
+
+        The inputs of a model are everywhere, so no device may wait for another one that converts them.
+        """
+        local = copy.copy(self)
+        local.nodes, local.owner, local.tensors = [], [], dict(self.tensors)
+        renamed: dict[tuple[str, str], str] = {}
+        for node, owner in zip(self.nodes, self.owner, strict=True):
+            readers = self._converted_for(node, device)
+            for target, reader in readers.items():
+                twin = onnx.NodeProto()
+                twin.CopyFrom(node)
+                twin.name = f"{node.name}@{target}"
+                for slot, name in enumerate(node.output):
+                    twin.output[slot] = renamed[name, target] = f"{name}@{target}"
+                    local.tensors[twin.output[slot]] = self.tensors[name]
+                local.nodes.append(twin)
+                local.owner.append(reader)
+            if not readers:
+                slots = [renamed.get((name, device[owner]), name) for name in node.input]
+                if slots != list(node.input):
+                    twin = onnx.NodeProto()
+                    twin.CopyFrom(node)
+                    twin.input[:] = slots
+                    node = twin
+                local.nodes.append(node)
+                local.owner.append(owner)
+        local.writer = {name: i for i, node in enumerate(local.nodes) for name in node.output if name}
+        return local
+
+    def _converted_for(self, node: onnx.NodeProto, device: Mapping[str, str]) -> dict[str, str]:
+        """Return the devices, and an operator on each, that read a conversion of model inputs; else nothing."""
+        if node.op_type not in _CONVERSIONS or any(name in self.writer for name in node.input):
+            return {}
+        readers = [owner for other, owner in zip(self.nodes, self.owner, strict=True) if node.output[0] in other.input]
+        where = {device[owner]: owner for owner in reversed(readers)}
+        return where if len(where) > 1 else {}
+
 
 def crossing_tensors(graph: OperatorGraph, device: Mapping[str, str]) -> dict[str, str]:
     """Return the tensors that a placement moves between devices, with their producers."""
@@ -113,9 +156,9 @@ def crossing_tensors(graph: OperatorGraph, device: Mapping[str, str]) -> dict[st
 
 
 def execute_as(model: onnx.ModelProto, graph: OperatorGraph, device: Mapping[str, str], whole: Executed) -> Executed:
-    """Return the executed graph for a placement: ``whole`` itself unless the placement cuts one of its kernels."""
+    """Return the executed graph for a placement: the whole model's unless the placement cuts one of its kernels."""
     kept = [name for name, producer in crossing_tensors(graph, device).items() if producer not in whole.owners]
-    return Executed(model, graph, kept) if kept else whole
+    return (Executed(model, graph, kept) if kept else whole).with_local_inputs(device)
 
 
 def split(executed: Executed, device: Mapping[str, str], order: Sequence[str]) -> list[Part]:

@@ -1,6 +1,7 @@
 """One worker process a device: loads its parts, runs them in order, hands tensors on, and says what happened when.
 
-Started with the file descriptors of its control socket and its inbox. It ends when the control socket is closed at the other end, whatever it is doing, so that no worker outlives its master.
+Started with the file descriptors of its control socket and its inbox. It ends when the control socket is closed at the
+other end, whatever it is doing, so that no worker outlives its master.
 """
 
 from __future__ import annotations

@@ -1,0 +1,302 @@
+"""Placements on real workers: outputs, order, timelines, and what happens when something breaks."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import psutil
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from moirai_sim.clusters.cluster import Cluster, Device, DeviceType, Link
+from moirai_sim.errors import ExecutionError, InputError
+from moirai_sim.execution.measure import Subject, load, load_order, measure
+from moirai_sim.execution.split import Executed, execute_as, split
+from moirai_sim.execution.workers import Workers, device_cores
+from moirai_sim.graphs.onnx_reader import read_model
+from moirai_sim.placement import Placement
+from moirai_sim.sources import build_problem
+
+CORES = sorted(os.sched_getaffinity(0))
+CORE = DeviceType("core", "cpu", 2**33, 1e10, {"float32": 1e11})
+
+
+def cluster(count: int = 2) -> Cluster:
+    devices = tuple(Device(f"c{i}", CORE, address=f"cpu:{CORES[i % len(CORES)]}") for i in range(count))
+    links = tuple(Link(f"l{i}", ("c0", f"c{i}"), 1e10, 1000) for i in range(1, count))
+    return Cluster("test", devices, links)
+
+
+def network(seed: int = 0, blocks: int = 4) -> onnx.ModelProto:
+    """Two branches of convolutions a block, added; random weights, so that wrong wiring changes the output."""
+    rng = np.random.default_rng(seed)
+    nodes, weights, last = [], [], "x"
+    for b in range(blocks):
+        for side in "lr":
+            weight = (rng.standard_normal((16, 16, 3, 3)) / 12).astype(np.float32)
+            weights.append(numpy_helper.from_array(weight, f"w{b}{side}"))
+            nodes.append(
+                helper.make_node("Conv", [last, f"w{b}{side}"], [f"c{b}{side}"], name=f"conv{b}{side}", pads=[1] * 4)
+            )
+            nodes.append(helper.make_node("Relu", [f"c{b}{side}"], [f"r{b}{side}"], name=f"relu{b}{side}"))
+        nodes.append(helper.make_node("Add", [f"r{b}l", f"r{b}r"], [f"a{b}"], name=f"add{b}"))
+        last = f"a{b}"
+    nodes.append(helper.make_node("GlobalAveragePool", [last], ["mean"], name="mean"))
+    shape = [1, 16, 12, 12]
+    outputs = [helper.make_tensor_value_info("mean", TensorProto.FLOAT, [1, 16, 1, 1])]
+    outputs.append(helper.make_tensor_value_info("r1l", TensorProto.FLOAT, shape))  # a second one, from the middle
+    graph = helper.make_graph(
+        nodes, "net", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)], outputs, weights
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    model = network()
+    return Subject(model, read_model(model, name="net"))
+
+
+@pytest.fixture(scope="module")
+def workers():
+    with Workers(cluster()) as crew:
+        yield crew
+
+
+def random_device(subject: Subject, seed: int, devices: int = 2) -> dict[str, str]:
+    rng = np.random.default_rng(seed)
+    return {operator.name: f"c{rng.integers(devices)}" for operator in subject.graph}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_parts_cover_every_kernel_once_and_can_run_in_their_order(subject, seed):
+    device = random_device(subject, seed, 3)
+    executed = execute_as(subject.model, subject.graph, device, subject.whole)
+    order = [operator.name for operator in subject.graph]
+    parts = split(executed, device, order)
+    kernels = [i for part in parts for i in part.kernels]
+    assert sorted(kernels) == list(range(len(executed.nodes)))
+    known = set(executed.inputs)
+    for part in parts:
+        assert set(part.inputs) <= known, "a part waits for a later one"
+        known.update(part.outputs)
+        assert {device[name] for name in part.operators} == {part.device}
+        first = set(executed.reads(part.kernels[0]))
+        assert set(part.awaits) <= first, "only the first kernel of a part may wait"
+        inner = {name for i in part.kernels[:-1] for name in executed.nodes[i].output}
+        assert not inner & {name for name, _ in part.sends}, "a tensor is sent as soon as it is there"
+    for earlier, later in itertools.pairwise(parts):
+        if earlier.device == later.device:
+            assert earlier.sends or later.awaits, "two parts that could be one"
+
+
+def test_one_device_is_one_part(subject):
+    device = dict.fromkeys(subject.graph.operators, "c0")
+    parts = split(subject.whole, device, list(subject.graph.operators))
+    assert len(parts) == 1
+    assert len(parts[0].kernels) == len(subject.whole.nodes)
+
+
+def test_a_placement_that_cuts_a_fused_kernel_is_respected(subject):
+    device = dict.fromkeys(subject.graph.operators, "c0") | {"relu0l": "c1"}
+    assert "conv0l" not in subject.whole.owners  # fused into relu0l
+    executed = execute_as(subject.model, subject.graph, device, subject.whole)
+    assert "conv0l" in executed.owners
+    parts = split(executed, device, list(subject.graph.operators))
+    assert [part.operators for part in parts if part.device == "c1"] == [("relu0l",)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_outputs_equal_the_unsplit_model(subject, workers, seed):
+    loaded = load_order(workers, subject, random_device(subject, seed), list(subject.graph.operators))
+    loaded.run()
+    assert loaded.check() < 1e-5
+    loaded.close()
+
+
+def test_a_wrong_output_is_noticed(subject, workers):
+    other = Subject(network(seed=1), read_model(network(seed=1), name="net"))
+    loaded = load_order(workers, other, random_device(other, 0), list(other.graph.operators))
+    loaded.run()
+    other._reference = subject.reference(workers)  # what the unsplit model of other weights says
+    with pytest.raises(ExecutionError, match="differs from the unsplit"):
+        loaded.check()
+    loaded.close()
+
+
+def test_a_measured_timeline_holds_together(subject, workers):
+    problem = build_problem(subject.graph, cluster(), fuse="none")
+    rng = np.random.default_rng(3)
+    placement = Placement(rng.integers(0, 2, problem.n_operators))
+    timeline = measure(subject, problem, placement, workers=workers, repeats=5)
+    assert timeline.status == "measured"
+    assert timeline.makespan_ns == sorted(timeline.provenance["makespans_ns"])[2]
+    parts = [span for span in timeline.spans if span.kind == "operator"]
+    covered = [name for span in parts for name in span.operators]
+    assert sorted(covered) == sorted(problem.operators)
+    for span in parts:
+        assert 0 <= span.ready_ns <= span.start_ns <= span.end_ns <= timeline.makespan_ns
+        assert {timeline.placement[name] for name in span.operators} <= {span.resource}
+    for resource_name in problem.devices:
+        own = sorted((s.start_ns, s.end_ns) for s in parts if s.resource == resource_name)
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(own))
+    ends = {name: span.end_ns for span in parts for name in span.operators}
+    starts = {name: span.start_ns for span in parts for name in span.operators}
+    transfers = [span for span in timeline.spans if span.kind == "transfer"]
+    assert len({(t.producer, t.target) for t in transfers}) == len(transfers)
+    for transfer in transfers:
+        assert transfer.start_ns >= ends[transfer.producer]
+        assert all(starts[name] >= transfer.end_ns for name in transfer.consumers)
+        assert transfer.bytes == 16 * 12 * 12 * 4
+
+
+def test_devices_keep_the_order_of_the_placement(workers):
+    nodes = [helper.make_node("Neg", ["x"], [f"y{i}"], name=f"n{i}") for i in range(6)]
+    shape = [4096]
+    values = [helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, shape) for i in range(6)]
+    graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)], values)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    subject = Subject(model, read_model(model, name="g"))
+    problem = build_problem(subject.graph, cluster(), fuse="none")
+    order = np.array([5, 3, 1, 0, 2, 4])
+    placement = Placement(np.zeros(6, dtype=np.int64), order=order)
+    loaded = load(workers, subject, problem, placement)
+    assert loaded.parts[0].operators == tuple(f"n{i}" for i in np.argsort(order))
+    loaded.close()
+
+
+def test_requests_in_flight_all_come_out_right(subject, workers):
+    loaded = load_order(workers, subject, random_device(subject, 1), list(subject.graph.operators), in_flight=4)
+    _, records = loaded.run([0] * 40)
+    for record in records.values():
+        assert sorted({request for request, *_ in record.runs}) == list(range(40))
+    for request in range(36, 40):
+        assert loaded.check(request) < 1e-5
+    loaded.close()
+
+
+# ---- faults ----
+
+
+def gone(processes: dict[str, int], within_s: float = 5.0) -> bool:
+    """Tell whether all processes end in time."""
+    end = time.monotonic() + within_s
+    while time.monotonic() < end:
+        if not any(psutil.pid_exists(pid) for pid in processes.values()):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize("stage", ["before loading", "loaded", "running"])
+def test_a_killed_worker_is_one_clear_error(subject, stage):
+    with Workers(cluster()) as crew:
+        processes = crew.processes
+        device = random_device(subject, 2)
+        order = list(subject.graph.operators)
+        if stage == "before loading":
+            os.kill(processes["c1"], signal.SIGKILL)
+            with pytest.raises(ExecutionError, match=r"worker 'c1' was killed by signal 9"):
+                load_order(crew, subject, device, order)
+        else:
+            loaded = load_order(crew, subject, device, order)
+            requests = [0] * 100_000 if stage == "running" else [0]
+            delay = 0.3 if stage == "running" else 0.0
+            killer = threading.Timer(delay, os.kill, (processes["c1"], signal.SIGKILL))
+            killer.start()
+            if not delay:
+                killer.join()
+            start = time.monotonic()
+            with pytest.raises(ExecutionError, match=r"worker 'c1' was killed by signal 9"):
+                loaded.run(requests)
+            assert time.monotonic() - start < 5
+        assert gone(processes)
+
+
+def test_a_hung_worker_is_one_clear_error(subject):
+    with Workers(cluster()) as crew:
+        processes = crew.processes
+        loaded = load_order(crew, subject, random_device(subject, 2), list(subject.graph.operators))
+        os.kill(processes["c1"], signal.SIGSTOP)
+        with pytest.raises(ExecutionError, match="hangs"):
+            loaded.run()
+        assert gone(processes)
+        with pytest.raises(ExecutionError, match="start new workers"):
+            loaded.run()
+
+
+def test_workers_end_with_their_master(tmp_path: Path):
+    script = tmp_path / "master.py"
+    script.write_text(
+        "import sys, time\n"
+        "sys.path[:0] = sys.argv[1:]\n"
+        "from test_execution import Workers, cluster\n"
+        "crew = Workers(cluster())\n"
+        "print(*crew.processes.values(), flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    master = subprocess.Popen([sys.executable, script, Path(__file__).parent], stdout=subprocess.PIPE, text=True)
+    assert master.stdout is not None
+    processes = {str(i): int(pid) for i, pid in enumerate(master.stdout.readline().split())}
+    assert len(processes) == 2
+    master.kill()
+    master.wait()
+    master.stdout.close()
+    assert gone(processes)
+
+
+def test_short_memory_is_one_clear_error(subject):
+    branches = {name: "c1" if name.endswith("r") else "c0" for name in subject.graph.operators}  # cuts no kernel
+    with Workers(cluster()) as crew:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+        try:
+            with pytest.raises(ExecutionError, match="shared memory"):
+                load_order(crew, subject, branches, list(subject.graph.operators))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        loaded = load_order(crew, subject, branches, list(subject.graph.operators))
+        loaded.run()  # the workers live on
+        assert loaded.check() < 1e-5
+
+
+def test_a_model_with_a_free_dimension_is_refused():
+    graph = helper.make_graph(
+        [helper.make_node("Neg", ["x"], ["y"], name="n")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    for value in (*fixed.graph.input, *fixed.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    with pytest.raises(InputError, match="dimension"):
+        Executed(model, read_model(fixed, name="g"))
+
+
+@pytest.mark.parametrize("address", ["cuda:0", "cpu:", "cpu:1x", "cpu:100000", "tcp:1"])
+def test_an_address_that_is_not_here_is_refused(address):
+    with pytest.raises(InputError, match=f"address '{address}'"):
+        device_cores(Device("d", CORE, address=address))
+
+
+def test_nothing_stays_in_shared_memory():
+    before = set(Path("/dev/shm").iterdir()) if Path("/dev/shm").is_dir() else set()
+    model = network()
+    with Workers(cluster()) as crew:
+        subject = Subject(model, read_model(model, name="net"))
+        loaded = load_order(crew, subject, random_device(subject, 2), list(subject.graph.operators))
+        loaded.run()
+        assert {p.name for p in Path("/dev/shm").iterdir()} == {p.name for p in before}
