@@ -14,7 +14,7 @@ import numpy as np
 from moirai_sim.compiled import kernel
 from moirai_sim.errors import InputError
 from moirai_sim.placement import transfer_edges
-from moirai_sim.simulation.schedule import Schedule, operator_ready_ns
+from moirai_sim.simulation.schedule import Schedule, operator_ready_ns, placement_from_schedule
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -229,6 +229,13 @@ def replay(problem: PlacementProblem, placement: Placement) -> Schedule:
     )
 
 
+def with_all_orders(problem: PlacementProblem, placement: Placement) -> Placement:
+    """Return ``placement`` with the order of its transfers too, as one replay finds it (not needed under ``fair``)."""
+    if problem.network == "fair":
+        return placement
+    return placement_from_schedule(problem, placement, replay(problem, placement))
+
+
 def _own(array: Ints) -> Ints:
     """Return a writable contiguous copy: read-only arrays would be another type to numba, compiled once more."""
     return np.array(array, dtype=np.int64, order="C")
@@ -328,7 +335,7 @@ def makespan(a: Arrays, w: Workspace, device: Ints) -> int:
     for position in range(len(topological) - 1, -1, -1):
         i = topological[position]
         source = where[i]
-        longest = np.int64(0)
+        longest = 0
         for e in range(out[i], out[i + np.uint64(1)]):
             j = consumer[e]
             length = -turn[j]
@@ -364,7 +371,7 @@ def greedy(a: Arrays, w: Workspace, device: Ints, turn: Ints) -> int:
     contended, one = a.ports > 0, np.uint64(1)
     n, k = len(duration), len(device_type)
     n_known, n_ended, n_future, n_queue, n_shared, n_late = 0, 0, 0, 0, 0, 0
-    now = last = np.int64(0)
+    now, last = 0, 0
     for device_index in range(k):
         segment[device_index] = n_ready[device_index] = send_free[device_index] = receive_free[device_index] = 0
         running_end[device_index], queued[device_index] = NEVER, -1
@@ -378,7 +385,7 @@ def greedy(a: Arrays, w: Workspace, device: Ints, turn: Ints) -> int:
         if waiting[operator] == 0:
             known[n_known] = operator
             n_known += 1
-    begin = np.int64(0)
+    begin = 0
     for device_index in range(k):
         size = segment[device_index]
         segment[device_index] = begin
