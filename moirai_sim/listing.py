@@ -5,11 +5,14 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moirai_sim import catalog
 from moirai_sim.errors import InputError, did_you_mean
 from moirai_sim.units import format_bytes, format_count
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 
 def listing(kind: str) -> list[dict[str, Any]]:
@@ -128,7 +131,7 @@ def json_schema(kind: str) -> dict[str, Any]:
     from moirai_sim.studies.study import StudyFile
     from moirai_sim.timeline_schema import TimelineFile
 
-    models = {
+    models: dict[str, type[BaseModel]] = {
         "cluster": ClusterFile,
         "device": DeviceFile,
         "study": StudyFile,

@@ -220,7 +220,7 @@ def transfer_table(cluster: Cluster, sizes: NDArray[np.int64]) -> tuple[NDArray[
     route_class, classes, examples = route_classes(cluster)
     columns = []
     if cluster.link_model is None:
-        columns = [ns - np.floor(-sizes * 1e9 / rate).astype(np.int64) for ns, rate in classes]
+        columns = [ns - np.floor_divide(-sizes * 1e9, rate).astype(np.int64) for ns, rate in classes]
         source = "data sheet"
     else:
         from moirai_sim.costs.links import load_link_model

@@ -46,6 +46,8 @@ HERTZ: dict[str, Decimal] = {f"{p}Hz": Decimal(f) for p, f in _SI.items()}
 WATTS: dict[str, Decimal] = {"W": Decimal(1), "kW": Decimal(1000), "mW": Decimal("0.001")}
 """Units of power, in watts."""
 
+_LARGEST = Decimal(2**62)
+"""In base units: what fits into 64 bits, and in time or rate is beyond any machine."""
 _QUANTITY = re.compile(r"\s*([-+0-9.eE_]+)\s*([A-Za-zµ/]*)\s*")
 
 
@@ -75,6 +77,8 @@ def parse(text: str | float, units: dict[str, Decimal]) -> Decimal:
         raise InputError(f"cannot read the number in {text!r}; {example}") from None
     if number < 0:
         raise InputError(f"{text!r} is negative; give a quantity of at least 0")
+    if number > _LARGEST or number * units.get(match[2], 1) > _LARGEST:
+        raise InputError(f"{text!r} is too large; {example}")
     if match[2] in units:
         return number * units[match[2]]
     if number == 0 and not match[2]:

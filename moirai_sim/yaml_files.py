@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     Model = TypeVar("Model", bound=BaseModel)
 
 Location = tuple[int | str, ...]
+_MOST_VALUES = 1_000_000
 
 
 class YamlDocument:
@@ -32,11 +33,18 @@ class YamlDocument:
         from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
         self.path = path
+        self._repeated: list[str] = []
+        """One line a repeated key; reported by `validate` together with everything else."""
         try:
             text = path.read_text(encoding="utf-8")
-            self.data = YAML(typ="rt", pure=True).load(text)  # round trip: safe, and it keeps positions
+            yaml = YAML(typ="rt", pure=True)  # round trip: safe, and it keeps positions
+            yaml.allow_duplicate_keys = True  # they are found here, all of them
+            self._walk(yaml.compose(text), {})
+            self.data = yaml.load(text)
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: cannot read it ({error})") from error
+        except RecursionError as error:
+            raise InputError(f"{path}: nested too deeply; write a flatter file") from error
         except MarkedYAMLError as error:
             mark = error.problem_mark
             where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
@@ -46,6 +54,33 @@ class YamlDocument:
             raise InputError(f"{path}: not YAML ({error})") from error
         if not isinstance(self.data, Mapping):
             raise InputError(f"{path}:1:1: must be a mapping of keys to values, read {type(self.data).__name__}")
+
+    def _walk(self, node: Any, sizes: dict[int, int]) -> int:  # noqa: ANN401 - a node of ruamel.yaml, untyped
+        """Note repeated keys, and return how many values a node has once its aliases are written out.
+
+        Raises
+        ------
+        InputError
+            If they are too many: a few lines of aliases of aliases can stand for billions of values.
+        """
+        if node is None or id(node) in sizes:
+            return sizes.get(id(node), 0)
+        sizes[id(node)] = size = 1
+        children = node.value if isinstance(node.value, list) else []
+        seen: dict[str, int] = {}
+        for child in children:
+            key, value = child if isinstance(child, tuple) else (None, child)
+            if key is not None:
+                line, column = key.start_mark.line + 1, key.start_mark.column + 1
+                if (text := str(key.value)) in seen:
+                    what = f"key '{text}' is given in line {seen[text]} already; keep one of the two"
+                    self._repeated.append(f"{self.path}:{line}:{column}: {what}")
+                seen.setdefault(text, line)
+            size += self._walk(value, sizes)
+            if size > _MOST_VALUES:
+                raise InputError(f"{self.path}: more than {_MOST_VALUES} values with its aliases; write a smaller file")
+        sizes[id(node)] = size
+        return size
 
     def place(self, location: Location) -> str:
         """Return ``file:line:column`` of the value at a path of keys and indices, or of its nearest parent."""
@@ -75,9 +110,12 @@ class YamlDocument:
         from pydantic import ValidationError
 
         try:
-            return model.model_validate(plain(self.data))
+            form = model.model_validate(plain(self.data))
         except ValidationError as error:
-            raise InputError([self._line(problem, model) for problem in error.errors()]) from error
+            raise InputError(self._repeated + [self._line(problem, model) for problem in error.errors()]) from error
+        if self._repeated:
+            raise InputError(self._repeated)
+        return form
 
     def _line(self, problem: Mapping[str, Any], model: type[BaseModel]) -> str:
         location: Location = tuple(problem["loc"])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moirai_sim.clusters.local import local_cores
-from moirai_sim.clusters.schema import MAX_MEMBERS
+from moirai_sim.clusters.schema import MAX_LINKS, MAX_MEMBERS
 from moirai_sim.errors import did_you_mean
 from moirai_sim.yaml_files import Location, YamlDocument, plain
 
@@ -70,6 +70,9 @@ class Members:
                     first, second = sides
                     if first is None or second is None:
                         break  # equal servers have equal mistakes
+                    if len(first) * len(second) * len(instances) > 2 * MAX_LINKS:
+                        self._problem(at, f"stands for more than {MAX_LINKS} links; join the groups through a switch")
+                        break
                     if ends[0] == ends[1]:
                         pairs = [(a, b) for k, a in enumerate(first) for b in first[k + 1 :]]
                     else:
@@ -91,9 +94,10 @@ class Members:
         name, server = entry.get("name"), scope.get("name") if instances != [""] else None
         if name is None:
             return
+        numbered = self._numbered(entry, at, len(instances))
         for instance in instances:
             prefixes = dict.fromkeys((f"{server}.", f"{instance}.") if instance else ("",))
-            for number, own in enumerate(self._numbered(entry, at, len(instances))):
+            for number, own in enumerate(numbered):
                 full = f"{instance}.{own}" if instance else own
                 if full in used:
                     where = self._document.place(used[full]).rpartition("/")[2]

@@ -14,6 +14,8 @@ from moirai_sim.graphs.operator import DTYPE_BITS
 
 MAX_MEMBERS = 100_000
 """Devices that one entry may stand for: a slip of the keyboard must not fill the memory."""
+MAX_LINKS = 1_000_000
+"""Links that one entry may stand for."""
 
 
 def _quantity(parse: Callable[[str | float], float], example: str, *, positive: bool = False) -> tuple[object, ...]:
@@ -63,6 +65,23 @@ def _name(name: object) -> object:
 Name = Annotated[str, BeforeValidator(_name)]
 
 
+def _count(value: object) -> object:
+    whole = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_MEMBERS
+    if not whole and value not in (None, "cores"):
+        text = (
+            f"{value!r} is no count; give a whole number from 1 to {MAX_MEMBERS}, or 'cores' for those of this machine"
+        )
+        raise PydanticCustomError("value_error", "{text}", {"text": text})
+    return value
+
+
+def _two(ends: object) -> object:
+    if not isinstance(ends, list) or len(ends) != 2:
+        text = "a link has two ends; write ends: [ONE, OTHER]"
+        raise PydanticCustomError("value_error", "{text}", {"text": text})
+    return ends
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -93,7 +112,7 @@ class DeviceEntry(_Strict):
     name: Name
     device: str
     """Device type: a name of ``moirai-sim catalog devices``, or a YAML file beside the cluster's."""
-    count: Annotated[int, Field(ge=1, le=MAX_MEMBERS)] | Literal["cores"] | None = None
+    count: Annotated[int | Literal["cores"] | None, BeforeValidator(_count)] = None
     """``cores``: one for every core of this machine that this process may use."""
     cost_model: str | None = None
     """A name of ``moirai-sim catalog cost-models`` or a folder; none prices by roofline."""
@@ -116,7 +135,7 @@ class SwitchEntry(_Strict):
 class LinkEntry(_Strict):
     """A cable or bus. An end that names a group joins each of its members; a group named twice, every two of them."""
 
-    ends: Annotated[list[Name], Field(min_length=2, max_length=2)]
+    ends: Annotated[list[Name], Field(min_length=2, max_length=2), BeforeValidator(_two)]
     bandwidth: Bandwidth
     latency: Time = 0
     duplex: Literal["full", "half"] = "full"

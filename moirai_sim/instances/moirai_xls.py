@@ -9,6 +9,7 @@ in whatever unit the file uses, because only the comparison of the two matters.
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import re
@@ -182,7 +183,8 @@ def _open(path: Path) -> _Sheet:
     import python_calamine
 
     try:
-        workbook = python_calamine.CalamineWorkbook.from_path(path)
+        # From bytes, so that the content and not the suffix of the file says what it is.
+        workbook = python_calamine.CalamineWorkbook.from_filelike(io.BytesIO(path.read_bytes()))
         sheets = {
             name: workbook.get_sheet_by_name(name).to_python(skip_empty_area=False) for name in workbook.sheet_names
         }
