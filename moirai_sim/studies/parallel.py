@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ _WORKER_BYTES = 1 << 30
 
 Key = Mapping[str, Any]
 Run = Callable[[Key], tuple[dict[str, Any], float]]
+Finished = tuple[str, dict[str, Any], float]
 
 
 def run_all(run: Run, keys: Mapping[str, Key], store: Store, *, jobs: int | None, ray: str | None, label: str) -> None:
@@ -31,26 +32,63 @@ def run_all(run: Run, keys: Mapping[str, Key], store: Store, *, jobs: int | None
     jobs
         Worker processes; None takes one a core, fewer where memory is short.
     ray
-        Address of a Ray cluster, or None for processes of this machine.
-    """
-    import joblib
+        Address of a Ray cluster ("auto", "HOST:PORT", or "local" to start one here); None takes processes of this
+        machine. Files that the keys name must exist under the same path on every node.
 
+    Raises
+    ------
+    InputError
+        If there are no workers, Ray is not installed, or no cluster answers.
+    """
     if not keys:
         return
-    workers = _workers(jobs, len(keys))
-    with _backend(ray), progress(label, total=len(keys)) as advance:
-        calls = (joblib.delayed(_named)(run, name, key) for name, key in keys.items())
-        if ray is None and workers == 1:
-            finished: Iterator[Any] = (_named(run, name, key) for name, key in keys.items())
-        else:
-            finished = joblib.Parallel(n_jobs=-1 if ray else workers, return_as="generator_unordered")(calls)
+    finished = _on_this_machine(run, keys, jobs) if ray is None else _on_ray(run, keys, ray)
+    with progress(label, total=len(keys)) as advance:
         for name, outcome, seconds in finished:
             store.write(name, keys[name], outcome, seconds)
             advance()
 
 
-def _named(run: Run, name: str, key: Key) -> tuple[str, dict[str, Any], float]:
+def _named(run: Run, name: str, key: Key) -> Finished:
     return (name, *run(key))
+
+
+def _on_this_machine(run: Run, keys: Mapping[str, Key], jobs: int | None) -> Iterator[Finished]:
+    import joblib
+
+    workers = _workers(jobs, len(keys))
+    if workers == 1:
+        return (_named(run, name, key) for name, key in keys.items())
+    calls = (joblib.delayed(_named)(run, name, key) for name, key in keys.items())
+    return iter(joblib.Parallel(n_jobs=workers, return_as="generator_unordered")(calls))
+
+
+def _on_ray(run: Run, keys: Mapping[str, Key], address: str) -> Iterator[Finished]:
+    """Run the keys as Ray tasks, a few for each core at a time, so that the driver's memory does not grow with runs."""
+    try:
+        import ray
+    except ImportError as error:
+        raise InputError("--ray: Ray is not installed; install it with: pip install 'moirai-sim[ray]'") from error
+    try:
+        if address == "local":
+            ray.init(log_to_driver=False, include_dashboard=False)
+        else:
+            ray.init(address=address, log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"--ray {address}: no Ray cluster answers ({error}); start one with: ray start --head"
+        ) from error
+    try:
+        task = ray.remote(_named)
+        waiting = iter(keys.items())
+        room = 4 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        running = [task.remote(run, name, key) for name, key in itertools.islice(waiting, room)]
+        while running:
+            done, running = ray.wait(running, num_returns=1)
+            running += [task.remote(run, name, key) for name, key in itertools.islice(waiting, len(done))]
+            yield from ray.get(done)
+    finally:
+        ray.shutdown()
 
 
 def _workers(jobs: int | None, runs: int) -> int:
@@ -62,28 +100,3 @@ def _workers(jobs: int | None, runs: int) -> int:
         raise InputError(f"--jobs {wanted}: give at least one worker")
     room = max(1, int(psutil.virtual_memory().available // _WORKER_BYTES))
     return min(wanted, runs, room)
-
-
-@contextlib.contextmanager
-def _backend(ray: str | None) -> Iterator[None]:
-    """Send joblib's calls to a Ray cluster while the context is open."""
-    if ray is None:
-        yield
-        return
-    import joblib
-
-    try:
-        import ray as engine
-        from ray.util.joblib import register_ray
-    except ImportError as error:
-        raise InputError("--ray: Ray is not installed; install it with: pip install 'moirai-sim[ray]'") from error
-    try:
-        engine.init(address=None if ray == "local" else ray, log_to_driver=False, ignore_reinit_error=True)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise InputError(f"--ray {ray}: no Ray cluster answers there ({error}); start one: ray start --head") from error
-    register_ray()
-    try:
-        with joblib.parallel_config(backend="ray"):
-            yield
-    finally:
-        engine.shutdown()

@@ -62,6 +62,14 @@ def test_workers_make_no_difference(study, tmp_path):
     assert _bytes(tmp_path / "one") == _bytes(tmp_path / "two")
 
 
+def test_ray_makes_no_difference(study, tmp_path):
+    pytest.importorskip("ray", reason="needs the extra 'ray'")
+    evaluate(study, tmp_path / "here", jobs=1)
+    code = RUN.replace("jobs=1", "ray='local'")
+    subprocess.run([sys.executable, "-c", code, str(study), str(tmp_path / "ray")], check=True, capture_output=True)
+    assert _bytes(tmp_path / "ray") == _bytes(tmp_path / "here")
+
+
 def test_failures_are_results_and_run_again_on_request(study, tmp_path):
     study.write_text(study.read_text().replace("heft", "no-such-policy"))
     summary = evaluate(study, tmp_path / "out", jobs=1)
