@@ -180,7 +180,8 @@ def build_problem(
     share: dict[str, float] = {}
     total = sum(float(price.seconds.sum()) for price in prices) or 1.0
     for price in prices:
-        share[price.source] = share.get(price.source, 0.0) + float(price.seconds.sum()) / total
+        for evidence, seconds in price.by_source.items():
+            share[evidence] = share.get(evidence, 0.0) + seconds / total
     guessed = sum(float(price.seconds[price.extrapolated].sum()) for price in prices) / total
     return PlacementProblem(
         name=graph.name,
@@ -263,7 +264,8 @@ class _Price:
     seconds: NDArray[np.float64]
     """Median; 0 where a kernel cannot run."""
     extrapolated: NDArray[np.bool_]
-    source: str
+    by_source: dict[str, float]
+    """Seconds by the kind of evidence behind them."""
 
 
 def _price(kind: DeviceType, kernels: Sequence[Operator], name: str | None) -> _Price:
@@ -279,7 +281,7 @@ def _price(kind: DeviceType, kernels: Sequence[Operator], name: str | None) -> _
         ns=(rounded(prediction.latency_s), rounded(prediction.low_s), rounded(prediction.high_s)),
         seconds=np.where(np.isfinite(prediction.latency_s), prediction.latency_s, 0.0),
         extrapolated=np.asarray(prediction.extrapolated, dtype=bool),
-        source=prediction.source,
+        by_source=prediction.seconds_by_source(),
     )
 
 

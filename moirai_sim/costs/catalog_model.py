@@ -45,8 +45,11 @@ def load_cost_model(name_or_dir: str | Path) -> CostModel:
 
         return Roofline()
     from moirai_sim.catalog import find
+    from moirai_sim.costs.measured import FILE, MeasuredModel
 
-    return LearnedModel(find("cost-models", name_or_dir))
+    folder = find("cost-models", name_or_dir)
+    learned = LearnedModel(folder)
+    return MeasuredModel(learned, folder, learned.devices) if (folder / FILE).is_file() else learned
 
 
 def save_cost_model(estimator: TimeEstimator, folder: Path, card: Mapping[str, Any]) -> None:

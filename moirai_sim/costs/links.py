@@ -215,6 +215,8 @@ def fit_links(frame: pd.DataFrame, name: str, *, seed: int = 0) -> LinkModel:
                     "n": int(out.sum()),
                     "mean_ape": float(error.mean()),
                     "median_ape": float(np.median(error)),
+                    "coverage": None,
+                    "time_weighted_ape": float((error * time_s[out]).sum() / time_s[out].sum()),
                 }
             )
         curves[str(kind), int(count)] = fit_curve(size, time_s)

@@ -28,6 +28,18 @@ class Prediction:
     """[n] the operator or the device lies outside what the model saw."""
     source: str = "predicted"
     """"measured", "predicted", "data sheet": the kind of evidence behind the numbers."""
+    measured: NDArray[np.bool_] | None = None
+    """[n] the number is a measurement of that very operator on that very device; None where none is."""
+
+    def seconds_by_source(self) -> dict[str, float]:
+        """Return the total of the finite times by the kind of evidence behind them."""
+        import numpy as np
+
+        seconds = np.where(np.isfinite(self.latency_s), self.latency_s, 0.0)
+        if self.measured is None:
+            return {self.source: float(seconds.sum())}
+        rest = float(seconds[~self.measured].sum())
+        return {"measured": float(seconds[self.measured].sum())} | ({self.source: rest} if rest else {})
 
 
 @runtime_checkable

@@ -7,7 +7,6 @@ disturbed. ``docs/design.md``, "What an operator's measured time is", says why.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -176,7 +175,7 @@ def _profile(models: Sequence[str | Path], *, threads: int, budget_s: float) -> 
     frame = pd.DataFrame(rows)
     stack = telemetry.versions()
     frame["device"], frame["device_type"] = device_type.name, device_type_json(device_type)
-    frame["backend"], frame["stack"] = "onnxruntime", json.dumps(stack, sort_keys=True)
+    frame["backend"], frame["stack"] = "onnxruntime", f"ONNX Runtime {stack['onnxruntime']}"
     frame["energy_j"], frame["source"] = np.nan, "measured"
     frame.attrs["metadata"] = {
         "hardware": telemetry.hardware(),

@@ -235,6 +235,30 @@ def write_profile(frame: pd.DataFrame, path: Path, *, kind: str = "operators", m
     write_whole(path, sink.getvalue().to_pybytes())
 
 
+def profile_kind(path: Path) -> str:
+    """Return "operators" or "links": what a profile is of.
+
+    Raises
+    ------
+    InputError
+        If the file is no Parquet or no profile.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{path}: cannot be read as Parquet ({error}); write it with 'profile'") from error
+    found = metadata.get(KIND_KEY, b"none").decode(errors="replace")
+    name, _, kind = found.partition("#")
+    if name != FORMAT or kind not in _COLUMNS:
+        raise InputError(
+            f"{path}: format is '{found}', not '{FORMAT}'; write it with 'profile operators' or 'profile links'"
+        )
+    return kind
+
+
 def read_profile(path: Path, *, kind: str = "operators") -> tuple[pd.DataFrame, dict[str, Any]]:
     """Return a profile and its metadata.
 

@@ -1,0 +1,277 @@
+"""Fits a cost model to profiles, and says how wrong it is on what it did not see."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moirai_sim.costs.measured import Times, key_hash, write_table
+from moirai_sim.errors import InputError
+from moirai_sim.files import sha256
+from moirai_sim.profiling.schema import operator_key, read_profile, row_operator, write_profile
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+
+FORMAT = "moirai-sim/card@1"
+_MIN_ROWS = 30
+_NOTHING_S = 2e-9
+"""Operators that take no time that a clock can see (views) are measured, but nothing is to be learned from them."""
+_WITH_INTERVALS = ("random", "larger")
+"""Splits of one fit each: intervals take five more fits."""
+_SPREAD = (0.4, 2.5)
+"""Bounds of (sum of operators) / (whole model): outside of them the profile is not of what ran."""
+
+
+def calibrate(profiles: Sequence[Path], out: Path, *, name: str | None = None, seed: int = 0) -> dict[str, Any]:
+    """Fit a cost model (and a link model, from profiles of links) and write it with its card.
+
+    Times of operators are first reconciled: those of a model that was also timed whole are scaled so that they add up
+    to it. Held-out errors come from fits that did not see the rows in question: a random fifth of the operators, the
+    largest tenth of each family, each model in turn, each device in turn.
+
+    Parameters
+    ----------
+    profiles
+        Profiles of operators and of links, in any order.
+    out
+        Folder to write: ``card.json``, the model, ``measured.json`` (operators that were measured on the very device
+        are answered from it), the reconciled ``profile.parquet``, and ``links.json``. Whole or not at all; an earlier
+        model in that place is replaced.
+    name
+        Of the model; the folder's name if None.
+    seed
+        Of the random hold-out.
+
+    Returns
+    -------
+    dict
+        The card. ``splits``: rows of split, family, n, mean and median absolute percentage error (fractions) and
+        coverage of the 90 % interval.
+
+    Raises
+    ------
+    InputError
+        If a profile cannot be read, or there is too little to hold anything out: such a model is not called calibrated.
+    """
+    operators, links, metadata = _read(profiles)
+    name = name or out.name
+    card: dict[str, Any] = {
+        "format": FORMAT,
+        "name": name,
+        "seed": seed,
+        "inputs": {path.name: sha256(path) for path in profiles},
+        "splits": [],
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        if links is not None:
+            from moirai_sim.costs.links import fit_links
+
+            link_model = fit_links(links, name, seed=seed)
+            link_model.write(folder)
+            card["links"] = {"sources": link_model.card["sources"], "rows": len(links)}
+            card["splits"] += link_model.card["splits"]
+        if operators is not None:
+            _fit(operators, metadata, folder, card, seed)
+        else:
+            _write_card(folder, card)
+        folder.chmod(0o755)
+        if out.exists():
+            shutil.rmtree(out)
+        folder.rename(out)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another place") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return card
+
+
+def _read(profiles: Sequence[Path]) -> tuple[pd.DataFrame | None, pd.DataFrame | None, list[dict[str, Any]]]:
+    import pandas as pd
+
+    from moirai_sim.profiling.schema import profile_kind
+
+    if not profiles:
+        raise InputError("no profile to calibrate from; write one with 'profile operators' or 'profile links'")
+    found: dict[str, list[pd.DataFrame]] = {"operators": [], "links": []}
+    metadata = []
+    for path in profiles:
+        kind = profile_kind(path)
+        frame, facts = read_profile(path, kind=kind)
+        found[kind].append(_reconciled(frame, facts, path) if kind == "operators" else frame)
+        metadata.append(facts)
+    whole = [pd.concat(frames, ignore_index=True) if frames else None for frames in found.values()]
+    return whole[0], whole[1], metadata
+
+
+def _reconciled(frame: pd.DataFrame, metadata: dict[str, Any], path: Path) -> pd.DataFrame:
+    """Scale the operators of each model so that they add up to the time of the whole model.
+
+    A model's rows and its whole run are told by its name, so a profile that was reconciled before is not scaled again.
+    """
+    scaled = frame.copy()
+    for model, facts in metadata.get("models", {}).items():
+        ratio = float(facts["ratio"])
+        if not _SPREAD[0] < ratio < _SPREAD[1]:
+            raise InputError(
+                f"{path}: the operators of '{model}' add up to {ratio:.2f} of the whole model; the machine was "
+                "busy, or the profile is not of what ran: profile it again"
+            )
+        rows = scaled["model"] == model
+        for column in ("min_s", "p10_s", "median_s", "mean_s", "p90_s"):
+            scaled.loc[rows, column] /= ratio
+    return scaled
+
+
+def _fit(frame: pd.DataFrame, metadata: list[dict[str, Any]], folder: Path, card: dict[str, Any], seed: int) -> None:
+    from moirai_sim.costs.catalog_model import save_cost_model
+
+    keys = np.array([key_hash(operator_key(row_operator(row))) for row in frame.to_dict("records")])
+    lasting = (frame["median_s"] > _NOTHING_S).to_numpy()
+    learned = frame[lasting].reset_index(drop=True)
+    if len(learned) < _MIN_ROWS:
+        raise InputError(
+            f"profile: {len(learned)} operators take time, at least {_MIN_ROWS} are needed to hold some out, and a "
+            "model without a hold-out is not calibrated; profile more models"
+        )
+    splits = held_out(learned, keys[lasting], seed)
+    estimator = make_estimator(learned, intervals=True).fit(learned)
+    facts: dict[str, Any] = metadata[0] if len(metadata) == 1 else {"profiles": metadata}
+    card["splits"] += splits
+    card |= {
+        "rows": len(frame),
+        "sources": sorted(frame["source"].unique()),
+        "models": sorted(model for model in frame["model"].unique() if model),
+        "hardware": {device: json.loads(sheet) for device, sheet in _pairs(frame, "device", "device_type")},
+        "stack": sorted(frame["stack"].unique()),
+        "backend": sorted(frame["backend"].unique()),
+        "reconciliation": {
+            model: {key: found[key] for key in ("median_s", "operators_s", "ratio")}
+            for facts_of in metadata
+            for model, found in facts_of.get("models", {}).items()
+        },
+        "machine": [facts_of["hardware"] for facts_of in metadata if "hardware" in facts_of],
+        "not_for": (
+            "other hardware or versions than those named here, several requests at once on one device, "
+            "and operators flagged as extrapolated without looking at their interval"
+        ),
+    }
+    save_cost_model(estimator, folder, card)
+    write_table(folder, _table(frame, keys), _cpus(frame, metadata))
+    kept = frame.sort_values(["device", "model", "family", "name"], kind="stable")
+    write_profile(kept, folder / "profile.parquet", metadata={"reconciled": True, **_without_models(facts)})
+
+
+def _write_card(folder: Path, card: dict[str, Any]) -> None:
+    from moirai_sim.files import write_whole
+
+    write_whole(folder / "card.json", json.dumps(card, indent=1, sort_keys=True) + "\n")
+
+
+def make_estimator(frame: pd.DataFrame, *, intervals: bool) -> Any:  # noqa: ANN401
+    """Return an unfitted estimator of a size that suits the profile: small data wants small leaves."""
+    from moirai_sim.costs.estimator import TimeEstimator
+
+    if len(frame) >= 20_000:
+        return TimeEstimator(intervals=intervals)
+    several = frame["device"].nunique() > 1
+    return TimeEstimator(
+        trees=300, sharp_trees=60 if several else 0, leaves=8, learning_rate=0.05, min_leaf=3, intervals=intervals
+    )
+
+
+def held_out(frame: pd.DataFrame, keys: NDArray[Any], seed: int) -> list[dict[str, Any]]:
+    """Return errors on rows that the fit did not see, by split and family, with ``all`` for all families together.
+
+    Equal operators (``keys``) are never on both sides of a split.
+    """
+    rows = []
+    for split, masks in _splits(frame, keys, seed):
+        truth, guess, low, high, families = [], [], [], [], []
+        for test in masks:
+            train = ~test & ~np.isin(keys, keys[test])
+            if not test.any() or train.sum() < _MIN_ROWS:
+                continue
+            fitted = make_estimator(frame, intervals=split in _WITH_INTERVALS).fit(frame[train].reset_index(drop=True))
+            predicted, below, above, _ = fitted.predict_interval(frame[test].reset_index(drop=True))
+            truth.append(frame["median_s"].to_numpy()[test])
+            families.append(frame["family"].to_numpy()[test])
+            guess.append(predicted)
+            low.append(below)
+            high.append(above)
+        if not truth:
+            continue
+        time, name = np.concatenate(truth), np.concatenate(families)
+        error = np.abs(np.concatenate(guess) / time - 1)
+        inside = (np.concatenate(low) <= time) & (time <= np.concatenate(high))
+        for family in [*sorted(set(name)), "all"]:
+            chosen = (name == family) | (family == "all")
+            weight = time[chosen] / time[chosen].sum()
+            rows.append(
+                {
+                    "split": split,
+                    "family": str(family),
+                    "n": int(chosen.sum()),
+                    "mean_ape": float(error[chosen].mean()),
+                    "median_ape": float(np.median(error[chosen])),
+                    "coverage": float(inside[chosen].mean()) if split in _WITH_INTERVALS else None,
+                    "time_weighted_ape": float((error[chosen] * weight).sum()),
+                }
+            )
+    return rows
+
+
+def _splits(frame: pd.DataFrame, keys: NDArray[Any], seed: int) -> Iterator[tuple[str, list[NDArray[np.bool_]]]]:
+    rng = np.random.default_rng(seed)
+    distinct, group = np.unique(keys, return_inverse=True)
+    yield "random", [rng.permutation(len(distinct))[group] < max(1, len(distinct) // 5)]
+    work = (frame["flops"] + frame["read_bytes"] + frame["write_bytes"]).to_numpy(np.float64)
+    larger = np.zeros(len(frame), dtype=bool)
+    for members in frame.groupby(["device", "family"], sort=True).indices.values():
+        larger[members] = work[members] > np.quantile(work[members], 0.9)
+    yield "larger", [larger]
+    models = sorted(model for model in frame["model"].unique() if model)
+    if len(models) > 1:
+        yield "model", [(frame["model"] == model).to_numpy() for model in models]
+    devices = sorted(frame["device"].unique())
+    if len(devices) > 1:
+        yield "device", [(frame["device"] == device).to_numpy() for device in devices]
+
+
+def _table(frame: pd.DataFrame, keys: NDArray[Any]) -> dict[str, dict[str, Times]]:
+    """Return the mean over models of the median, 10th and 90th percentile of each operator, by device and key.
+
+    Only our own measurements: published ones are of other people's machines.
+    """
+    own = (frame["source"] == "measured").to_numpy()
+    table: dict[str, dict[str, Times]] = {}
+    grouped = frame[own].assign(key=keys[own]).groupby(["device", "key"], sort=True)
+    for (device, key), times in grouped[["median_s", "p10_s", "p90_s"]].mean().iterrows():  # type: ignore[misc]
+        table.setdefault(device, {})[key] = (times["median_s"], times["p10_s"], times["p90_s"])
+    return table
+
+
+def _cpus(frame: pd.DataFrame, metadata: list[dict[str, Any]]) -> dict[str, str]:
+    names = {facts["hardware"]["cpu"] for facts in metadata if "hardware" in facts}
+    if len(names) != 1:
+        return {}
+    sheets = dict(_pairs(frame[frame["source"] == "measured"], "device", "device_type"))
+    cpu = names.pop()
+    return {device: cpu for device, sheet in sheets.items() if json.loads(sheet)["kind"] == "cpu"}
+
+
+def _pairs(frame: pd.DataFrame, *columns: str) -> list[tuple[Any, ...]]:
+    return sorted(frame[list(columns)].drop_duplicates().itertuples(index=False, name=None))
+
+
+def _without_models(facts: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in facts.items() if key != "models"}

@@ -1,0 +1,123 @@
+"""Answers for operators that were measured on the very device, and the learned model for all others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moirai_sim.clusters.cluster import DeviceType
+from moirai_sim.costs.model import CostModel, Prediction
+from moirai_sim.errors import InputError
+from moirai_sim.files import write_whole
+from moirai_sim.profiling.schema import operator_key
+
+if TYPE_CHECKING:
+    from moirai_sim.graphs.operator import Operator
+
+FILE = "measured.json"
+FORMAT = "moirai-sim/measured@1"
+Times = tuple[float, float, float]
+"""Median, 10th and 90th percentile of one operator, seconds."""
+
+
+def key_hash(key: str) -> str:
+    """Return the short name under which an `operator_key` is filed."""
+    return hashlib.sha256(key.encode()).hexdigest()[:20]
+
+
+def write_table(folder: Path, devices: Mapping[str, Mapping[str, Times]], cpus: Mapping[str, str]) -> None:
+    """Write the table of measured operators: device -> hash of the operator's key -> times.
+
+    ``cpus`` names the CPU, as its maker spells it, of devices that are cores of some machine.
+    """
+    content = {
+        "format": FORMAT,
+        "cpus": dict(cpus),
+        "devices": {
+            device: {key: [float(f"{t:.4g}") for t in times] for key, times in sorted(table.items())}
+            for device, table in sorted(devices.items())
+        },
+    }
+    write_whole(folder / FILE, json.dumps(content, separators=(",", ":")) + "\n")
+
+
+class MeasuredModel:
+    """A learned model behind a table of measurements. The table answers exact matches only.
+
+    Parameters
+    ----------
+    learned
+        Prices what was not measured.
+    folder
+        Holds the table.
+    sheets
+        Data sheets of the devices in the table, by name.
+
+    Raises
+    ------
+    InputError
+        If the table is broken.
+    """
+
+    def __init__(self, learned: CostModel, folder: Path, sheets: Mapping[str, DeviceType]) -> None:
+        self.learned = learned
+        self.name = learned.name
+        path = folder / FILE
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            form = content["format"]
+            self.devices: dict[str, dict[str, list[float]]] = content["devices"]
+            self.cpus: dict[str, str] = content["cpus"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: cannot be read ({error}); calibrate the model again") from error
+        if form != FORMAT:
+            raise InputError(f"{path}: format is {form!r}, not '{FORMAT}'; calibrate the model again")
+        self.sheets = sheets
+
+    @property
+    def card(self) -> Mapping[str, object]:
+        """Return the card of the model."""
+        return self.learned.card
+
+    def predict(self, operators: Sequence[Operator], device: DeviceType) -> Prediction:
+        """Return measured times where the same operator was measured on this device, else predicted ones."""
+        device = self._same(device)
+        predicted = self.learned.predict(operators, device)
+        table = self.devices.get(device.name)
+        if not table or self.sheets.get(device.name) != device:
+            return predicted
+        found = [table.get(key_hash(operator_key(operator))) for operator in operators]
+        known = np.array([times is not None for times in found], dtype=bool)
+        if not known.any():
+            return predicted
+        times = np.array([times for times in found if times is not None], dtype=np.float64)
+        columns = [np.array(column) for column in (predicted.latency_s, predicted.low_s, predicted.high_s)]
+        for column, values in zip(columns, times.T, strict=True):
+            column[known] = values
+        return replace(
+            predicted,
+            latency_s=columns[0],
+            low_s=columns[1],
+            high_s=columns[2],
+            extrapolated=predicted.extrapolated & ~known,
+            measured=known,
+        )
+
+    def _same(self, device: DeviceType) -> DeviceType:
+        """Return the measured device that a core of this machine is, where its CPU was measured; else ``device``."""
+        from moirai_sim.clusters.local import LOCAL_CORE
+
+        if device.name != LOCAL_CORE:
+            return device
+        from moirai_sim.profiling.telemetry import cpu_model
+
+        here = cpu_model()
+        alike = [name for name, cpu in self.cpus.items() if cpu == here and name in self.sheets]
+        alike.sort(key=lambda name: (self.sheets[name].compute_units or 1, name))
+        return self.sheets[alike[0]] if alike else device
