@@ -14,18 +14,21 @@ import numpy as np
 import simpy
 
 from moirai_sim.errors import InputError, InternalError, MoiraiError
+from moirai_sim.simulation.disturbances import Disturbances
 from moirai_sim.simulation.networks import make_network
 from moirai_sim.simulation.options import DEFAULT, SimulationOptions
-from moirai_sim.simulation.plan import Plan, make_plan, unsupported
+from moirai_sim.simulation.plan import Plan, make_plan
 from moirai_sim.simulation.schedule import Schedule, timeline_from_schedule
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from moirai_sim.placement import Placement
     from moirai_sim.problem import PlacementProblem
     from moirai_sim.timeline import Timeline
 
 Record = tuple[int, int, int, int]
-"""Job, ready, start and end, ns. The job of operator i of request r is ``r * n + i``; of transfer q, ``r * m + q``."""
+"""Job, ready, start and end, ns. Operator i of request r is the job ``r * n + i``, transfer q is ``r * stride + q``."""
 
 
 class Engine:
@@ -75,19 +78,37 @@ class Engine:
         self._waiting: dict[int, list[int]] = {}
         """Requests in flight: how many inputs each operator still misses."""
         self._exits: dict[int, int] = {}
+        self.revised: dict[int, int | None] = {}
+        """Ends that faults moved after observers were told: the job's new end, None where it never ends."""
+        self._host_free = [0] * devices
         self.network = make_network(self)
+        self._arrived = getattr(self.network, "arrived", None)
+        self.disturbances: Disturbances | None = None
+        if options.disturbed:
+            self.disturbances = Disturbances(self)
 
-    def submit(self, request: int) -> None:
+    def submit(self, request: int, replica: int = 0) -> None:
         """Let a request arrive now. Where several could be served, the one with the smallest number goes first."""
         plan, now = self.plan, self.env.now
         self._waiting[request] = plan.inputs.copy()
-        self._exits[request] = plan.exits
+        self._exits[request] = plan.exits[replica]
         base = request * len(plan.device)
         self.at(now)
-        for i in plan.entries:
+        for i in plan.entries[replica]:
             self._ready_ns[base + i] = now
             heappush(self.ready[plan.device[i]], base + i)
             self.touched.append(plan.device[i])
+        if plan.stride > len(plan.edge):
+            self._launch(request, replica)
+
+    def _launch(self, request: int, replica: int) -> None:
+        """Let the hosts launch the operators of a request, each host one after the other."""
+        plan, now, host = self.plan, self.env.now, self._host_free
+        size = len(plan.device) // len(plan.exits)
+        for i in range(replica * size, (replica + 1) * size):
+            k = plan.device[i]
+            host[k] = max(host[k], now) + self.options.launch_ns
+            self.at(host[k]).append(~(request * plan.stride + len(plan.edge) + i))
 
     def at(self, when: int) -> list[int]:
         """Return the ends to book at an instant: jobs of operators, and ``~job`` of transfers."""
@@ -113,6 +134,12 @@ class Engine:
             raise InternalError(f"the simulation failed at {self.env.now} ns: {error!r}") from error
 
     @property
+    def link_names(self) -> list[str]:
+        """The links that a fault can slow down: those that the network shares."""
+        links = getattr(self.network, "links", None)
+        return [] if links is None else list(links.directions)
+
+    @property
     def unfinished(self) -> list[int]:
         """Requests that have arrived and are not done."""
         return list(self._exits)
@@ -120,10 +147,11 @@ class Engine:
     def _round(self, _event: simpy.Event) -> None:
         """Book all ends of this instant, start operators on idle devices, queue the transfers of those that ended."""
         plan, now, on_operator = self.plan, self.env.now, self.on_operator
-        n, q = len(plan.device), len(plan.edge)
+        n, q = len(plan.device), plan.stride
         tells, sends, device, free, ready = plan.tells, plan.sends, plan.device, self.free, self.ready
         duration = plan.duration
         ends, ready_ns, touched, turns = self._ends, self._ready_ns, self.touched, self._turns
+        readers, arrived, disturbances = plan.readers, self._arrived, self.disturbances
         transfers: list[int] = []
         job = 0
         try:
@@ -142,7 +170,9 @@ class Engine:
                         continue
                 else:
                     request, t = divmod(~job, q)
-                    told = plan.readers[t]
+                    told = readers[t]
+                    if arrived is not None:
+                        arrived(t)
                 if told:
                     waiting = self._waiting[request]
                     base = request * n
@@ -165,6 +195,8 @@ class Engine:
                     heappop(heap)
                     free[k] -= 1
                     when = now + duration[job % n]
+                    if disturbances is not None:
+                        when = now + disturbances.duration(job % n)
                     on_operator((job, ready_ns.pop(job), now, when))
                     booked = ends.get(when)
                     if booked is None:
@@ -174,11 +206,40 @@ class Engine:
             if transfers:
                 job = ~transfers[0]
                 transfers.sort()
+            if transfers or arrived is not None:
                 self.network.queue(now, transfers)
         except MoiraiError:
             raise
         except Exception as error:
             raise InternalError(f"the simulation failed at {now} ns, {self.describe(job)}: {error!r}") from error
+
+    def revise(self, change: Callable[[int, int], int | None]) -> list[int]:
+        """Move or cancel what is in progress.
+
+        Parameters
+        ----------
+        change
+            Called with (end, ns; job of an operator or ``~job`` of a transfer); returns the new end, None to cancel.
+
+        Returns
+        -------
+        The jobs cancelled.
+        """
+        cancelled = []
+        for when in sorted(self._ends):
+            kept = []
+            for job in self._ends[when]:
+                new = change(when, job)
+                if new == when:
+                    kept.append(job)
+                elif new is None:
+                    cancelled.append(job)
+                    self.revised[job] = None
+                else:
+                    self.at(new).append(job)
+                    self.revised[job] = new
+            self._ends[when][:] = kept
+        return cancelled
 
     def _exit(self, request: int) -> None:
         self._exits[request] -= 1
@@ -193,7 +254,9 @@ class Engine:
         if job >= 0:
             i = job % len(plan.device)
             return f"operator '{problem.operators[plan.operator[i]]}' on device '{problem.devices[plan.device[i]]}'"
-        t = ~job % len(plan.edge)
+        t = ~job % plan.stride
+        if t >= len(plan.edge):
+            return f"launch of {self.describe(t - len(plan.edge))}"
         producer, consumer = problem.edges[plan.edge[t]].tolist()
         return (
             f"transfer '{problem.operators[producer]}->{problem.operators[consumer]}' from device "
@@ -238,31 +301,38 @@ def simulate_schedule(
     options: SimulationOptions = DEFAULT,
 ) -> Schedule:
     """Return the times of one request as arrays; see `simulate`."""
-    wrong = unsupported(problem, placement)
-    if wrong:
-        raise InputError(wrong)
     if engine == "replay":
         from moirai_sim.simulation.replay import replay
 
         if options != DEFAULT:
             raise InputError("the engine 'replay' knows plain devices only; use the engine 'simpy' with these options")
         return replay(problem, placement)
-    plan = make_plan(problem, placement)
+    plan = make_plan(problem, placement, options=options)
+    operators, transfers = records(plan, options)
+    left = problem.n_operators - len(operators)
+    if left and options.faults:
+        raise InputError(f"the faults keep {left} of {problem.n_operators} operators from running; see 'losses'")
+    if left:
+        raise InputError(
+            f"placement: its orders contradict each other or the edges ({left} of {problem.n_operators} operators can "
+            "never start); give orders that follow the edges, or none"
+        )
+    operator_times = np.empty((problem.n_operators, 3), dtype=np.int64)
+    operator_times[plan.operator[operators[:, 0]]] = operators[:, 1:]
+    transfer_times = np.full((len(problem.edges), 3), -1, dtype=np.int64)
+    transfer_times[plan.edge[transfers[:, 0]]] = transfers[:, 1:]
+    return Schedule(*operator_times.T, *transfer_times.T)
+
+
+def records(plan: Plan, options: SimulationOptions = DEFAULT) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Run one request; return a `Record` [?, 4] for every operator and every transfer that came to its end."""
     operators: list[Record] = []
     transfers: list[Record] = []
     run = Engine(plan, options, on_operator=operators.append, on_transfer=transfers.append)
     run.submit(0)
     run.run()
-    if len(operators) < problem.n_operators:
-        left = problem.n_operators - len(operators)
-        raise InputError(
-            f"placement: its orders contradict each other or the edges ({left} of {problem.n_operators} operators can "
-            "never start); give orders that follow the edges, or none"
-        )
-    ran = np.array(operators, dtype=np.int64).reshape(-1, 4)
-    sent = np.array(transfers, dtype=np.int64).reshape(-1, 4)
-    operator_times = np.empty((problem.n_operators, 3), dtype=np.int64)
-    operator_times[plan.operator[ran[:, 0]]] = ran[:, 1:]
-    transfer_times = np.full((len(problem.edges), 3), -1, dtype=np.int64)
-    transfer_times[plan.edge[sent[:, 0]]] = sent[:, 1:]
-    return Schedule(*operator_times.T, *transfer_times.T)
+    if run.revised:
+        ends = run.revised
+        operators = [(*r[:3], end) for r in operators if (end := ends.get(r[0], r[3])) is not None]
+        transfers = [(*r[:3], end) for r in transfers if (end := ends.get(~r[0], r[3])) is not None]
+    return tuple(np.array(found, dtype=np.int64).reshape(-1, 4) for found in (operators, transfers))  # type: ignore[return-value]

@@ -9,7 +9,6 @@ half-duplex link one for both; a host bus that devices share is a link of their 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,14 +16,13 @@ import simpy
 
 from moirai_sim.clusters.routes import route
 from moirai_sim.errors import InputError
+from moirai_sim.simulation.calls import FIRST, LAST, Call
 from moirai_sim.simulation.fairness import NEVER, change, grown, new_flows
 
 if TYPE_CHECKING:
     from moirai_sim.clusters.cluster import Cluster
     from moirai_sim.simulation.engine import Engine
 
-FIRST, LAST = 0, 2
-"""Priorities at one instant: ends of flows come before the engine's rounds (SimPy's 1), new rates after them."""
 _NONE = np.zeros(0, dtype=np.int64)
 
 
@@ -61,7 +59,7 @@ class Fair:
         """Start a flow for each transfer."""
         engine, plan = self._engine, self._engine.plan
         for job in transfers:
-            t = job % len(plan.edge)
+            t = job % plan.stride
             links, latency = self._routes[plan.source[t], plan.target[t]]
             work = plan.transfer[t] - latency
             if work <= 0 or self._bytes[t] == 0:
@@ -91,11 +89,27 @@ class Fair:
             self._altered.append(link)
         self._settle_later()
 
+    def drop(self, device: int) -> list[int]:
+        """End all flows from and to a device that failed, without a delivery; return ``~job`` of each."""
+        plan = self._engine.plan
+        lost = []
+        for slot, (job, _, _) in list(self._carries.items()):
+            if device in (plan.source[job % plan.stride], plan.target[job % plan.stride]):
+                del self._carries[slot]
+                if slot in self._begun:
+                    self._begun.remove(slot)
+                    self._free.append(slot)
+                else:
+                    self._ended.append(slot)
+                lost.append(~job)
+        self._settle_later()
+        return lost
+
     def _settle_later(self) -> None:
         """Ask for new rates once all of this instant is known."""
         if not self._settling:
             self._settling = True
-            _Call(self._engine.env, 0, LAST, self._settle)
+            Call(self._engine.env, 0, LAST, self._settle)
 
     def _settle(self, _event: simpy.Event) -> None:
         self._settling = False
@@ -107,7 +121,7 @@ class Fair:
         self._free.extend(self._ended)
         self._ended, self._begun, self._altered = [], [], []
         if soonest != self._next and soonest != NEVER:
-            _Call(env, soonest - env.now, FIRST, self._wake)
+            Call(env, soonest - env.now, FIRST, self._wake)
         self._next = soonest
 
     def _wake(self, _event: simpy.Event) -> None:
@@ -149,15 +163,3 @@ class Links:
             for name, (a, _) in zip(way.links, itertools.pairwise(way.nodes), strict=True)
         ]
         return numbers, way.latency_ns
-
-
-class _Call(simpy.Event):  # type: ignore[misc]
-    """Calls a function at an instant with a priority, which ``Environment.timeout`` does not offer."""
-
-    def __init__(
-        self, env: simpy.Environment, delay: int, priority: int, function: Callable[[simpy.Event], None]
-    ) -> None:
-        super().__init__(env)
-        self._ok, self._value = True, None
-        self.callbacks.append(function)
-        env.schedule(self, priority, delay)

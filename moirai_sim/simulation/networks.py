@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -23,9 +24,9 @@ class Unlimited:
 
     def queue(self, now: int, transfers: list[int]) -> None:
         """Start every transfer at once."""
-        engine, lasts = self._engine, self._engine.plan.transfer
+        engine, plan = self._engine, self._engine.plan
         for job in transfers:
-            end = now + lasts[job % len(lasts)]
+            end = now + plan.transfer[job % plan.stride]
             engine.at(end).append(~job)
             engine.on_transfer((job, now, now, end))
 
@@ -46,7 +47,7 @@ class Ports:
     def queue(self, now: int, transfers: list[int]) -> None:
         """Settle start and end of each transfer: nothing overtakes, so later ones change nothing."""
         engine, plan = self._engine, self._engine.plan
-        source, target, lasts, m = plan.source, plan.target, plan.transfer, len(plan.edge)
+        source, target, lasts, m = plan.source, plan.target, plan.transfer, plan.stride
         send, receive, at, on_transfer = self._send, self._receive, engine.at, engine.on_transfer
         for job in transfers:
             t = job % m
@@ -94,14 +95,78 @@ class OrderedPorts:
             todo.extend(queue[-1] for queue in (send[s], receive[d]) if queue)
 
 
-def make_network(engine: Engine) -> Network:
-    """Return the network of the engine's problem."""
-    problem = engine.plan.problem
-    if problem.network == "none":
-        return Unlimited(engine)
-    if problem.network in ("one-port", "half-duplex"):
-        ports = OrderedPorts if engine.plan.strict else Ports
-        return ports(engine, duplex=problem.network == "one-port")
-    from moirai_sim.simulation.fair import Fair
+class CopyEngines:
+    """Lets a transfer through when it is the next one at both devices and both have a copy engine free.
 
-    return Fair(engine)
+    A device without copy engines sends and receives itself: a transfer that waits for it keeps it from starting
+    operators, and has it to itself until the end.
+    """
+
+    def __init__(self, engine: Engine, behind: Network, engines: int) -> None:
+        self._engine = engine
+        self._behind = behind
+        self._blocks = engines == 0
+        devices = engine.plan.problem.n_devices
+        self._idle = [max(1, engines)] * devices
+        self._queue: list[deque[int]] = [deque() for _ in range(devices)]
+        """[k] transfers that wait."""
+        self._holding = [0] * devices
+        """[k] transfers that keep the device from computing: those that wait and the one under way."""
+
+    def arrived(self, t: int) -> None:
+        """Note the end of a transfer; launches of operators have larger numbers and are none."""
+        plan = self._engine.plan
+        if t >= len(plan.edge):
+            return
+        for k in (plan.source[t], plan.target[t]):
+            self._idle[k] += 1
+            if self._blocks:
+                self._holding[k] -= 1
+                self._engine.free[k] += self._engine.options.streams
+                self._engine.touched.append(k)
+
+    def queue(self, now: int, transfers: list[int]) -> None:
+        """Let the new transfers wait, then let through all that can go."""
+        engine, plan = self._engine, self._engine.plan
+        for job in transfers:
+            t = job % plan.stride
+            for k in (plan.source[t], plan.target[t]):
+                self._queue[k].append(job)
+                if self._blocks:
+                    self._holding[k] += 1
+                    engine.free[k] -= engine.options.streams
+        go = []
+        for k in range(len(self._queue)):
+            while self._queue[k]:
+                job = self._queue[k][0]
+                s, d = plan.source[job % plan.stride], plan.target[job % plan.stride]
+                if self._queue[s][0] != job or self._queue[d][0] != job or not (self._free(s) and self._free(d)):
+                    break
+                self._idle[s] -= 1
+                self._idle[d] -= 1
+                self._queue[s].popleft()
+                self._queue[d].popleft()
+                go.append(job)
+        if go:
+            self._behind.queue(now, sorted(go))
+
+    def _free(self, k: int) -> bool:
+        if not self._idle[k]:
+            return False
+        streams = self._engine.options.streams
+        return not self._blocks or self._engine.free[k] + self._holding[k] * streams == streams
+
+
+def make_network(engine: Engine) -> Network:
+    """Return the network of the engine's problem, behind the copy engines of its devices."""
+    network, engines = engine.plan.problem.network, engine.options.copy_engines
+    if network in ("one-port", "half-duplex") and engines != 0:
+        ports = OrderedPorts if engine.plan.strict else Ports
+        return ports(engine, duplex=network == "one-port" and engines != 1)
+    if network == "fair":
+        from moirai_sim.simulation.fair import Fair
+
+        behind: Network = Fair(engine)
+    else:
+        behind = Unlimited(engine)
+    return behind if engines is None else CopyEngines(engine, behind, engines)

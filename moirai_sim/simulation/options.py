@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from moirai_sim.errors import InputError
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A device or link that runs at another speed from a moment on."""
+
+    resource: str
+    """Name of a device, or of a link (network ``fair``)."""
+    at_ns: int
+    speed: float = 0.0
+    """Factor on the speed until the next fault of the same resource: 0 has failed, 1 is whole again. What is in
+    progress goes on at the new speed; what a failed device ran, sent or received is lost."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +36,14 @@ class SimulationOptions:
     copy_engines: int | None = None
     """Transfers in which a device takes part at once. 0: it has no copy engine, so that it cannot compute meanwhile.
     None: as many as the network allows."""
+    spread: float | Mapping[str, float] = 0.0
+    """Standard deviation of the logarithm of an operator's time around its mean, which is the time of the problem: one
+    for all, or by operator name; see `spread_of`."""
+    distribution: Literal["lognormal", "exponential"] = "lognormal"
+    """``exponential`` draws every time with a spread above 0 from the exponential distribution of that mean."""
+    faults: tuple[Fault, ...] = ()
+    seed: int = 0
+    """Every device draws from a stream of its own, so that a change on one leaves the others as they were."""
 
     def __post_init__(self) -> None:
         """Check ranges.
@@ -37,8 +60,26 @@ class SimulationOptions:
             problems.append(f"launch_ns: read {self.launch_ns}; a launch takes at least 0 ns")
         if self.copy_engines is not None and self.copy_engines < 0:
             problems.append(f"copy_engines: read {self.copy_engines}; give 0 or more, or none at all for no limit")
+        spreads = self.spread.values() if isinstance(self.spread, Mapping) else [self.spread]
+        if any(not 0 <= value < math.inf for value in spreads):
+            problems.append(f"spread: read {self.spread}; a standard deviation is a finite number of at least 0")
+        problems += [
+            f"fault of '{fault.resource}': time and speed must be at least 0 and finite"
+            for fault in self.faults
+            if fault.at_ns < 0 or not 0 <= fault.speed < math.inf
+        ]
         if problems:
             raise InputError(problems)
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether operators can take other times than those of the problem."""
+        return bool(self.spread) or bool(self.faults)
+
+
+def spread_of(low: float, high: float) -> float:
+    """Return the spread of a lognormal time whose 90 % interval is (low, high), as a cost model predicts it."""
+    return math.log(high / low) / (2 * 1.6448536269514722)
 
 
 DEFAULT = SimulationOptions()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moirai_sim.errors import InputError
 from moirai_sim.placement import transfer_edges
 from moirai_sim.problem import UNSUPPORTED
+from moirai_sim.simulation.options import DEFAULT, SimulationOptions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,20 +55,38 @@ class Plan:
     """[q] operators that the transfer serves (once an edge)."""
     strict: bool = False
     """Devices and ports serve their work in the order of the numbers, and nothing overtakes."""
-    entries: list[int] = field(default_factory=list)
-    """Operators without inputs."""
-    exits: int = 0
-    """Number of operators without readers: when all of them have ended, the request is done."""
+    entries: list[list[int]] = field(default_factory=list)
+    """Operators without inputs, of each replica."""
+    exits: list[int] = field(default_factory=list)
+    """Number of operators without readers, of each replica: when all of them have ended, the request is done."""
+    stride: int = 0
+    """Numbers of transfers a request, at least q: launches of operators are numbered after the transfers."""
 
 
-def make_plan(problem: PlacementProblem, placement: Placement, *, strict: bool = True) -> Plan:
+def make_plan(
+    problem: PlacementProblem,
+    placement: Placement,
+    *,
+    strict: bool = True,
+    options: SimulationOptions = DEFAULT,
+) -> Plan:
     """Return the plan of a placement; see ``docs/design.md``, "The meaning of a placement".
 
     Parameters
     ----------
     strict
         Whether the orders of the placement, if it has any, are binding; else they are priorities.
+    options
+        Launches of operators are part of the plan.
+
+    Raises
+    ------
+    InputError
+        If the placement cannot run.
     """
+    wrong = _unsupported(problem, placement)
+    if wrong:
+        raise InputError(wrong)
     device = np.asarray(placement.device, dtype=np.int64)
     n, m = problem.n_operators, len(problem.edges)
     duration = problem.operator_ns[np.arange(n), problem.device_type[device]]
@@ -92,6 +113,14 @@ def make_plan(problem: PlacementProblem, placement: Placement, *, strict: bool =
     direct = np.flatnonzero(leader < 0)
     tells = _lists(number[producer[direct]], number[consumer[direct]], n)
     inputs = np.bincount(number[consumer], minlength=n)
+    entries = np.flatnonzero(inputs == 0).tolist()
+    readers = _lists(transfer_number[leader[crossing]], number[consumer[crossing]], len(edge))
+    if options.launch_ns and options.asynchronous_launch:
+        inputs = inputs + 1  # the launch
+        readers += [[i] for i in range(n)]
+        entries = []
+    elif options.launch_ns:
+        duration = duration + options.launch_ns
     return Plan(
         problem=problem,
         placement=placement,
@@ -105,10 +134,49 @@ def make_plan(problem: PlacementProblem, placement: Placement, *, strict: bool =
         source=device[producer[edge]].tolist(),
         target=device[consumer[edge]].tolist(),
         transfer=alone[edge].tolist(),
-        readers=_lists(transfer_number[leader[crossing]], number[consumer[crossing]], len(edge)),
+        readers=readers,
         strict=strict and placement.order is not None,
-        entries=np.flatnonzero(inputs == 0).tolist(),
-        exits=int((np.bincount(number[producer], minlength=n) == 0).sum()),
+        entries=[entries],
+        exits=[int((np.bincount(number[producer], minlength=n) == 0).sum())],
+        stride=len(readers),
+    )
+
+
+def join_plans(plans: Sequence[Plan]) -> Plan:
+    """Return one plan with a replica for each of ``plans``, all of one problem; a request runs in one of them."""
+    if len(plans) == 1:
+        return plans[0]
+    launches = [len(plan.readers) > len(plan.edge) for plan in plans]
+    operators = np.cumsum([0, *(len(plan.device) for plan in plans)]).tolist()
+    transfers = np.cumsum([0, *(len(plan.edge) for plan in plans)]).tolist()
+
+    def shifted(lists: Iterable[list[int]], by: int) -> list[list[int]]:
+        return [[value + by for value in values] for values in lists]
+
+    def joined(name: str) -> list[int]:
+        return [value for plan in plans for value in getattr(plan, name)]
+
+    both = list(zip(plans, operators, transfers, strict=False))
+    readers = [r for plan, o, _ in both for r in shifted(plan.readers[: len(plan.edge)], o)]
+    if any(launches):
+        readers += [[i] for i in range(operators[-1])]
+    return Plan(
+        problem=plans[0].problem,
+        placement=plans[0].placement,
+        operator=np.concatenate([plan.operator for plan in plans]),
+        edge=np.concatenate([plan.edge for plan in plans]),
+        device=joined("device"),
+        duration=joined("duration"),
+        inputs=joined("inputs"),
+        tells=[t for plan, o, _ in both for t in shifted(plan.tells, o)],
+        sends=[t for plan, _, q in both for t in shifted(plan.sends, q)],
+        source=joined("source"),
+        target=joined("target"),
+        transfer=joined("transfer"),
+        readers=readers,
+        entries=[e for plan, o, _ in both for e in shifted(plan.entries, o)],
+        exits=joined("exits"),
+        stride=len(readers),
     )
 
 
@@ -135,7 +203,7 @@ def upward_rank(problem: PlacementProblem, duration: NDArray[np.int64], alone: N
     return np.asarray(rank, dtype=np.int64)
 
 
-def unsupported(problem: PlacementProblem, placement: Placement) -> list[str]:
+def _unsupported(problem: PlacementProblem, placement: Placement) -> list[str]:
     """Return one line for every reason why a placement cannot run at all."""
     device = np.asarray(placement.device)
     if device.shape != (problem.n_operators,):

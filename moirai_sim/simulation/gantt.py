@@ -1,0 +1,121 @@
+"""Pictures of a timeline: interactive (plotly) and for papers (matplotlib)."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from typing import TYPE_CHECKING
+
+from moirai_sim.files import write_whole
+from moirai_sim.simulation.trace import tracks
+from moirai_sim.units import format_ns
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import plotly.graph_objects as go
+
+    from moirai_sim.simulation.explain import Explanation
+    from moirai_sim.timeline import Span, Timeline
+
+# Paul Tol's "muted" scheme: told apart by colour-blind people, and in print.
+_COLOURS = (
+    "#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499",
+)  # fmt: skip
+_TRANSFER, _PATH = "#BBBBBB", "#EE3311"
+
+
+def figure(timeline: Timeline, explanation: Explanation | None = None) -> go.Figure:
+    """Return a Gantt chart: a row each exclusive resource, operators coloured by name, transfers grey.
+
+    Parameters
+    ----------
+    explanation
+        Draws a red frame around the spans of its critical path.
+    """
+    import plotly.graph_objects as go
+
+    critical = _critical(explanation)
+    chart = go.Figure()
+    rows = tracks(timeline)
+    for label, spans in rows.items():
+        chart.add_bar(
+            y=[label] * len(spans),
+            base=[span.start_ns / 1e6 for span in spans],
+            x=[(span.end_ns - span.start_ns) / 1e6 for span in spans],
+            orientation="h",
+            marker={
+                "color": [_colour(span) for span in spans],
+                "line": {
+                    "color": [_PATH if _key(span) in critical else "white" for span in spans],
+                    "width": [2 if _key(span) in critical else 0.3 for span in spans],
+                },
+            },
+            customdata=[
+                [span.name, format_ns(span.end_ns - span.start_ns), format_ns(span.start_ns - span.ready_ns)]
+                for span in spans
+            ],
+            hovertemplate="%{customdata[0]}<br>%{customdata[1]}, waited %{customdata[2]}<extra>%{y}</extra>",
+            showlegend=False,
+        )
+    chart.update_layout(
+        title=_title(timeline),
+        barmode="overlay",
+        xaxis_title="time (ms)",
+        yaxis={"autorange": "reversed", "categoryorder": "array", "categoryarray": list(rows)},
+        template="plotly_white",
+        height=120 + 28 * max(1, len(rows)),
+    )
+    return chart
+
+
+def write_html(timeline: Timeline, path: Path, explanation: Explanation | None = None) -> None:
+    """Write the interactive chart as one self-contained HTML file."""
+    write_whole(path, figure(timeline, explanation).to_html(include_plotlyjs=True, full_html=True))
+
+
+def write_png(timeline: Timeline, path: Path, explanation: Explanation | None = None, *, dpi: int = 200) -> None:
+    """Write the chart as a PNG picture (needs matplotlib, extra ``figures``)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    critical = _critical(explanation)
+    rows = tracks(timeline)
+    picture = Figure(figsize=(7.0, 0.8 + 0.28 * max(1, len(rows))), layout="constrained")
+    FigureCanvasAgg(picture)
+    axes = picture.add_subplot()
+    for y, spans in enumerate(rows.values()):
+        axes.broken_barh(
+            [(span.start_ns / 1e6, (span.end_ns - span.start_ns) / 1e6) for span in spans],
+            (y - 0.4, 0.8),
+            facecolors=[_colour(span) for span in spans],
+            edgecolors=[_PATH if _key(span) in critical else "white" for span in spans],
+            linewidths=[1.0 if _key(span) in critical else 0.2 for span in spans],
+        )
+    axes.set_yticks(range(len(rows)), labels=list(rows))
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("time (ms)")
+    axes.set_title(_title(timeline), fontsize=9)
+    buffer = io.BytesIO()
+    picture.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    write_whole(path, buffer.getvalue())
+
+
+def _title(timeline: Timeline) -> str:
+    policy = f"{timeline.policy}, " if timeline.policy else ""
+    return f"{policy}{timeline.network}, {format_ns(timeline.makespan_ns)}"
+
+
+def _colour(span: Span) -> str:
+    return _TRANSFER if span.kind == "transfer" else _COLOURS[zlib.crc32(span.name.encode()) % len(_COLOURS)]
+
+
+def _key(span: Span) -> tuple[str, str, int]:
+    return span.kind, span.name, span.start_ns
+
+
+def _critical(explanation: Explanation | None) -> frozenset[tuple[str, str, int]]:
+    return (
+        frozenset((step.kind, step.name, step.start_ns) for step in explanation.steps) if explanation else frozenset()
+    )
