@@ -18,6 +18,7 @@ import onnx
 
 from moirai_sim.errors import ExecutionError, InputError
 from moirai_sim.execution.split import Executed, Part, execute_as, part_model, split
+from moirai_sim.execution.weights import with_random_weights
 from moirai_sim.execution.worker import Assignment, Job, Record
 from moirai_sim.execution.workers import Workers
 from moirai_sim.profiling.backends.onnxruntime import random_array
@@ -293,13 +294,34 @@ def measure(
     return replace(middle, policy=policy, network=problem.network, provenance=facts)
 
 
-def load_subject(path: Path, graph: OperatorGraph) -> Subject:
-    """Read a model file with its weights; ``graph`` is the same file as operators."""
+def load_subject(source: str | Path, graph: OperatorGraph) -> Subject:
+    """Read a model with its weights.
+
+    Parameters
+    ----------
+    source
+        An ``.onnx`` file, its weights beside it if they are not inside, or ``zoo:NAME``.
+    graph
+        The same source as operators.
+
+    Raises
+    ------
+    InputError
+        If the model or its weights cannot be read, or exceed 2 GiB.
+    """
+    text = str(source)
     try:
-        model = onnx.load(str(path))
+        if text.startswith("zoo:"):
+            from moirai_sim.graphs.zoo import zoo_model
+
+            model = zoo_model(text.removeprefix("zoo:"))
+        else:
+            model = onnx.load(text)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); the weights must lie beside the model") from error
-    return Subject(model, graph)
+        raise InputError(
+            f"{text}: cannot be read ({error.strerror}); weights in other files must lie beside it"
+        ) from error
+    return Subject(with_random_weights(model), graph)
 
 
 def _assignments(
