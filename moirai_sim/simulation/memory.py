@@ -58,7 +58,7 @@ def memory_use(problem: PlacementProblem, timeline: Timeline) -> MemoryUse:
     curve: dict[str, list[tuple[int, int]]] = {}
     peak: dict[str, int] = {}
     failures: list[OutOfMemory] = []
-    weights = defaultdict(int)
+    weights: dict[str, int] = defaultdict(int)
     for name, size in zip(problem.operators, problem.weight_bytes.tolist(), strict=True):
         weights[timeline.placement[name]] += size
     for device, capacity in zip(problem.devices, problem.memory_bytes.tolist(), strict=True):

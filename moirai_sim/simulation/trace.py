@@ -134,7 +134,7 @@ def _counter(name: str, unit: str, points: list[tuple[int, float]] | list[tuple[
     ]
 
 
-def write_chrome_trace(timeline: Timeline, path: Path, problem: PlacementProblem | None = None) -> None:
+def write_trace(timeline: Timeline, path: Path, problem: PlacementProblem | None = None) -> None:
     """Write `chrome_trace` as a JSON file, whole or not at all."""
     write_whole(path, json.dumps(chrome_trace(timeline, problem)) + "\n")
 
