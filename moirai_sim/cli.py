@@ -317,9 +317,8 @@ def measure(
     placed = read_timeline(placement)
     operators = load_graph(model)
     problem = build_problem(operators, read_cluster(cluster))
-    timeline = run(
-        load_subject(Path(model), operators), problem, placement_from_timeline(problem, placed), repeats=repeats
-    )
+    wanted = placement_from_timeline(problem, placed)
+    timeline = run(load_subject(Path(model), operators), problem, wanted, repeats=repeats)
     timeline.write(out)
     if as_json:
         print_json(timeline.to_json())
