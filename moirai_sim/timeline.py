@@ -89,6 +89,11 @@ class Timeline:
         value = self.objective_ns
         return 0.0 if value <= 0 else max(0.0, (value - self.lower_bound_ns) / value)
 
+    def _repr_html_(self) -> str:
+        from moirai_sim.display import timeline_html
+
+        return timeline_html(self)
+
     def to_json(self) -> dict[str, Any]:
         """Return the timeline as the document that the file holds."""
         period = {} if self.period_ns is None else {"period_ns": self.period_ns}

@@ -98,6 +98,11 @@ class Cluster:
     )
     """Paths found so far, by source and target; see ``moirai_sim.clusters.routes``."""
 
+    def _repr_html_(self) -> str:
+        from moirai_sim.display import cluster_html
+
+        return cluster_html(self)
+
     @cached_property
     def device(self) -> dict[str, Device]:
         """Devices by name."""

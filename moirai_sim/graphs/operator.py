@@ -77,6 +77,11 @@ class OperatorGraph:
         self.source: Mapping[str, object] = source or {}
         """Where the graph came from: path, SHA-256, opset, producer."""
 
+    def _repr_html_(self) -> str:
+        from moirai_sim.display import graph_html
+
+        return graph_html(self)
+
     def __len__(self) -> int:
         return len(self.digraph.nodes)
 
