@@ -129,8 +129,9 @@ def read_model(
     if not len(digraph):
         raise InputError(f"{place}: every output is constant, nothing is left to run; check the outputs of the export")
     opset = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
-    facts = {"opset": opset, "producer": f"{model.producer_name} {model.producer_version}".strip()}
-    return OperatorGraph(name, digraph, source=dict(source or {}) | facts)
+    facts: dict[str, object] = {"opset": opset, "producer": f"{model.producer_name} {model.producer_version}".strip()}
+    outputs = [info.name for info in model.graph.output]
+    return OperatorGraph(name, digraph, source=dict(source or {}) | facts | {"outputs": outputs})
 
 
 def node_names(nodes: Sequence[onnx.NodeProto]) -> list[str]:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
@@ -51,6 +52,7 @@ class Builder:
         self._outputs: list[ValueInfoProto] = []
         self._scope: list[str] = []
         self._count: dict[str, int] = {}
+        self._weights = 0
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
@@ -109,8 +111,12 @@ class Builder:
         return Value(name, array.shape)
 
     def weight(self, shape: Sequence[int], value: float, name: str = "weight") -> Value:
-        """Declare a parameter, all of one value, without storing it."""
-        filler = helper.make_tensor("value", self.dtype, [1], [value])
+        """Declare a parameter, all of one value near ``value``, without storing it.
+
+        Neighbours differ by a percent or two: a backend would merge operators that compute the same.
+        """
+        self._weights += 1
+        filler = helper.make_tensor("value", self.dtype, [1], [value * (0.9 + 0.2 * (self._weights % 13) / 12)])
         return self.op("ConstantOfShape", [self.integers(shape)], shape, label=name, value=filler)
 
     # ---- operators ---------------------------------------------------------------------------------------------------
@@ -122,7 +128,7 @@ class Builder:
         shape: Sequence[int],
         *,
         label: str = "",
-        **attributes: object,
+        **attributes: Any,  # noqa: ANN401
     ) -> Value:
         """Append any operator with one output of the given shape; None is an absent optional input."""
         return self.ops(op_type, inputs, [shape], label=label, **attributes)[0]
@@ -134,7 +140,7 @@ class Builder:
         shapes: Sequence[Sequence[int]],
         *,
         label: str = "",
-        **attributes: object,
+        **attributes: Any,  # noqa: ANN401
     ) -> list[Value]:
         """Append any operator with several outputs."""
         name = "/".join([*self._scope, label or op_type])
@@ -145,7 +151,7 @@ class Builder:
         self._nodes.append(helper.make_node(op_type, names, outputs, name=name, **attributes))
         return [Value(output, tuple(shape)) for output, shape in zip(outputs, shapes, strict=True)]
 
-    def unary(self, op_type: str, x: Value, **attributes: object) -> Value:
+    def unary(self, op_type: str, x: Value, **attributes: Any) -> Value:  # noqa: ANN401
         """Append an operator that keeps the shape."""
         return self.op(op_type, [x], x.shape, **attributes)
 
