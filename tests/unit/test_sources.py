@@ -1,0 +1,93 @@
+"""Models priced on clusters: tensors, fusion, memory, sources of the costs, options."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from moirai_sim.clusters.cluster import Cluster, Device, DeviceType, Link
+from moirai_sim.clusters.reader import read_cluster
+from moirai_sim.costs.roofline import Roofline
+from moirai_sim.errors import InputError
+from moirai_sim.graphs.onnx_reader import read_onnx
+from moirai_sim.problem import UNLIMITED
+from moirai_sim.sources import build_problem, load_problem, recognise
+
+
+@pytest.fixture
+def model(tmp_path):
+    """x -> Relu -> (MatMul, Sigmoid) -> Concat: one tensor with two readers, one operator with weights."""
+    value = helper.make_tensor_value_info
+    weights = helper.make_tensor("w", TensorProto.FLOAT, [64, 64], np.ones(4096, np.float32).tobytes(), raw=True)
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"], "relu"),
+        helper.make_node("MatMul", ["r", "w"], ["m"], "matmul"),
+        helper.make_node("Sigmoid", ["r"], ["s"], "sigmoid"),
+        helper.make_node("Concat", ["m", "s"], ["y"], "concat", axis=1),
+    ]
+    inputs, outputs = [value("x", TensorProto.FLOAT, [8, 64])], [value("y", TensorProto.FLOAT, [8, 128])]
+    graph = helper.make_graph(nodes, "fork", inputs, outputs, [weights])
+    path = tmp_path / "fork.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
+    return path
+
+
+def test_a_tensor_is_one_however_many_read_it(model):
+    problem = build_problem(read_onnx(model), read_cluster("diviml-server"), fuse="none")
+    assert problem.operators == ("relu", "matmul", "sigmoid", "concat")
+    assert problem.edges.tolist() == [[0, 1], [0, 2], [1, 3], [2, 3]]
+    assert problem.edge_tensor.tolist() == [0, 0, 1, 2]
+    assert problem.tensor_bytes.tolist() == [8 * 64 * 4] * 3
+    assert problem.weight_bytes.tolist() == [0, 64 * 64 * 4, 0, 0]
+    assert problem.network == "fair"
+
+
+def test_devices_without_a_cost_model_are_priced_by_their_data_sheet(model):
+    cluster = read_cluster("moirai-one-server")
+    graph = read_onnx(model)
+    problem = build_problem(graph, cluster, fuse="none")
+    assert problem.operator_ns.shape == (4, 2)  # two types of two devices each
+    for k, device in enumerate(cluster.devices):
+        price = Roofline().predict(list(graph), device.type)
+        column = problem.device_type[k]
+        assert problem.operator_ns[:, column].tolist() == np.rint(price.latency_s * 1e9).astype(int).tolist()
+        assert problem.operator_high_ns[:, column].tolist() == np.rint(price.high_s * 1e9).astype(int).tolist()
+    assert problem.cost_share == {"data sheet": 1.0}
+    assert problem.provenance["extrapolated_share"] == 1.0
+
+
+def test_memory_is_what_is_granted(model):
+    kind = DeviceType("t", "gpu", 1000, 1e9, {"float32": 1e9})
+    devices = (Device("a", kind), Device("b", kind, memory_bytes=600))
+    cluster = Cluster("c", devices, (Link("l", ("a", "b"), 1e9, 5),))
+    problem = build_problem(read_onnx(model), cluster)
+    assert problem.memory_bytes.tolist() == [1000, 600]
+    assert problem.operator_ns.shape == (4, 1)
+
+
+def test_options(model, tmp_path):
+    cluster = read_cluster("local-cpu")
+    assert (load_problem(model, cluster, memory=False).memory_bytes == UNLIMITED).all()
+    assert load_problem(model, cluster, memory=False).provenance["memory"] == "unlimited"
+    scaled = load_problem(model, cluster, memory_scale=0.5)
+    assert scaled.memory_bytes.tolist() == [64 * 64 * 2] * len(cluster.devices)
+    assert load_problem(model, cluster, network="one-port").network == "one-port"
+    with pytest.raises(InputError, match="unknown network"):
+        load_problem(model, cluster, network="ethernet")
+    with pytest.raises(InputError, match="needs devices"):
+        load_problem(model)
+
+
+def test_the_same_model_gives_the_same_arrays(model):
+    one, two = (load_problem(model, read_cluster("dgx-a100")) for _ in range(2))
+    for name in ("operator_ns", "edges", "edge_tensor", "transfer_ns", "route_class"):
+        assert (getattr(one, name) == getattr(two, name)).all()
+    assert one.provenance == two.provenance
+
+
+def test_models_are_recognised_without_their_suffix(model, tmp_path):
+    model.rename(tmp_path / "model.bin")
+    assert recognise(tmp_path / "model.bin") == "model"
+    assert recognise("zoo:gpt3-1.3b") == "model"
+    with pytest.raises(InputError, match="cannot read it"):
+        recognise(tmp_path / "absent.onnx")
