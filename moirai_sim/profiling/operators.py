@@ -65,7 +65,6 @@ def time_until_stable(run: Callable[[], object], budget_s: float) -> NDArray[np.
 @dataclass(frozen=True)
 class _Loaded:
     source: str
-    model: bytes | Path
     graph: OperatorGraph
     executed: KernelGraph
     owner: tuple[str, ...]
@@ -159,7 +158,8 @@ def _profile(models: Sequence[str | Path], *, threads: int, budget_s: float) -> 
     with progress("operators", remaining) as step:
         for index, one in enumerate(loaded):
             whole_s = (deadline - time.perf_counter()) * 0.2 / (len(loaded) - index)
-            whole = [timer.whole(one, whole_s / 2)]
+            run_whole = timer.whole_model(one)
+            whole = [time_until_stable(run_whole, whole_s / 2)]
             known = len(timer.known)
             for node in one.executed.nodes:
                 if kernel_key(node, one.executed) not in timer.known:
@@ -167,10 +167,11 @@ def _profile(models: Sequence[str | Path], *, threads: int, budget_s: float) -> 
                     timer.time(node, one.executed, float(np.clip(left, 0.003, 0.3)))
                     remaining -= 1
                     step()
-            whole.append(timer.whole(one, whole_s / 2))
+            whole.append(time_until_stable(run_whole, whole_s / 2))
+            del run_whole
             booked = _book(one, timer)
             rows += booked
-            reconciled[one.graph.name] = _reconcile(one, np.concatenate(whole), timer)
+            reconciled[one.graph.name] = _reconcile(one, np.concatenate(whole) - timer.overhead_s, timer)
             reconciled[one.graph.name]["new_kernels"] = len(timer.known) - known
     frame = pd.DataFrame(rows)
     stack = telemetry.versions()
@@ -195,18 +196,29 @@ def load(source: str, threads: int = 1) -> _Loaded:
     from moirai_sim.profiling.backends.onnxruntime import kernel_graph
 
     fused = fuse(load_graph(source), "onnxruntime")
-    model = model_bytes(source)
-    executed = kernel_graph(model, threads)
-    return _Loaded(source, model, fused.graph, executed, _book_on(executed, fused.graph))
+    executed = kernel_graph(model_bytes(source), threads)
+    return _Loaded(source, fused.graph, executed, _book_on(executed, fused.graph))
 
 
-def model_bytes(source: str) -> bytes | Path:
-    """Return what a session is made from: the file itself, or the serialised zoo model."""
+def model_bytes(source: str) -> bytes:
+    """Return the serialised model as the executor runs it: weights that nodes make are random, not all equal.
+
+    Equal weights would let ONNX Runtime merge equal convolutions into one.
+    """
+    import onnx
+
+    from moirai_sim.execution.weights import with_random_weights
+
     if source.startswith("zoo:"):
         from moirai_sim.graphs.zoo import zoo_model
 
-        return bytes(zoo_model(source.removeprefix("zoo:")).SerializeToString())
-    return Path(source)
+        model = zoo_model(source.removeprefix("zoo:"))
+    else:
+        try:
+            model = onnx.load(source)
+        except OSError as error:
+            raise InputError(f"{source}: cannot be read ({error.strerror}); name an .onnx file or zoo:NAME") from error
+    return bytes(with_random_weights(model).SerializeToString())
 
 
 def _book_on(executed: KernelGraph, graph: OperatorGraph) -> tuple[str, ...]:
@@ -249,13 +261,13 @@ class _KernelTimer:
         alone = np.maximum((samples - self.overhead_s) / copies, 1e-9)
         self.known[kernel_key(node, executed)] = statistics(alone)
 
-    def whole(self, one: _Loaded, budget_s: float) -> NDArray[np.float64]:
-        """Return timings of a whole model, without the overhead of a run."""
+    def whole_model(self, one: _Loaded) -> Callable[[], object]:
+        """Return a function that runs a whole model once."""
         from moirai_sim.profiling.backends.onnxruntime import make_session, random_feeds
 
-        session = make_session(one.model, self.threads)
+        session = make_session(model_bytes(one.source), self.threads)
         feeds = random_feeds(session)
-        return time_until_stable(lambda: session.run(None, feeds), budget_s) - self.overhead_s
+        return lambda: session.run(None, feeds)
 
 
 def _book(one: _Loaded, timer: _KernelTimer) -> list[dict[str, Any]]:
