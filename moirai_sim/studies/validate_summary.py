@@ -1,0 +1,127 @@
+"""Figures of a ``validate`` study: errors with intervals, ranks, regret, the machine's noise, and where errors sit."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_RESAMPLES = 1000
+_MIN_RANKED = 3
+"""Ranks of fewer placements say nothing."""
+
+
+def interval(values: Sequence[float], seed: int, level: float = 0.9) -> tuple[float, float]:
+    """Return a bootstrap interval of the median (percentile method; Efron, Annals of Statistics 1979)."""
+    rng = np.random.default_rng(seed)
+    data = np.asarray(values, dtype=np.float64)
+    medians = np.median(data[rng.integers(0, len(data), (_RESAMPLES, len(data)))], axis=1)
+    low, high = np.quantile(medians, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def case_of(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one line of the table of cases."""
+    key, outcome = result["key"], result["outcome"]
+    case = {"model": Path(key["model"]).stem, "cluster": key["cluster"], "placement": key["placement"]}
+    if outcome["status"] != "measured":
+        return case | {"status": outcome["status"], "error": outcome.get("error", "")}
+    predicted, measured = outcome["predicted_ns"], outcome["measured_ns"]
+    return case | {
+        "status": "measured",
+        "devices_used": outcome["devices_used"],
+        "parts": outcome["parts"],
+        "transfers": outcome["transfers"],
+        "predicted_ms": predicted / 1e6,
+        "measured_ms": measured / 1e6,
+        "low_ms": outcome["low_ns"] / 1e6,
+        "high_ms": outcome["high_ns"] / 1e6,
+        "error": predicted / measured - 1,
+        "noise_ape": outcome["noise_ape"],
+    }
+
+
+def summarise(results: Iterable[Mapping[str, Any]], seed: int) -> dict[str, Any]:
+    """Return the summary of a study's results; figures are null where nothing was measured.
+
+    Errors are absolute percentage errors as fractions. ``rank_correlation`` is Spearman's, the mean over models (and
+    clusters). ``regret`` says by how much the placement that is predicted best is really slower than the best measured
+    one, the mean over models. ``noise_median_ape`` is the median over cases of the difference between the medians of
+    the even and the odd repeats.
+    """
+    measured = [result for result in results if result["outcome"]["status"] == "measured"]
+    summary: dict[str, Any] = {"cases": len(measured), **_errors(measured, seed)}
+    split = [result for result in measured if result["outcome"]["devices_used"] > 1]
+    summary["split_cases"] = len(split)
+    summary["split_median_ape"] = _errors(split, seed)["median_ape"]
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
+    for result in measured:
+        groups[Path(result["key"]["model"]).stem, result["key"]["cluster"]].append(result)
+    models = [
+        {"model": model, "cluster": cluster, "cases": len(own), **_errors(own, seed), **_ranks(own)}
+        for (model, cluster), own in sorted(groups.items())
+    ]
+    for figure in ("rank_correlation", "regret"):
+        known = [row[figure] for row in models if row[figure] is not None]
+        summary[figure] = float(np.mean(known)) if known else None
+    regrets = [row["regret"] for row in models if row["regret"] is not None]
+    summary["max_regret"] = max(regrets, default=None)
+    noise = [result["outcome"]["noise_ape"] for result in measured]
+    summary["noise_median_ape"] = float(np.median(noise)) if noise else None
+    clusters = sorted({cluster for _, cluster in groups})
+    summary["clusters"] = [
+        {"cluster": name, **_errors([r for r in measured if r["key"]["cluster"] == name], seed)} for name in clusters
+    ]
+    summary["models"] = models
+    summary["families"] = _residuals(measured, "families", "family")
+    summary["links"] = _residuals(measured, "links", "link")
+    return summary
+
+
+def _errors(results: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
+    names = ("median_ape", "mean_ape", "p95_ape", "max_ape", "bias", "median_ape_low", "median_ape_high")
+    if not results:
+        return dict.fromkeys(names)
+    ratio = np.array([r["outcome"]["predicted_ns"] / r["outcome"]["measured_ns"] for r in results])
+    errors = np.abs(ratio - 1)
+    low, high = interval(errors.tolist(), seed)
+    found = (np.median(errors), errors.mean(), np.quantile(errors, 0.95), errors.max(), np.median(ratio) - 1, low, high)
+    return dict(zip(names, map(float, found), strict=True))
+
+
+def _ranks(results: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    predicted = np.array([r["outcome"]["predicted_ns"] for r in results], dtype=np.float64)
+    measured = np.array([r["outcome"]["measured_ns"] for r in results], dtype=np.float64)
+    regret = float(measured[int(predicted.argmin())] / measured.min() - 1)
+    if len(results) < _MIN_RANKED or not np.ptp(predicted) or not np.ptp(measured):
+        return {"rank_correlation": None, "regret": regret}
+    from scipy.stats import spearmanr
+
+    return {"rank_correlation": float(spearmanr(predicted, measured).statistic), "regret": regret}
+
+
+def _residuals(results: Sequence[Mapping[str, Any]], field: str, label: str) -> list[dict[str, Any]]:
+    """Return predicted against measured time by family or link, largest share of the measured time first."""
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0])
+    for result in results:
+        for name, (predicted, measured, count) in result["outcome"][field].items():
+            row = sums[name]
+            row[0] += predicted
+            row[1] += measured
+            row[2] += count
+    total = sum(row[1] for row in sums.values()) or 1.0
+    rows = [
+        {
+            label: name,
+            "count": count,
+            "share": measured / total,
+            "predicted_ms": predicted / 1e6,
+            "measured_ms": measured / 1e6,
+            "error": predicted / measured - 1 if measured else None,
+        }
+        for name, (predicted, measured, count) in sums.items()
+    ]
+    return sorted(rows, key=lambda row: (-row["share"], row[label]))
