@@ -113,8 +113,6 @@ def contract(problem: PlacementProblem, groups: NDArray[np.int64]) -> Contractio
         problem,
         operators=tuple(problem.operators[i] for i in last),
         operator_ns=operator_ns,
-        operator_low_ns=None,  # no policy reads the intervals; the original problem keeps them
-        operator_high_ns=None,
         weight_bytes=weight,
         edges=table[:, :2].copy(),
         edge_tensor=table[:, 2].copy(),
