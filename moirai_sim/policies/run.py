@@ -73,7 +73,7 @@ def place_reduced(
     problem: PlacementProblem, solve: Callable[[PlacementProblem, Request], Placement], request: Request
 ) -> Placement:
     """Merge what must run together, solve the smaller problem, and return the answer for the original operators."""
-    if problem.operator_low_ns is not None:  # no policy reads the intervals, and every reduction would have to keep them
+    if problem.operator_low_ns is not None:  # no policy reads them, and every reduction would have to keep them
         problem = replace(problem, operator_low_ns=None, operator_high_ns=None)
     contraction = contract_colocated(problem)
     if contraction is None:
