@@ -35,7 +35,11 @@ def markdown(runs: pd.DataFrame) -> str:
         parts.append(f"\n## {cluster}, {objective}, {memory}; ms, with the best proven bound and the gap to it\n")
         grid = rows.pivot_table(index="model", columns="policy", values="objective_ms", dropna=False)
         best = grid.min(axis=1)
-        text = grid.apply(lambda column: [_cell(value, best[name]) for name, value in column.items()])
+        text = pd.DataFrame(
+            [[_cell(value, low) for value in row] for row, low in zip(grid.to_numpy(), best, strict=True)],
+            index=grid.index,
+            columns=grid.columns,
+        )
         bound = rows.groupby("model")["bound_ms"].max().reindex(grid.index)
         text["bound"] = [f"{value:.4g}" for value in bound]
         text["gap"] = [f"{1 - low / value:.1%}" for low, value in zip(bound, best, strict=True)]
