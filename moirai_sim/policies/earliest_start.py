@@ -114,7 +114,9 @@ def _schedule(
                     if home[g] >= 0:
                         if home[g] != d:
                             continue
-                    elif free[d] < groups.weight[g] or not groups.can_run[g, device_type[d]] or (kept_to and not may_run[i, d]):
+                    elif free[d] < groups.weight[g] or not groups.can_run[g, device_type[d]]:
+                        continue
+                    if kept_to and home[g] < 0 and not may_run[i, d]:
                         continue
                     found = True
                     start = max(device_free[d], inputs_there[i, d])

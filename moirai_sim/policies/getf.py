@@ -62,7 +62,7 @@ def speed_groups(speed: NDArray[np.float64]) -> NDArray[np.int64]:
     k = len(speed)
     relative = speed / speed.max()
     gamma = math.log(k) / math.log(math.log(k)) if k > 3 else 2.0  # log log k is not positive below e
-    group = np.floor(-np.log(relative) / math.log(gamma) + 1e-9).astype(np.int64)
+    group: NDArray[np.int64] = np.floor(-np.log(relative) / math.log(gamma) + 1e-9).astype(np.int64)
     group[relative < 1 / k] = -1
     kept = group >= 0
     group[kept] = np.unique(group[kept], return_inverse=True)[1]

@@ -50,7 +50,7 @@ class PipelineDp:
 
     name: ClassVar[str] = "pipeline-dp"
 
-    def place(self, problem: PlacementProblem, request: Request) -> Placement:  # noqa: ARG002
+    def place(self, problem: PlacementProblem, request: Request) -> Placement:
         """Return the pieces; each device runs greedily by upward rank."""
         kinds = _kinds(problem)
         graph = _condense(problem, kinds)

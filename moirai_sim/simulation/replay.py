@@ -185,8 +185,15 @@ class Evaluator:
         return np.asarray(_makespans(self.arrays, self.workspace, devices))
 
 
-def replay(problem: PlacementProblem, placement: Placement) -> Schedule:
+def replay(problem: PlacementProblem, placement: Placement, *, turn: Ints | None = None) -> Schedule:
     """Return when everything of a placement happens.
+
+    Parameters
+    ----------
+    problem, placement
+        What runs where, and in which order if the placement has one.
+    turn
+        [n] who goes first in a placement without order, lowest first, instead of the upward rank.
 
     Raises
     ------
@@ -204,7 +211,10 @@ def replay(problem: PlacementProblem, placement: Placement) -> Schedule:
     leader = transfer_edges(problem, device)
     if placement.order is None:
         work = workspace_for(arrays)
-        makespan(arrays, work, device)
+        if turn is None:
+            makespan(arrays, work, device)
+        else:
+            greedy(arrays, work, device, turn)
         start = work.start
         transfer_start = np.empty_like(leader)
         transfer_start[arrays.edge] = work.transfer_start
