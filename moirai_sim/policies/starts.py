@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from moirai_sim.policies.base import Request
     from moirai_sim.problem import PlacementProblem
 
-CHEAP = ("single", "heft", "cpop", "met", "m-topo", "m-etf", "m-sct", "getf", "random")
+CHEAP = ("single", "heft", "heft-blind", "cpop", "met", "m-topo", "m-etf", "m-sct", "getf", "random")
 """Policies that answer thousands of operators within seconds, in the order in which they are tried."""
 QUICK = ("single", "heft", "met", "m-topo", "m-etf")
 """Those of them that need no linear programme."""
@@ -37,7 +37,7 @@ class Start:
 def find_starts(problem: PlacementProblem, request: Request, names: Sequence[str] = QUICK) -> list[Start]:
     """Return the answers of the named policies, best first; those that do not answer, or too late, are left out."""
     started = time.perf_counter()
-    found = []
+    found: list[Start] = []
     for name in names:
         if name not in policy_names() or (found and time.perf_counter() - started > request.time_limit_s / 2):
             continue

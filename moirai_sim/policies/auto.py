@@ -1,0 +1,186 @@
+"""Policy ``auto``, the default: exact where that can be proven in time, else the best found, with its gap."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from moirai_sim.placement import Placement
+from moirai_sim.policies.bounds import lower_bound_ns
+from moirai_sim.policies.cp_model import CpModel
+from moirai_sim.policies.decompose import decompose, near_cut_bound_ns
+from moirai_sim.policies.loads import fits, memory_binds
+from moirai_sim.policies.modules import cut_vertices, modules_of
+from moirai_sim.policies.registry import load_policy, policy_names
+from moirai_sim.policies.starts import CHEAP, Start, find_starts, start_from
+from moirai_sim.simulation.replay import replay
+
+if TYPE_CHECKING:
+    from moirai_sim.policies.base import Policy, Request
+    from moirai_sim.problem import PlacementProblem
+
+EXACT_OPERATORS = 40
+"""Modules (and whole problems) of up to this size are tried exactly."""
+BOUND_OPERATORS = 3_000
+"""Up to this size a bound by near-cuts is sought."""
+PIPELINES = ("pipeline-dp", "milp-throughput")
+
+
+class Auto:
+    """Every cheap policy, then an exact method by the problem's structure, or search and a bound.
+
+    Small modules in series: exact by decomposition. A small problem: exact by CP-SAT. Otherwise ``search`` from the best
+    start, and a proven bound from the series structure that remains when little work is left out. The answer is never
+    worse than that of any policy it starts from. Under ``fair``, which is not linear, the candidates are found under
+    ``one-port`` and ``none`` and the simulator picks.
+    """
+
+    name: ClassVar[str] = "auto"
+
+    def place(self, problem: PlacementProblem, request: Request) -> Placement:
+        """Return the best answer found within the time limit, with the best bound."""
+        if problem.network == "fair":
+            return _fair(self, problem, request)
+        if request.objective == "throughput":
+            return _throughput(problem, request)
+        return _latency(problem, request)
+
+
+def _latency(problem: PlacementProblem, request: Request) -> Placement:
+    clock = _Clock(request)
+    starts = find_starts(problem, clock.request(0.3), CHEAP)
+    best = starts[0] if starts else None
+    bound = lower_bound_ns(problem)
+    steps = [f"{start.policy} {start.value_ns}" for start in starts]
+
+    def left_to_prove() -> bool:
+        return best is None or best.value_ns > bound
+
+    series = _series(problem)
+    if left_to_prove() and series and best is not None:
+        outcome = decompose(
+            problem, upper_ns=best.value_ns, time_limit_s=clock.left(0.9), workers=request.workers, seed=request.seed
+        )
+        bound = max(bound, outcome.bound_ns)
+        steps.append(f"decomposition bound {outcome.bound_ns} in {outcome.solves} solves")
+        if outcome.placement is not None:
+            best = _better(best, start_from(problem, outcome.placement, request, "decomposition"))
+    if left_to_prove() and problem.n_operators <= EXACT_OPERATORS:
+        best, bound = _by_cp(problem, request, clock.left(0.6), best, bound, steps)
+    if left_to_prove():
+        best = _better(best, _search(problem, clock.request(0.6), best))
+        if best is not None and problem.n_operators <= BOUND_OPERATORS and not series:
+            near = near_cut_bound_ns(
+                problem, upper_ns=best.value_ns, time_limit_s=clock.left(0.9), workers=request.workers,
+                seed=request.seed,
+            )  # fmt: skip
+            steps.append(f"near-cut bound {near}")
+            bound = max(bound, near)
+    return _answer(best, bound, steps)
+
+
+def _throughput(problem: PlacementProblem, request: Request) -> Placement:
+    clock = _Clock(request)
+    starts = find_starts(problem, clock.request(0.3), CHEAP)
+    steps = [f"{start.policy} {start.value_ns}" for start in starts]
+    best, bound = (starts[0] if starts else None), lower_bound_ns(problem, "throughput")
+    for name in PIPELINES:
+        if name not in policy_names() or (best is not None and best.value_ns <= bound):
+            continue
+        answer = load_policy(name).place(problem, clock.request(0.5))
+        bound = max(bound, answer.lower_bound_ns)
+        best = _better(best, start_from(problem, answer, request, name))
+    return _answer(best, bound, steps)
+
+
+def _fair(policy: Policy, problem: PlacementProblem, request: Request) -> Placement:
+    """Answer for the linear networks, and let the simulator of the real one choose."""
+    from moirai_sim.simulation.engine import simulate
+
+    found: list[tuple[int, Placement]] = []
+    bound = 0
+    status = None
+    for network in ("one-port", "none"):
+        surrogate = replace(problem, network=network)
+        answer = policy.place(surrogate, replace(request, time_limit_s=request.time_limit_s * 0.4))
+        if network == "none":  # nothing is slower there than under fair sharing
+            bound = answer.lower_bound_ns
+        if len(answer.device) != problem.n_operators:
+            status = answer.status
+            continue
+        for candidate in (answer, replace(answer, order=None, transfer_order=None)):
+            found.append((simulate(problem, candidate, engine="simpy").makespan_ns, candidate))
+    if not found:
+        return Placement(device=np.zeros(0, dtype=np.int64), status=status or "limit")
+    value, best = min(found, key=lambda pair: pair[0])
+    return replace(best, lower_bound_ns=min(bound, value), status="feasible")
+
+
+def _series(problem: PlacementProblem) -> bool:
+    """Tell whether series decomposition is exact and promising: small modules, and nothing that joins them."""
+    if memory_binds(problem) or problem.colocation is not None or problem.n_devices > 16:
+        return False
+    cuts = cut_vertices(problem)
+    if len(cuts) < 2:
+        return False
+    return max(len(module.operators) for module in modules_of(problem, cuts)) <= EXACT_OPERATORS
+
+
+def _by_cp(  # noqa: PLR0917
+    problem: PlacementProblem, request: Request, time_limit_s: float, best: Start | None, bound: int, steps: list[str]
+) -> tuple[Start | None, int]:
+    from moirai_sim.policies.milp import longest_ns
+
+    model = CpModel(problem, best.value_ns if best else longest_ns(problem))
+    if best is not None:
+        model.hint(best.placement, replay(problem, best.placement))
+    answer = model.solve(time_limit_s, seed=request.seed, workers=request.workers)
+    steps.append(f"cp {answer.status} {answer.makespan_ns} bound {answer.bound_ns}")
+    if answer.placement is not None:
+        best = _better(best, start_from(problem, answer.placement, request, "cp"))
+    return best, max(bound, answer.bound_ns if best is not None else 0)
+
+
+def _search(problem: PlacementProblem, request: Request, best: Start | None) -> Start | None:
+    if "search" not in policy_names():
+        return None
+    policy = load_policy("search")
+    answer = policy.place(problem, request)
+    return start_from(problem, answer, request, "search")
+
+
+def _better(best: Start | None, other: Start | None) -> Start | None:
+    if best is None or (other is not None and other.value_ns < best.value_ns):
+        return other
+    return best
+
+
+def _answer(best: Start | None, bound: int, steps: list[str]) -> Placement:
+    facts: dict[str, object] = {"steps": steps}
+    if best is None:
+        return Placement(device=np.zeros(0, dtype=np.int64), status="limit", provenance=facts)
+    return replace(
+        best.placement,
+        status="optimal" if bound >= best.value_ns else "feasible",
+        lower_bound_ns=min(bound, best.value_ns),
+        provenance={**facts, "found_by": best.policy},
+    )
+
+
+class _Clock:
+    """Shares of what is left of a request's time limit."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._end = time.perf_counter() + request.time_limit_s
+
+    def left(self, share: float) -> float:
+        """Return a share of the seconds that are left."""
+        return max(0.0, share * (self._end - time.perf_counter()))
+
+    def request(self, share: float) -> Request:
+        """Return the request with a share of the time that is left."""
+        return replace(self._request, time_limit_s=self.left(share))

@@ -1,0 +1,263 @@
+"""Exact placement by series decomposition: a shortest path over (cut vertex, device), one small exact solve an arc.
+
+Between two cut vertices lies a module; its best time depends on the devices of the two alone. So the optimum is a
+shortest path whose nodes are (cut vertex, device) and whose arc lengths are optima of modules. Arcs are solved lazily:
+all start with a proven lower bound; the arcs of the shortest path under these bounds are worked on, and again, until
+the shortest path consists of solved arcs (then it is an optimum) or reaches a known answer (then that is one). The
+shortest path under the bounds is at any time a proven lower bound of the whole, however many arcs were solved.
+
+An arc is worked on destructively: the solver looks for a module's answer at most a few percent above the arc's bound.
+Either it finds an optimum, or the bound rises by those few percent. Such narrow questions are answered within
+milliseconds where the whole question ("what is the optimum?") takes minutes, because most choices do not fit.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moirai_sim.placement import Placement
+from moirai_sim.policies.bounds import FAR, heads_and_tails, load_ns
+from moirai_sim.policies.cp_model import CpAnswer, CpModel
+from moirai_sim.policies.modules import Module, ancestors, cut_vertices, modules_of, restrict
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moirai_sim.problem import PlacementProblem
+
+
+STEP = 0.05
+"""How far above an arc's bound an answer is looked for, as a share of the bound."""
+
+
+DROPPED_SHARES = (0.0, 0.05, 0.1, 0.15, 0.2)
+"""Shares of the work that a bound by near-cuts may leave out."""
+
+
+@dataclass(eq=False)
+class Arcs:
+    """What is known of one kind of module: arc lengths between the devices of its entry and its exit, ns."""
+
+    module: Module
+    bound: NDArray[np.int64]
+    """[s, t] proven lower bound; one row where there is no entry, one column where there is no exit."""
+    exact: NDArray[np.bool_]
+    """[s, t] the bound is the optimum."""
+    spent: NDArray[np.float64]
+    """[s, t] seconds of the last solve that hit its limit."""
+    placements: dict[tuple[int, int], Placement] = field(default_factory=dict)
+    """Optimal placements of the module, by position in ``bound``."""
+
+
+@dataclass(eq=False)
+class Decomposition:
+    """The outcome: a proven bound, and an optimum of the problem (memory and co-location aside) where it was found."""
+
+    bound_ns: int
+    placement: Placement | None
+    value_ns: int
+    """Makespan of ``placement``."""
+    modules: int
+    solves: int
+
+
+def decompose(  # noqa: C901
+    problem: PlacementProblem,
+    *,
+    upper_ns: int,
+    time_limit_s: float,
+    workers: int = 1,
+    seed: int = 0,
+    solve_limit_s: float = 30.0,
+) -> Decomposition:
+    """Look for a placement below ``upper_ns`` and prove a bound, memory and co-location ignored.
+
+    Parameters
+    ----------
+    upper_ns
+        Makespan of a known answer; nothing that is not better is looked for.
+    solve_limit_s
+        Time of the first solve of an arc; an arc that needs more is given four times as much when it is met again.
+    """
+    deadline = time.perf_counter() + time_limit_s
+    modules = modules_of(problem, cut_vertices(problem))
+    kinds: dict[bytes, Arcs] = {}
+    chain = [kinds.setdefault(key, arcs) for key, arcs in ((m.key(), _first_bounds(m)) for m in modules)]
+    solves = 0
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        while True:
+            forward, backward = _distances(chain)
+            bound = int(min(forward[-1].min(), FAR))
+            path = _path(chain, forward)
+            todo = _unsolved(chain, path)
+            if bound >= upper_ns:
+                return Decomposition(upper_ns, None, upper_ns, len(modules), solves)
+            if not todo:
+                return Decomposition(bound, _assemble(problem, modules, chain, path), bound, len(modules), solves)
+            left = deadline - time.perf_counter()
+            if left <= 0.05:
+                return Decomposition(bound, None, upper_ns, len(modules), solves)
+            jobs = []
+            for arcs, where, slack in _jobs(chain, path, todo, forward, backward, upper_ns):
+                limit = min(left, max(solve_limit_s, 4 * float(arcs.spent[where])))
+                jobs.append((arcs, where, pool.submit(_solve, arcs, where, slack, limit, seed), limit))
+            for arcs, where, job, limit in jobs:
+                answer = job.result()
+                solves += 1
+                arcs.bound[where] = max(int(arcs.bound[where]), answer.bound_ns)
+                if answer.status == "optimal" and answer.placement is not None:
+                    arcs.placements[where] = answer.placement
+                    arcs.exact[where] = True
+                elif answer.status != "infeasible":
+                    arcs.spent[where] = limit
+
+
+def near_cut_bound_ns(
+    problem: PlacementProblem, *, upper_ns: int, time_limit_s: float, workers: int = 1, seed: int = 0
+) -> int:
+    """Return a proven bound from the series structure that remains when a little work is left out, ns.
+
+    Operators off the main line (a branch beside many modules) keep its operators from being cut vertices. Without them
+    the rest decomposes, and its optimum bounds the whole from below. Several shares of work to leave out are compared
+    by the bounds that need no solver; the best is then worked on.
+    """
+    before = ancestors(problem)
+    related = before | before.T | np.eye(problem.n_operators, dtype=bool)
+    best, best_bound = problem, -1
+    for share in DROPPED_SHARES:
+        smaller, _ = restrict(problem, ~_off_the_line(problem, related, share))
+        modules = modules_of(smaller, cut_vertices(smaller))
+        bound = int(_distances([_first_bounds(module) for module in modules])[0][-1].min())
+        if bound > best_bound:
+            best, best_bound = smaller, bound
+    outcome = decompose(
+        best, upper_ns=upper_ns, time_limit_s=time_limit_s, workers=workers, seed=seed, solve_limit_s=2.0
+    )
+    return min(outcome.bound_ns, upper_ns)
+
+
+def _off_the_line(problem: PlacementProblem, related: NDArray[np.bool_], share: float) -> NDArray[np.bool_]:
+    """Choose a line of operators to become cut vertices; return what must be left out for that, [n].
+
+    Greedily by the work that an operator is unrelated to, as long as all that is left out stays within the share.
+    """
+    work = np.where(problem.operator_ns < 0, FAR, problem.operator_ns).min(axis=1)
+    beside = ~related
+    dropped = np.zeros(problem.n_operators, dtype=bool)
+    kept = np.zeros(problem.n_operators, dtype=bool)
+    for i in np.argsort(beside @ work, kind="stable").tolist():
+        if dropped[i] or (beside[i] & kept).any():
+            continue
+        more = dropped | beside[i]
+        if work[more].sum() <= share * work.sum():
+            dropped = more
+            kept[i] = True
+    return dropped
+
+
+def _first_bounds(module: Module) -> Arcs:
+    """Bound every arc of a module by its cheapest paths and its work; a link between two operators is known at once."""
+    k = module.problem.n_devices
+    sources = range(k) if module.entry else [-1]
+    last = len(module.operators) - 1
+    rows = []
+    work = load_ns(module.problem) if len(module.operators) > 2 else 0
+    for source in sources:
+        fixed = module.between(source, -1)
+        if (fixed.operator_ns.max(axis=1) < 0).any():
+            rows.append(np.full(k if module.exit else 1, FAR))
+            continue
+        head, tail = heads_and_tails(fixed)
+        duration = np.where(fixed.operator_ns < 0, FAR, fixed.operator_ns)
+        if module.exit:
+            rows.append(np.minimum(head[last] + duration[last], FAR))
+        else:
+            rows.append(np.array([int(np.minimum(head + duration + tail, FAR).min(axis=1).max())]))
+    bound = np.maximum(np.stack(rows), work)
+    exact = bound >= FAR
+    if module.is_link:
+        exact = np.ones_like(exact)
+    return Arcs(module, bound, exact, np.zeros(bound.shape))
+
+
+def _distances(chain: list[Arcs]) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
+    """Return the least distance from the start to each side of each module, and from there to the end, ns."""
+    forward = [np.zeros(chain[0].bound.shape[0], dtype=np.int64)]
+    for arcs in chain:
+        forward.append(np.minimum((forward[-1][:, None] + arcs.bound).min(axis=0), FAR))
+    backward = [np.zeros(chain[-1].bound.shape[1], dtype=np.int64)]
+    for arcs in reversed(chain):
+        backward.append(np.minimum((backward[-1][None, :] + arcs.bound).min(axis=1), FAR))
+    return forward, backward[::-1]
+
+
+def _path(chain: list[Arcs], forward: list[NDArray[np.int64]]) -> list[int]:
+    """Return the positions that a shortest path visits, one more than there are modules; ties by smaller index."""
+    at = int(forward[-1].argmin())
+    path = [at]
+    for arcs, distance in zip(reversed(chain), reversed(forward[:-1]), strict=True):
+        at = int((distance + arcs.bound[:, at]).argmin())
+        path.append(at)
+    return path[::-1]
+
+
+def _unsolved(chain: list[Arcs], path: list[int]) -> list[int]:
+    return [c for c, arcs in enumerate(chain) if not arcs.exact[path[c], path[c + 1]]]
+
+
+def _jobs(  # noqa: PLR0917
+    chain: list[Arcs],
+    path: list[int],
+    todo: list[int],
+    forward: list[NDArray[np.int64]],
+    backward: list[NDArray[np.int64]],
+    upper_ns: int,
+) -> list[tuple[Arcs, tuple[int, int], int]]:
+    """Return the arcs to solve, each kind of module once, and the length above which each is of no use."""
+    jobs: dict[tuple[int, int, int], tuple[Arcs, tuple[int, int], int]] = {}
+    for c in todo:
+        where = (path[c], path[c + 1])
+        slack = upper_ns - 1 - int(forward[c][where[0]]) - int(backward[c + 1][where[1]])
+        key = (id(chain[c]), *where)
+        if key not in jobs or jobs[key][2] < slack:
+            jobs[key] = (chain[c], where, slack)
+    return list(jobs.values())
+
+
+def _solve(arcs: Arcs, where: tuple[int, int], slack_ns: int, time_limit_s: float, seed: int) -> CpAnswer:
+    """Work on one arc: find its optimum, or raise its bound by a step; lengths above ``slack_ns`` are of no use."""
+    module = arcs.module
+    problem = module.between(where[0] if module.entry else -1, where[1] if module.exit else -1)
+    horizon = min(slack_ns, int(arcs.bound[where] * (1 + STEP)) + 1)
+    return CpModel(problem, horizon).solve(time_limit_s, seed=seed)
+
+
+def _assemble(problem: PlacementProblem, modules: list[Module], chain: list[Arcs], path: list[int]) -> Placement:
+    """Join the modules' placements, each after the one before."""
+    n, m = problem.n_operators, len(problem.edges)
+    device = np.full(n, -1, dtype=np.int64)
+    order, transfer_order = np.full(n, -1, dtype=np.int64), np.full(m, -1, dtype=np.int64)
+    base = 0
+    for c, module in enumerate(modules):
+        size = len(module.operators) + len(module.edges)
+        first = 1 if module.entry else 0
+        if module.is_link:
+            device[module.operators] = path[c], path[c + 1]
+            crosses = path[c] != path[c + 1] and problem.edge_tensor[module.edges[0]] >= 0
+            transfer_order[module.edges[0]] = base if crosses else -1
+            order[module.operators[1]] = base + 1
+        else:
+            part = chain[c].placements[path[c], path[c + 1]]
+            device[module.operators[first:]] = part.device[first:]
+            if part.order is None or part.transfer_order is None:
+                raise ValueError("a module's answer has no order")
+            order[module.operators[first:]] = base + part.order[first:]
+            sent = part.transfer_order >= 0
+            transfer_order[module.edges[sent]] = base + part.transfer_order[sent]
+        base += size + 1
+    return Placement(device=device, order=order, transfer_order=transfer_order)
