@@ -34,6 +34,8 @@ _INSTEAD = {
     "float8": ("int8", "bfloat16", "float16", "float32"), "int8": ("float8", "bfloat16", "float16", "float32"),
     "float4": ("float8", "int8", "bfloat16", "float16", "float32"), "float64": ("float32",),
 }  # fmt: skip
+_ENERGY = {"tf32": 0.18, "float16": 0.09, "bfloat16": 0.09, "float8": 0.045, "int8": 0.045, "float4": 0.0225}
+"""Energy of an operation on matrix units as a share of one in single precision on vector units."""
 _MATRIX_FAMILIES = ("gemm", "batched-matmul", "conv")
 
 
@@ -43,6 +45,34 @@ def peak_flops(device: DeviceType, dtype: str) -> float:
         if name in device.peak_flops:
             return float(device.peak_flops[name])
     return float(device.peak_flops.get("float32", max(device.peak_flops.values())))
+
+
+def generation(device: DeviceType) -> int:
+    """Return the process generation that the data types of a data sheet give away.
+
+    3: 8-bit floats (5 nm; Hopper, Ada, Blackwell), 2: bfloat16 (7 nm; Ampere), 1: matrix units for float16 (12 nm; Volta,
+    Turing), 0: none of them (16 nm; Pascal).
+    """
+    rates = device.peak_flops
+    if "float8" in rates or "float4" in rates:
+        return 3
+    if "bfloat16" in rates or "tf32" in rates:
+        return 2
+    return int(rates.get("float16", 0.0) >= 4 * rates.get("float32", np.inf))
+
+
+def sustained_flops(device: DeviceType, dtype: str) -> float:
+    """Return the arithmetic rate that a GPU's power limit lets it hold, FLOP/s.
+
+    Boards of 70 W promise peaks that they cannot power for longer than a moment: the clock falls, and the voltage with it,
+    so that the rate goes with less than the first power of the headroom.
+    """
+    peak = peak_flops(device, dtype)
+    if device.kind != "gpu" or not device.peak_watts:
+        return peak
+    energy = 25e-12 * (1.0, 0.8, 0.55, 0.4)[generation(device)] * _ENERGY.get(dtype, 1.0)
+    headroom = (device.peak_watts - (device.idle_watts or 0.1 * device.peak_watts)) / (peak * energy)
+    return float(peak * min(headroom, 1.0) ** 0.7)
 
 
 def roofline_s(flops: Table, size: Table, device: DeviceType, dtype: str) -> Table:
@@ -71,7 +101,8 @@ class Design:
 
     def __init__(self, family: str, table: Table, dtype: str, device: DeviceType) -> None:
         self._columns = {name: table[:, i] for i, name in enumerate(COLUMNS)}
-        self.peak = peak_flops(device, dtype)
+        self.peak = sustained_flops(device, dtype)
+        self.generation = float(generation(device))
         self.bandwidth = device.memory_bandwidth_bytes_per_s
         self.units = float(device.compute_units or (64 if device.kind == "gpu" else 1))
         self.cache = float(device.l2_cache_bytes or 4e6)
@@ -137,13 +168,14 @@ class Design:
         count = b * n * m / (tile_n * tile_m) / self.units
         self._add(
             waves=np.clip(_log(count), -7, 3),
-            m=np.clip(_log(m), 0, 7), n=np.clip(_log(n), 0, 7), k=np.clip(_log(k), 0, 7.5), batch=np.clip(_log(b), 0, 5),
+            m=np.clip(_log(m), 0, 7), n=np.clip(_log(n), 0, 7), k=np.clip(_log(k), 0, 9.5), batch=np.clip(_log(b), 0, 5),
             align_k=np.minimum(_alignment(k), 8), align_n=np.minimum(_alignment(n), 8), align_m=np.minimum(_alignment(m), 8),
             left=np.clip(_log(b * m * k * element / self.cache), -6, 4),
             right=np.clip(_log(b * k * n * element / self.cache), -6, 4),
             result=np.clip(_log(b * m * n * element / self.cache), -6, 4),
             wide=np.clip(_log(n / m), -5, 5),
         )  # fmt: skip
+        self._add(generation=np.full(len(m), self.generation))
         if window:
             self._add(window=self["width"], stride=self["extra"], group=np.clip(_log(k / self["width"]), 0, 8))
 
