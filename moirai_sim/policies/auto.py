@@ -12,9 +12,10 @@ from moirai_sim.placement import Placement
 from moirai_sim.policies.bounds import lower_bound_ns
 from moirai_sim.policies.cp_model import CpModel
 from moirai_sim.policies.decompose import decompose, near_cut_bound_ns
-from moirai_sim.policies.loads import fits, memory_binds
+from moirai_sim.policies.loads import memory_binds
 from moirai_sim.policies.modules import cut_vertices, modules_of
 from moirai_sim.policies.registry import load_policy, policy_names
+from moirai_sim.policies.search import improve
 from moirai_sim.policies.starts import CHEAP, Start, find_starts, start_from
 from moirai_sim.simulation.replay import replay
 
@@ -32,10 +33,10 @@ PIPELINES = ("pipeline-dp", "milp-throughput")
 class Auto:
     """Every cheap policy, then an exact method by the problem's structure, or search and a bound.
 
-    Small modules in series: exact by decomposition. A small problem: exact by CP-SAT. Otherwise ``search`` from the best
-    start, and a proven bound from the series structure that remains when little work is left out. The answer is never
-    worse than that of any policy it starts from. Under ``fair``, which is not linear, the candidates are found under
-    ``one-port`` and ``none`` and the simulator picks.
+    Small modules in series: exact by decomposition. A small problem: exact by CP-SAT. Otherwise the search of policy
+    ``search``, and a proven bound from the series structure that remains when little work is left out. The answer is
+    never worse than that of any policy it starts from. Under ``fair``, which is not linear, the candidates are found
+    under ``one-port`` and ``none`` and the simulator picks.
     """
 
     name: ClassVar[str] = "auto"
@@ -71,7 +72,7 @@ def _latency(problem: PlacementProblem, request: Request) -> Placement:
     if left_to_prove() and problem.n_operators <= EXACT_OPERATORS:
         best, bound = _by_cp(problem, request, clock.left(0.6), best, bound, steps)
     if left_to_prove():
-        best = _better(best, _search(problem, clock.request(0.6), best))
+        best = _better(best, _search(problem, clock.request(0.6), starts, best, bound))
         if best is not None and problem.n_operators <= BOUND_OPERATORS and not series:
             near = near_cut_bound_ns(
                 problem, upper_ns=best.value_ns, time_limit_s=clock.left(0.9), workers=request.workers,
@@ -111,8 +112,8 @@ def _fair(policy: Policy, problem: PlacementProblem, request: Request) -> Placem
         if len(answer.device) != problem.n_operators:
             status = answer.status
             continue
-        for candidate in (answer, replace(answer, order=None, transfer_order=None)):
-            found.append((simulate(problem, candidate, engine="simpy").makespan_ns, candidate))
+        candidates = (answer, replace(answer, order=None, transfer_order=None))
+        found += [(simulate(problem, one, engine="simpy").makespan_ns, one) for one in candidates]
     if not found:
         return Placement(device=np.zeros(0, dtype=np.int64), status=status or "limit")
     value, best = min(found, key=lambda pair: pair[0])
@@ -129,7 +130,7 @@ def _series(problem: PlacementProblem) -> bool:
     return max(len(module.operators) for module in modules_of(problem, cuts)) <= EXACT_OPERATORS
 
 
-def _by_cp(  # noqa: PLR0917
+def _by_cp(
     problem: PlacementProblem, request: Request, time_limit_s: float, best: Start | None, bound: int, steps: list[str]
 ) -> tuple[Start | None, int]:
     from moirai_sim.policies.milp import longest_ns
@@ -144,11 +145,13 @@ def _by_cp(  # noqa: PLR0917
     return best, max(bound, answer.bound_ns if best is not None else 0)
 
 
-def _search(problem: PlacementProblem, request: Request, best: Start | None) -> Start | None:
-    if "search" not in policy_names():
+def _search(
+    problem: PlacementProblem, request: Request, starts: list[Start], best: Start | None, bound: int
+) -> Start | None:
+    known = [start.placement for start in ([best] if best else []) + starts]
+    if not known:
         return None
-    policy = load_policy("search")
-    answer = policy.place(problem, request)
+    answer = improve(problem, known, time_limit_s=request.time_limit_s, seed=request.seed, target_ns=bound)
     return start_from(problem, answer, request, "search")
 
 

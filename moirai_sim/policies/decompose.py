@@ -66,7 +66,7 @@ class Decomposition:
     solves: int
 
 
-def decompose(  # noqa: C901
+def decompose(
     problem: PlacementProblem,
     *,
     upper_ns: int,
@@ -210,7 +210,7 @@ def _unsolved(chain: list[Arcs], path: list[int]) -> list[int]:
     return [c for c, arcs in enumerate(chain) if not arcs.exact[path[c], path[c + 1]]]
 
 
-def _jobs(  # noqa: PLR0917
+def _jobs(
     chain: list[Arcs],
     path: list[int],
     todo: list[int],

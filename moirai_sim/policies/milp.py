@@ -137,10 +137,10 @@ def solve(model: MilpModel, request: Request, start: Start | None, time_limit_s:
     }  # fmt: skip
     result = chain.solver.solve_via_data(data, start is not None, False, options, cache)
     info, solution = result["info"], result["solution"]
-    values = None
+    columns = None
     if solution.value_valid and len(solution.col_value) == model.n_columns:
         found = np.array(solution.col_value)
-        values = np.concatenate(
+        columns = np.concatenate(
             [
                 found[column_of[binary.id] + np.arange(model.n_binary)],
                 found[column_of[continuous.id] + np.arange(free)],
@@ -149,7 +149,7 @@ def solve(model: MilpModel, request: Request, start: Start | None, time_limit_s:
     bound = float(info.mip_dual_bound)
     return MilpAnswer(
         status=chain.solver.STATUS_MAP.get(result["model_status"], "unknown"),
-        columns=values,
+        columns=columns,
         bound=bound if np.isfinite(bound) else 0.0,
         nodes=int(info.mip_node_count),
     )

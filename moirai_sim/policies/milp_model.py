@@ -1,4 +1,4 @@
-"""The mixed-integer model of placement and order that Moirai solves (arXiv 2312.04025), as sparse matrices.
+"""The mixed-integer models of Moirai (latency, arXiv 2312.04025) and DiviML (throughput), as sparse matrices.
 
 Sets: operators i, j; devices k; *legs* l, the ways on which tensors may travel. A tensor with one consumer has one leg
 to wherever that consumer sits; one with several consumers has a leg to each device, because it is sent once to each.
@@ -7,7 +7,10 @@ Binary columns
     ``x[i,k]`` operator i runs on k; ``u[l,k,h]`` leg l goes from k to h; ``d[a,b]`` a ends before b starts, for two
     operators or two legs that could meet on a device or a port.
 Continuous columns
-    ``S``, ``C`` start and completion of operators, ``s``, ``c`` of legs; ``T`` the makespan.
+    ``S``, ``C`` start and completion of operators, ``s``, ``c`` of legs; ``T`` the makespan, or the period.
+
+For throughput nothing is ordered: a saturated pipeline works on many requests at once, and its period ``T`` is the
+largest load of a device or port. Then only ``x``, ``u`` and ``T`` have rows.
 
 Times are in units that make the horizon about 10^4 or less, and no constant M exceeds what its row needs: the window
 between the earliest and the latest time that an incumbent leaves open. Pairs that precedence or these windows order
@@ -17,6 +20,7 @@ anyway get no rows. Each method that adds rows states its inequality.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import gcd
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -24,12 +28,16 @@ import numpy as np
 from scipy.sparse import coo_array
 
 from moirai_sim.policies.bounds import heads_and_tails
+from moirai_sim.policies.symmetry import interchangeable_devices
 from moirai_sim.problem import UNLIMITED
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
     from scipy.sparse import csr_array
 
+    from moirai_sim.policies.base import Objective
     from moirai_sim.problem import PlacementProblem
 
 Ints: TypeAlias = "NDArray[np.int64]"
@@ -53,23 +61,29 @@ class MilpModel:
     problem
         Network ``none``, ``one-port`` or ``half-duplex``.
     horizon_ns
-        Makespan of a known answer, or any time by which an optimum surely ends.
+        Makespan (or period) of a known answer, or any time by which an optimum surely ends.
     """
 
     problem: PlacementProblem
     horizon_ns: int
+    objective: Objective = "latency"
     families: dict[str, Rows] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Build the model: number the columns, then add every family of constraints."""
         self._windows()
         self._columns()
-        self._completion()
         self._assignment()
-        self._precedence()
         self._memory()
         self._colocation()
         self._routes()
+        self._device_loads()
+        if self.objective == "throughput":
+            self._port_loads()
+            self._interchangeable_devices()
+            return
+        self._completion()
+        self._precedence()
         self._makespan()
         self._devices_do_one_thing()
         self._ports_do_one_thing()
@@ -91,6 +105,8 @@ class MilpModel:
         else:
             kind_head, kind_tail = heads_and_tails(p)
             head, tail = kind_head[:, p.device_type], kind_tail[:, p.device_type]
+        if self.objective == "throughput":
+            head, tail = np.zeros_like(head), np.zeros_like(tail)
         self.usable = (p.device_ns >= 0) & (head + duration + tail <= self.horizon_ns)
         far = np.iinfo(np.int64).max // 4
         start = np.where(self.usable, head, far).min(axis=1) / self.unit_ns
@@ -168,7 +184,9 @@ class MilpModel:
         self.operator_pairs = np.column_stack([first[meet], second[meet]])
         legs = len(self.leg_tensor)
         self.leg_pairs = np.zeros((0, 2), dtype=np.int64)
-        if self.problem.network == "none" or not legs:
+        if self.objective == "throughput":
+            self.operator_pairs = self.leg_pairs
+        if self.problem.network == "none" or not legs or self.objective == "throughput":
             return
         ends = np.zeros((legs, n), dtype=bool)  # operators that wait for a leg whatever the placement
         for leg, edges in enumerate(self.leg_edges):
@@ -195,7 +213,7 @@ class MilpModel:
             self.families[name] = Rows(matrix, np.asarray(right, dtype=np.float64), equal)
 
     def _add_terms(
-        self, name: str, terms: list[tuple[NDArray[np.int64], float | NDArray[np.float64]]],
+        self, name: str, terms: Sequence[tuple[NDArray[np.int64], float | NDArray[np.float64]]],
         right: float | NDArray[np.float64],
     ) -> None:  # fmt: skip
         """Add ``sum of value * column <= right`` with one column a term in each row."""
@@ -316,16 +334,52 @@ class MilpModel:
         )
 
     def _makespan(self) -> None:
-        """``C[i] <= T``; and no device works longer than that: ``sum_i p[i,k] x[i,k] <= T``."""
+        """``C[i] <= T``."""
+        n = self.problem.n_operators
+        self._add_terms("makespan", [(self.at["C"] + np.arange(n), 1.0), (np.full(n, self.at["T"]), -1.0)], 0)
+
+    def _device_loads(self) -> None:
+        """``sum_i p[i,k] x[i,k] <= T``: no device works longer than the makespan, or than the period."""
         n, k = self.duration.shape
-        i = np.arange(n)
-        self._add_terms("makespan", [(self.at["C"] + i, 1), (np.full(n, self.at["T"]), -1)], 0)
         self._add(
             "load",
             np.concatenate([np.tile(np.arange(k), n), np.arange(k)]),
             np.concatenate([np.arange(n * k), np.full(k, self.at["T"])]),
             np.concatenate([self.duration.reshape(-1), -np.ones(k)]),
             np.zeros(k),
+        )
+
+    def _port_loads(self) -> None:
+        """``sum_lh pc[l,k,h] u[l,k,h] <= T`` for each send port, likewise receive ports; half-duplex: both together."""
+        if self.problem.network == "none" or not len(self.route_leg):
+            return
+        k = self.problem.n_devices
+        ports = [self.route_source, k + self.route_target]
+        height = 2 * k
+        if self.problem.network == "half-duplex":
+            ports, height = [self.route_source, self.route_target], k
+        u = self.at["u"] + np.arange(len(self.route_leg))
+        self._add(
+            "port_load",
+            np.concatenate([*ports, np.arange(height)]),
+            np.concatenate([u, u, np.full(height, self.at["T"])]),
+            np.concatenate([self.route_time, self.route_time, -np.ones(height)]),
+            np.zeros(height),
+        )
+
+    def _interchangeable_devices(self) -> None:
+        """``sum_i p[i,k] x[i,k] >= sum_i p[i,h] x[i,h]`` for k before h that can be swapped."""
+        n, k = self.duration.shape
+        pairs = [(a, b) for group in interchangeable_devices(self.problem) for a, b in pairwise(group)]
+        first, second = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+        row = np.repeat(np.arange(len(pairs)), n)
+        i = np.tile(np.arange(n), len(pairs))
+        self._add(
+            "interchangeable",
+            np.concatenate([row, row]),
+            np.concatenate([i * k + np.repeat(second, n), i * k + np.repeat(first, n)]),
+            np.concatenate([self.duration[:, second].T.reshape(-1), -self.duration[:, first].T.reshape(-1)]),
+            np.zeros(len(pairs)),
         )
 
     def _devices_do_one_thing(self) -> None:
@@ -355,7 +409,7 @@ class MilpModel:
         r, q = self.leg_pairs.T
         begin = np.searchsorted(self.route_leg, np.arange(len(self.leg_tensor) + 1))
         d = self.at["d"] + 2 * len(self.operator_pairs)
-        ends = {"send": (self.route_source,), "receive": (self.route_target,)}
+        ends: dict[str, tuple[NDArray[np.int64], ...]] = {"send": (self.route_source,), "receive": (self.route_target,)}
         if self.problem.network == "half-duplex":
             ends = {"port": (self.route_source, self.route_target)}
         for name, sides in ends.items():

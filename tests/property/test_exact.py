@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from moirai_sim.placement import Placement
 from moirai_sim.policies.base import Request
 from moirai_sim.policies.cp import Cp
+from moirai_sim.policies.loads import period_ns
 from moirai_sim.policies.milp import Milp, longest_ns
 from moirai_sim.policies.milp_lp import lp_text
 from moirai_sim.policies.milp_model import MilpModel
+from moirai_sim.policies.milp_throughput import MilpThroughput
 from moirai_sim.policies.run import time_placement
+from moirai_sim.policies.symmetry import interchangeable_devices
 from moirai_sim.problem import PlacementProblem
-from moirai_sim.testing.brute_force import optimal_makespan_ns
+from moirai_sim.testing.brute_force import optimal_makespan_ns, optimal_period_ns
 from moirai_sim.testing.problems import small_problem
 
 EXACT = [Milp, Cp]
@@ -63,3 +68,39 @@ def test_a_second_solver_agrees_on_the_model(seed: int, tmp_path: Path) -> None:
     assert second.getStatus() == ("infeasible" if answer.status == "infeasible" else "optimal")
     if answer.status != "infeasible":
         assert second.getObjVal() * model.unit_ns == pytest.approx(answer.lower_bound_ns, abs=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_period_is_what_brute_force_finds(seed: int) -> None:
+    problem = small_problem(
+        seed,
+        operators=6,
+        devices=2 + seed % 2,
+        network=("none", "one-port", "half-duplex")[seed % 3],
+        memory=0.7 if seed % 2 else None,
+        shared_tensors=seed % 4 == 0,
+        colocated=seed % 5 == 0,
+    )
+    request = Request(objective="throughput", time_limit_s=60)
+    answer = MilpThroughput().place(problem, request)
+    expected = optimal_period_ns(problem)
+    if expected is None:
+        assert answer.status == "infeasible"
+        return
+    timeline = time_placement(problem, answer, request)
+    assert timeline.status == "optimal"
+    assert timeline.period_ns == expected
+
+
+def test_equal_devices_are_found_and_told_apart_by_load() -> None:
+    base = small_problem(5, operators=6, devices=3, density=0.0)
+    same = replace(
+        base,
+        operator_ns=base.operator_ns[:, [0, 0, 1]].copy(),
+        device_type=np.array([0, 0, 2]),
+    )
+    assert interchangeable_devices(same) == [[0, 1]]
+    assert "interchangeable" in MilpModel(same, 100, "throughput").families
+    answer = MilpThroughput().place(same, Request(objective="throughput"))
+    assert period_ns(same, answer.device) == optimal_period_ns(same)
+    assert interchangeable_devices(base) == []

@@ -1,0 +1,61 @@
+"""Policy ``moirai``: coarsen the graph as the inference backend will, place the coarse graph exactly, expand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from moirai_sim.policies.auto import Auto
+from moirai_sim.policies.milp import Milp
+from moirai_sim.policies.reductions import contract
+from moirai_sim.policies.run import require_latency
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moirai_sim.placement import Placement
+    from moirai_sim.policies.base import Request
+    from moirai_sim.problem import PlacementProblem
+
+MILP_OPERATORS = 60
+"""Coarse graphs above this size are left to ``auto``: HiGHS finds no answer for larger ones in reasonable time."""
+
+
+class Moirai:
+    """Fusion-aware coarsening, then exact placement (Moirai, arXiv 2312.04025).
+
+    What the backend fuses comes as co-location groups and is merged before any policy runs. Moirai coarsens further:
+    chains whose inner values have no other consumer become one operator. The coarse graph is solved by the paper's MILP
+    while it is small, else by ``auto``, and the answer is expanded to the user's operators. Merging free operators may
+    cost quality, so no optimum is claimed for the original unless a bound of its own proves it.
+    """
+
+    name: ClassVar[str] = "moirai"
+
+    def place(self, problem: PlacementProblem, request: Request) -> Placement:
+        """Return the expanded answer of the coarse problem."""
+        require_latency(request, self.name)
+        coarse = contract(problem, chains(problem))
+        small = coarse.problem.n_operators <= MILP_OPERATORS and problem.network != "fair"
+        solver = Milp() if small else Auto()
+        answer = coarse.invert(solver.place(coarse.problem, request))
+        facts = {"coarse_operators": coarse.problem.n_operators, "solver": solver.name}
+        return replace(answer, provenance={**answer.provenance, **facts})
+
+
+def chains(problem: PlacementProblem) -> NDArray[np.int64]:
+    """Return a group for each operator, [n]: equal along chains of one consumer and one producer, -1 elsewhere."""
+    n = problem.n_operators
+    pairs = np.unique(problem.edges, axis=0) if len(problem.edges) else np.zeros((0, 2), dtype=np.int64)
+    single_out = np.bincount(pairs[:, 0], minlength=n) == 1
+    single_in = np.bincount(pairs[:, 1], minlength=n) == 1
+    linked = single_out[pairs[:, 0]] & single_in[pairs[:, 1]]
+    follower = dict(pairs[linked].tolist())
+    group = np.full(n, -1, dtype=np.int64)
+    for i in problem.topological_order.tolist():
+        if i in follower:
+            group[i] = i if group[i] < 0 else group[i]
+            group[follower[i]] = group[i]
+    return group
