@@ -1,0 +1,376 @@
+"""PyTorch on a CPU or a CUDA device: an optional extra, never imported by the core.
+
+An operator of the graph becomes one call of PyTorch's eager mode. On a GPU it is timed by device events around a batch
+of calls whose inputs rotate through more memory than the last-level cache holds, so that nothing is read twice from it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moirai_sim.clusters.cluster import DeviceType
+from moirai_sim.errors import InputError
+from moirai_sim.profiling.schema import device_type_json, operator_key, operator_row, statistics
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from moirai_sim.graphs.operator import Operator
+
+DTYPES: dict[str, str] = {
+    "float32": "float32", "tf32": "float32", "float16": "float16", "bfloat16": "bfloat16", "float64": "float64",
+    "int64": "int64", "int32": "int32", "int8": "int8", "uint8": "uint8", "bool": "bool",
+}  # fmt: skip
+"""PyTorch's type of the tensors that hold each data type; tf32 is float32 whose products run on tensor cores."""
+_WARM_UP = 3
+_BATCHES = 15
+_MIN_BATCH_S = 200e-6
+_MAX_COPIES = 32
+_COPY_BYTES, _GEMM = 512 << 20, {"cuda": 8192, "cpu": 1536}
+
+
+class TorchDevice:
+    """A device to time operators on.
+
+    Parameters
+    ----------
+    name
+        ``cuda:INDEX`` or ``cpu:CORE``; a CPU runs on one thread, pinned by the caller.
+
+    Raises
+    ------
+    InputError
+        If PyTorch is not installed or does not see the device.
+    """
+
+    def __init__(self, name: str) -> None:
+        try:
+            import torch
+        except ImportError as error:
+            raise InputError("PyTorch is not installed; pip install 'moirai-sim[torch]'") from error
+        self.torch = torch
+        self.kind, _, index = name.partition(":")
+        if self.kind == "cuda" and not (torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count()):
+            raise InputError(f"device '{name}': PyTorch sees {torch.cuda.device_count()} CUDA devices")
+        if self.kind not in ("cuda", "cpu"):
+            raise InputError(f"device '{name}': write cuda:INDEX or cpu:CORE")
+        self.device = torch.device(name if self.kind == "cuda" else "cpu")
+        if self.kind == "cpu":
+            torch.set_num_threads(1)
+            self.cache_bytes = 4 << 20
+        else:
+            torch.cuda.set_device(self.device)
+            self.cache_bytes = int(torch.cuda.get_device_properties(self.device).L2_cache_size)
+
+    def synchronize(self) -> None:
+        """Wait until all work is done; raises what a kernel failed with."""
+        if self.kind == "cuda":
+            self.torch.cuda.synchronize(self.device)
+
+    def tensor(self, shape: Sequence[int], dtype: str) -> Any:  # noqa: ANN401
+        """Return random data: normal where it is a floating type, else 0 or 1."""
+        kind = getattr(self.torch, DTYPES[dtype])
+        if kind.is_floating_point:
+            return self.torch.randn(tuple(shape), device=self.device).to(kind)
+        return self.torch.randint(0, 2, tuple(shape), device=self.device).to(kind)
+
+    def time(self, run: Callable[[], object], budget_s: float) -> NDArray[np.float64]:
+        """Return timings of one call each, seconds: each the mean over a batch of calls long enough for the clock."""
+        for _ in range(_WARM_UP):
+            run()
+        self.synchronize()
+        start = time.perf_counter()
+        run()
+        self.synchronize()
+        once = max(time.perf_counter() - start, 1e-7)
+        batch = max(1, int(np.ceil(_MIN_BATCH_S / once)))
+        count = int(np.clip(budget_s / (once * batch), 5, _BATCHES))
+        return np.array([self._batch(run, batch) for _ in range(count)])
+
+    def _batch(self, run: Callable[[], object], batch: int) -> float:
+        if self.kind == "cpu":
+            start = time.perf_counter()
+            for _ in range(batch):
+                run()
+            return (time.perf_counter() - start) / batch
+        begin, end = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        for _ in range(batch):
+            run()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) * 1e-3 / batch
+
+    def time_operator(self, operator: Operator, budget_s: float) -> NDArray[np.float64]:
+        """Return timings of an operator on rotating random inputs, seconds.
+
+        Raises
+        ------
+        Unsupported
+            If there is no PyTorch call for it, or the device cannot run it (out of memory, missing kernel).
+        """
+        call = _call(self.torch, operator)
+        size = max(sum(tensor.bytes for tensor in operator.inputs), 1)
+        copies = int(np.clip(-(-2 * self.cache_bytes // size), 2, _MAX_COPIES))
+        precise = operator.dtype != "tf32"
+        self.torch.backends.cuda.matmul.allow_tf32 = not precise
+        self.torch.backends.cudnn.allow_tf32 = not precise
+        try:
+            sets = [
+                [self.tensor(t.shape, t.dtype if t.dtype in DTYPES else operator.dtype) for t in operator.inputs]
+                for _ in range(copies)
+            ]
+            turn = itertools.cycle(sets)
+            with self.torch.no_grad():
+                return self.time(lambda: call(*next(turn)), budget_s)
+        except (RuntimeError, NotImplementedError, TypeError, IndexError) as error:
+            if self.kind == "cuda":
+                self.torch.cuda.empty_cache()
+            raise Unsupported(f"{operator.op_type} {operator.dtype}: {error}") from error
+
+    def device_type(self) -> DeviceType:
+        """Return the data sheet with measured limits: memory bandwidth by a copy, FLOP/s by a large product."""
+        torch = self.torch
+        source = self.tensor((_COPY_BYTES // 4,), "float32")
+        target = torch.empty_like(source)
+        copy_s = self.time(lambda a=target, b=source: a.copy_(b), 1.0).min()  # type: ignore[misc]
+        del source, target
+        side = _GEMM[self.kind]
+        peaks = {}
+        for dtype in ("float32", "tf32", "float16", "bfloat16") if self.kind == "cuda" else ("float32",):
+            torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
+            left, right = self.tensor((side, side), dtype), self.tensor((side, side), dtype)
+            product_s = self.time(lambda a=left, b=right: torch.mm(a, b), 1.0).min()  # type: ignore[misc]
+            peaks[dtype] = round(2 * side**3 / float(product_s), -9)
+        bandwidth = round(2 * _COPY_BYTES / float(copy_s), -8)
+        source_text = "measured: copy of 512 MiB (read and write counted), large square matrix product"
+        if self.kind == "cpu":
+            from moirai_sim.profiling.cpu import device_type_name, l2_cache_bytes
+
+            memory = _host_memory()
+            return DeviceType(
+                f"{device_type_name()}-torch", "cpu", memory, bandwidth, peaks, 1,
+                l2_cache_bytes=l2_cache_bytes(), source=source_text,
+            )  # fmt: skip
+        facts = torch.cuda.get_device_properties(self.device)
+        name = facts.name.lower().replace(" ", "-")
+        clock = getattr(facts, "clock_rate", 0) * 1e3 or None
+        return DeviceType(
+            name, "gpu", int(facts.total_memory), bandwidth, peaks, int(facts.multi_processor_count), clock,
+            int(facts.L2_cache_size), source=source_text,
+        )  # fmt: skip
+
+
+class Unsupported(Exception):  # noqa: N818 - says what it is
+    """An operator that PyTorch cannot run here; it is left out of the profile and counted."""
+
+
+def _host_memory() -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().total)
+
+
+def stack(torch: Any) -> str:  # noqa: ANN401
+    """Return the versions below an operator, as profiles name them."""
+    cuda = f" CUDA {torch.version.cuda}" if torch.version.cuda else ""
+    return f"PyTorch {torch.__version__}{cuda}"
+
+
+def profile_graph_operators(
+    device: TorchDevice, operators: Sequence[Operator], budget_s: float, *, model: str = ""
+) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Time operators one by one; return their rows and, by reason, how many could not run."""
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+    skipped: dict[str, int] = {}
+    deadline = time.perf_counter() + budget_s
+    for index, operator in enumerate(operators):
+        left = max(deadline - time.perf_counter(), 0.0) / (len(operators) - index)
+        try:
+            samples = device.time_operator(operator, left)
+        except Unsupported as error:
+            reason = str(error).splitlines()[0][:120]
+            skipped[reason] = skipped.get(reason, 0) + 1
+            continue
+        rows.append(operator_row(operator) | statistics(samples) | {"model": model})
+    return pd.DataFrame(rows), skipped
+
+
+def profile_models(models: Sequence[str | Path], device: str, *, budget_s: float) -> pd.DataFrame:
+    """Time every distinct operator of some models in PyTorch's eager mode; see ``profiling.operators``.
+
+    Raises
+    ------
+    InputError
+        If PyTorch or the device is missing, or no operator could run.
+    """
+    import pandas as pd
+
+    from moirai_sim.graphs.load import load_graph
+    from moirai_sim.profiling import telemetry
+
+    target = TorchDevice(device)
+    before = telemetry.snapshot()
+    frames, skipped = [], {}
+    for source in models:
+        graph = load_graph(str(source))
+        distinct = list({operator_key(operator): operator for operator in graph}.values())
+        frame, missed = profile_graph_operators(target, distinct, budget_s / len(models), model=graph.name)
+        frames.append(frame)
+        skipped |= {f"{graph.name}: {reason}": count for reason, count in missed.items()}
+    if not any(len(frame) for frame in frames):
+        raise InputError(f"device '{device}': no operator of these models could run; {next(iter(skipped), '')}")
+    sheet = target.device_type()
+    frame = finish(pd.concat(frames, ignore_index=True), sheet, stack(target.torch))
+    frame.attrs["metadata"] = {
+        "hardware": telemetry.hardware(),
+        "versions": telemetry.versions(),
+        "telemetry": {"before": before, "after": telemetry.snapshot()},
+        "skipped": skipped,
+    }
+    return frame
+
+
+def finish(frame: pd.DataFrame, sheet: DeviceType, versions: str) -> pd.DataFrame:
+    """Fill the columns that all rows of one run share."""
+    frame["device"], frame["device_type"] = sheet.name, device_type_json(sheet)
+    frame["backend"], frame["stack"], frame["source"] = "torch", versions, "measured"
+    if "energy_j" not in frame:
+        frame["energy_j"] = np.nan
+    return frame
+
+
+@dataclass(frozen=True)
+class _Attributes:
+    values: Mapping[str, Any]
+
+    def ints(self, name: str, default: Sequence[int]) -> list[int]:
+        return [int(x) for x in self.values.get(name, default)]
+
+    def int(self, name: str, default: int) -> int:
+        return int(self.values.get(name, default))
+
+
+def _call(torch: Any, operator: Operator) -> Callable[..., object]:  # noqa: ANN401
+    """Return the PyTorch call of an operator; it takes the inputs in ONNX order."""
+    make = _CALLS.get(operator.op_type)
+    if make is not None:
+        return make(torch, operator, _Attributes(operator.attributes))
+    simple = _UNARY.get(operator.op_type) or _BINARY.get(operator.op_type)
+    if simple is None:
+        raise Unsupported(f"{operator.op_type}: no PyTorch call is known")
+    function = torch
+    for part in simple.split("."):
+        function = getattr(function, part)
+    return lambda *inputs: function(*inputs[: 1 if operator.op_type in _UNARY else 2])
+
+
+_UNARY = {
+    "Relu": "relu", "Sigmoid": "sigmoid", "Tanh": "tanh", "Gelu": "nn.functional.gelu", "Exp": "exp", "Erf": "erf",
+    "Sqrt": "sqrt", "Neg": "neg", "Log": "log", "Abs": "abs", "Identity": "clone", "Softplus": "nn.functional.softplus",
+    "HardSwish": "nn.functional.hardswish", "LeakyRelu": "nn.functional.leaky_relu", "Reciprocal": "reciprocal",
+}  # fmt: skip
+_BINARY = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div", "Pow": "pow", "Max": "maximum", "Min": "minimum",
+           "Sum": "add"}  # fmt: skip
+
+
+def _gemm(torch: Any, _op: Operator, at: _Attributes) -> Callable[..., object]:  # noqa: ANN401
+    def run(a: Any, b: Any, *c: Any) -> object:  # noqa: ANN401
+        a = a.t() if at.int("transA", 0) else a
+        b = b.t() if at.int("transB", 0) else b
+        return torch.addmm(c[0], a, b) if c and c[0].numel() else torch.mm(a, b)
+
+    return run
+
+
+def _conv(torch: Any, op: Operator, at: _Attributes) -> Callable[..., object]:  # noqa: ANN401
+    axes = len(op.inputs[1].shape) - 2
+    function = getattr(torch.nn.functional, f"conv{axes}d")
+    pads = at.ints("pads", [0] * 2 * axes)[:axes]
+    stride, dilation = at.ints("strides", [1] * axes), at.ints("dilations", [1] * axes)
+    group = at.int("group", 1)
+    return lambda x, w, *b: function(
+        x, w, b[0] if b and b[0].dim() == 1 and b[0].numel() else None, stride, pads, dilation, group
+    )
+
+
+def _pool(kind: str) -> Callable[..., Callable[..., object]]:
+    def make(torch: Any, op: Operator, at: _Attributes) -> Callable[..., object]:  # noqa: ANN401
+        axes = len(op.inputs[0].shape) - 2
+        function = getattr(torch.nn.functional, f"{kind}_pool{axes}d")
+        kernel = at.ints("kernel_shape", [1] * axes)
+        pads = [min(p, k // 2) for p, k in zip(at.ints("pads", [0] * 2 * axes)[:axes], kernel, strict=True)]
+        return lambda x, *_: function(x, kernel, at.ints("strides", [1] * axes), pads)
+
+    return make
+
+
+def _reduce(name: str) -> Callable[..., Callable[..., object]]:
+    def make(torch: Any, op: Operator, at: _Attributes) -> Callable[..., object]:  # noqa: ANN401
+        source, result = op.inputs[0].shape, op.outputs[0].shape
+        if "axes" in at.values:
+            axes = at.ints("axes", [])
+        elif len(source) == len(result):
+            axes = [i for i, (a, b) in enumerate(zip(source, result, strict=True)) if a != b]
+        else:
+            axes = list(range(len(result), len(source)))
+        function = getattr(torch, name)
+        return lambda x, *_: function(x, dim=tuple(axes) or (len(source) - 1,))
+
+    return make
+
+
+def _layer_norm(torch: Any, op: Operator, at: _Attributes) -> Callable[..., object]:  # noqa: ANN401
+    shape = op.inputs[0].shape[at.int("axis", -1) :]
+    return lambda x, *rest: torch.nn.functional.layer_norm(x, shape, *rest[:2])
+
+
+def _batch_norm(torch: Any, _op: Operator, _at: _Attributes) -> Callable[..., object]:  # noqa: ANN401
+    return lambda x, scale, bias, mean, var: torch.nn.functional.batch_norm(x, mean, var.abs(), scale, bias)
+
+
+def _attention(torch: Any, op: Operator, _at: _Attributes) -> Callable[..., object]:  # noqa: ANN401
+    if len(op.inputs) < 3 or len(op.inputs[0].shape) != 4:
+        raise Unsupported(f"{op.op_type}: only separate (batch, heads, length, depth) inputs are timed")
+    attend = torch.nn.functional.scaled_dot_product_attention
+    grouped = op.inputs[0].shape[1] != op.inputs[1].shape[1]
+    return lambda q, k, v, *_: attend(q, k, v, enable_gqa=grouped)
+
+
+def _transpose(_torch: Any, op: Operator, at: _Attributes) -> Callable[..., object]:  # noqa: ANN401
+    order = at.ints("perm", list(range(len(op.inputs[0].shape)))[::-1])
+    return lambda x: x.permute(order).contiguous()
+
+
+def _gather(torch: Any, _op: Operator, at: _Attributes) -> Callable[..., object]:  # noqa: ANN401
+    return lambda x, index: torch.index_select(x, at.int("axis", 0), index.flatten().to(torch.int64))
+
+
+_CALLS: dict[str, Callable[[Any, Operator, _Attributes], Callable[..., object]]] = {
+    "MatMul": lambda torch, _op, _at: torch.matmul,
+    "Gemm": _gemm,
+    "Conv": _conv,
+    "MaxPool": _pool("max"),
+    "AveragePool": _pool("avg"),
+    "GlobalAveragePool": lambda _torch, op, _at: lambda x: x.mean(dim=tuple(range(2, len(op.inputs[0].shape)))),
+    "ReduceSum": _reduce("sum"),
+    "ReduceMean": _reduce("mean"),
+    "ReduceMax": _reduce("amax"),
+    "LayerNormalization": _layer_norm,
+    "BatchNormalization": _batch_norm,
+    "Softmax": lambda torch, _op, at: lambda x: torch.softmax(x, at.int("axis", -1)),
+    "Attention": _attention,
+    "Transpose": _transpose,
+    "Concat": lambda torch, _op, at: lambda *xs: torch.cat(xs, at.int("axis", 0)),
+    "Gather": _gather,
+}
