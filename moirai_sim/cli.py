@@ -247,7 +247,7 @@ def simulate(
     if trace is not None:
         from moirai_sim.simulation.trace import write_trace
 
-        write_trace(timeline, trace)
+        write_trace(timeline, trace, problem)
     if out is not None:
         timeline.write(out)
     if as_json:

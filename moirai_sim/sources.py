@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -177,12 +176,12 @@ def build_problem(
     edges, sizes = _edges(graph, index)
     devices = cluster.devices
     route_class, transfer_ns, link_source = transfer_table(cluster, sizes)
-    share: dict[str, float] = {}
     total = sum(float(price.seconds.sum()) for price in prices) or 1.0
+    guessed = sum(float(price.seconds[price.extrapolated].sum()) for price in prices) / total
+    share: dict[str, float] = {}
     for price in prices:
         for evidence, seconds in price.by_source.items():
             share[evidence] = share.get(evidence, 0.0) + seconds / total
-    guessed = sum(float(price.seconds[price.extrapolated].sum()) for price in prices) / total
     return PlacementProblem(
         name=graph.name,
         operators=tuple(index),
@@ -201,7 +200,7 @@ def build_problem(
         operator_high_ns=tables[2],
         colocation=colocation if groups else None,
         cluster=cluster,
-        cost_share=dict(sorted(share.items())),
+        cost_share={evidence: round(part, 9) for evidence, part in sorted(share.items())},
         provenance={
             "model": dict(graph.source),
             "cluster": dict(cluster.provenance),
@@ -296,7 +295,7 @@ def _common_backend(cluster: Cluster) -> str:
 
 def _kernels(graph: OperatorGraph, backend: str) -> list[tuple[Operator, tuple[str, ...]]]:
     """Return every kernel that runs with the names of the operators it stands for."""
-    if backend == NO_FUSION or importlib.util.find_spec("moirai_sim.graphs.fusion") is None:
+    if backend == NO_FUSION:
         return [(operator, (operator.name,)) for operator in graph]
     from moirai_sim.graphs.fusion import fuse
 

@@ -1,5 +1,7 @@
 """Models priced on clusters: tensors, fusion, memory, sources of the costs, options."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -9,6 +11,7 @@ from moirai_sim.clusters.cluster import Cluster, Device, DeviceType, Link
 from moirai_sim.clusters.reader import read_cluster
 from moirai_sim.costs.roofline import Roofline
 from moirai_sim.errors import InputError
+from moirai_sim.graphs.fusion import fuse
 from moirai_sim.graphs.onnx_reader import read_onnx
 from moirai_sim.problem import UNLIMITED
 from moirai_sim.sources import build_problem, load_problem, recognise
@@ -63,6 +66,26 @@ def test_memory_is_what_is_granted(model):
     problem = build_problem(read_onnx(model), cluster)
     assert problem.memory_bytes.tolist() == [1000, 600]
     assert problem.operator_ns.shape == (4, 1)
+
+
+def test_a_fused_kernel_costs_at_its_last_operator_and_ties_the_others_to_it():
+    path = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light" / "light_squeezenet.onnx"
+    graph, cluster = read_onnx(path), read_cluster("local-cpu")
+    fused = fuse(graph, "onnxruntime")
+    problem = build_problem(graph, cluster)
+    prices = Roofline().predict(list(fused.graph), cluster.devices[0].type).latency_s
+    index = {name: i for i, name in enumerate(problem.operators)}
+    groups = []
+    for kernel, price in zip(fused.graph, prices, strict=True):
+        *others, last = (index[name] for name in fused.members[kernel.name])
+        assert problem.operator_ns[last, 0] == round(price * 1e9)
+        assert (problem.operator_ns[others] == 0).all()
+        tied = {int(problem.colocation[i]) for i in (*others, last)}
+        assert len(tied) == 1
+        groups += tied if others else []
+        assert others or tied == {-1}
+    assert len(groups) == len(set(groups)) > 10
+    assert build_problem(graph, cluster, fuse="none").colocation is None
 
 
 def test_options(model, tmp_path):
