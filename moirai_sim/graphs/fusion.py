@@ -82,7 +82,7 @@ class _Pattern:
 
 @cache
 def _parse(text: str) -> _Pattern:
-    tokens = re.findall(r"\w+|[#*(),]", text)
+    tokens: list[str] = re.findall(r"\w+|[#*(),]", text)
     position = 0
 
     def node() -> _Pattern | str:

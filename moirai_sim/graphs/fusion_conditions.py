@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -46,8 +45,9 @@ def _constant(kernel: KernelLike) -> Tensor:
 
 def constant_per_channel(match: Match, _blocked: frozenset[str]) -> bool:
     """Tell whether a convolution is scaled or shifted by one constant a channel, which folds into its weights."""
-    shape = _constant(match[0]).shape
-    return math.prod(shape) == 1 or (len(shape) >= 3 and math.prod(shape) == shape[-3])
+    shape, channels = _constant(match[0]).shape, match[1].root.outputs[0].shape[1]
+    window = (1,) * (len(match[1].root.outputs[0].shape) - 2)
+    return shape in ((), (channels, *window), (1, channels, *window))
 
 
 def bias_of_matrix(match: Match, _blocked: frozenset[str]) -> bool:

@@ -2,8 +2,8 @@
 
 A pattern names operator types from the last to the first: ``Relu(Conv)`` is a Relu that reads a Conv. Arguments stand
 for inputs by position (either order for a commutative type); inputs beyond the given ones are free. ``#`` is a
-constant, ``*`` is anything, and a small letter is the same tensor wherever it occurs. A name of `CLASSES` stands for any of its
-types. A rule sees the kernels that earlier rules made, by their ``result``.
+constant, ``*`` is anything, and a small letter is the same tensor wherever it occurs. A name of `CLASSES` stands for
+any of its types. A rule sees the kernels that earlier rules made, by their ``result``.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ _COMPOSITES = (
 RULES: dict[str, tuple[Rule, ...]] = {
     # ONNX Runtime 1.31 on an x86 CPU with all optimizations: found by reading the graphs that it runs
     "onnxruntime": (
+        Rule("Transpose(Transpose)", "TransposePair"),
         Rule("BatchNormalization(Conv)", "Conv"),
         Rule("Mul(Conv, #)", "Conv", "constant_per_channel"),
         Rule("Add(Conv, #)", "Conv", "constant_per_channel"),
@@ -92,5 +93,11 @@ RULES: dict[str, tuple[Rule, ...]] = {
 }
 """Rules by backend, in the order of application."""
 
-MAIN_TYPE = {"ConvAdd": "Conv", "FusedConv": "Conv", "FusedGemm": "Gemm", "FusedMatMul": "MatMul"}
+MAIN_TYPE = {
+    "ConvAdd": "Conv",
+    "FusedConv": "Conv",
+    "FusedGemm": "Gemm",
+    "FusedMatMul": "MatMul",
+    "TransposePair": "Transpose",
+}
 """Operator type of the main part, where the kernel's own name is not one that cost models know."""

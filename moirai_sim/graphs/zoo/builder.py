@@ -113,10 +113,10 @@ class Builder:
     def weight(self, shape: Sequence[int], value: float, name: str = "weight") -> Value:
         """Declare a parameter, all of one value near ``value``, without storing it.
 
-        Neighbours differ by a percent or two: a backend would merge operators that compute the same.
+        No two near each other are equal: a backend would merge operators that compute the same.
         """
         self._weights += 1
-        filler = helper.make_tensor("value", self.dtype, [1], [value * (0.9 + 0.2 * (self._weights % 13) / 12)])
+        filler = helper.make_tensor("value", self.dtype, [1], [value * (0.9 + 0.002 * (37 * self._weights % 101))])
         return self.op("ConstantOfShape", [self.integers(shape)], shape, label=name, value=filler)
 
     # ---- operators ---------------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ def _stage(b: Builder, x: Value, channels: int, wiring: nx.Graph) -> Value:
 def _weighted_sum(b: Builder, values: list[Value]) -> Value:
     if len(values) == 1:
         return values[0]
-    weighted = [b.mul(value, b.unary("Sigmoid", b.weight([1], 0.0))) for value in values]
+    weighted = [b.mul(value, b.unary("Sigmoid", b.weight([1], 0.5))) for value in values]
     return b.op("Sum", weighted, values[0].shape)
 
 
