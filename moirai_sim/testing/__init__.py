@@ -1,1 +1,5 @@
 """Conformance kits for third parties: one line of pytest checks a policy or a cost model."""
+
+from moirai_sim.testing.policy import check_policy
+
+__all__ = ["check_policy"]
