@@ -5,11 +5,11 @@ It is a small ``validate`` study over models that ship with the ``onnx`` package
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from moirai_sim.files import write_whole
+from moirai_sim.graphs.light import light_models
 from moirai_sim.studies.report import report
 
 MODELS = ("light_squeezenet", "light_bvlc_alexnet", "light_resnet50", "light_inception_v1")
@@ -29,12 +29,6 @@ calibrate: 60 s
 repeats: 9
 time_limit: 3 s
 """
-
-
-def light_models() -> dict[str, Path]:
-    """Return the real networks that ship inside the ``onnx`` package, by name; their weights are constants."""
-    folder = Path(str(files("onnx"))) / "backend" / "test" / "data" / "light"
-    return {path.stem: path for path in sorted(folder.glob("light_*.onnx"))}
 
 
 def quickstart(out: Path) -> dict[str, Any]:

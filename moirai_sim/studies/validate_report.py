@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from moirai_sim.studies.report import Report, Section
+from moirai_sim.studies.page import Report, Section
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

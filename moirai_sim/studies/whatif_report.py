@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from moirai_sim.studies.report import Report, Section
+from moirai_sim.studies.page import Report, Section
 from moirai_sim.studies.uncertainty import difference_interval, interval
 from moirai_sim.studies.whatif import BASE
 
