@@ -122,3 +122,11 @@ class Cluster:
         for link in sorted(self.links, key=lambda link: (link.bandwidth_bytes_per_s, link.name)):
             graph.add_edge(*link.ends, link=link.name)
         return graph
+
+    @cached_property
+    def neighbours(self) -> dict[str, list[tuple[str, int]]]:
+        """(Neighbour, latency of the link in ns) of every node."""
+        return {
+            node: [(other, self.link[edge["link"]].latency_ns) for other, edge in self.graph[node].items()]
+            for node in self.graph
+        }

@@ -33,7 +33,7 @@ def route(cluster: Cluster, source: str, target: str) -> Route:
     if unknown:
         raise InputError(f"cluster '{cluster.name}': there is no device or switch '{unknown[0]}'")
     if source not in cluster.routes:
-        cluster.routes[source] = _shortest(_adjacency(cluster, leaves=True), source)
+        cluster.routes[source] = _shortest(cluster.neighbours, source)
     found = cluster.routes[source].get(target)
     if found is None:
         raise InputError(f"cluster '{cluster.name}': no links join '{source}' and '{target}'; add one")

@@ -6,7 +6,9 @@ then spends its time on the work and not on switching. What is measured is the b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Literal
 
@@ -73,7 +75,8 @@ class Engine:
             self._turns = [[] for _ in range(devices)]
             for i in range(len(plan.device) - 1, -1, -1):
                 self._turns[plan.device[i]].append(i)
-        self._ends: dict[int, list[int]] = {}
+        self.ends: dict[int, list[int]] = {}
+        """Instant to what ends then; see `at`."""
         self._ready_ns: dict[int, int] = {}
         self._waiting: dict[int, list[int]] = {}
         """Requests in flight: how many inputs each operator still misses."""
@@ -112,9 +115,9 @@ class Engine:
 
     def at(self, when: int) -> list[int]:
         """Return the ends to book at an instant: jobs of operators, and ``~job`` of transfers."""
-        ends = self._ends.get(when)
+        ends = self.ends.get(when)
         if ends is None:
-            ends = self._ends[when] = []
+            ends = self.ends[when] = []
             self.env.timeout(when - self.env.now).callbacks.append(self._round)
         return ends
 
@@ -150,7 +153,7 @@ class Engine:
         n, q = len(plan.device), plan.stride
         tells, sends, device, free, ready = plan.tells, plan.sends, plan.device, self.free, self.ready
         duration = plan.duration
-        ends, ready_ns, touched, turns = self._ends, self._ready_ns, self.touched, self._turns
+        ends, ready_ns, touched, turns = self.ends, self._ready_ns, self.touched, self._turns
         readers, arrived, disturbances = plan.readers, self._arrived, self.disturbances
         transfers: list[int] = []
         job = 0
@@ -198,10 +201,10 @@ class Engine:
                     if disturbances is not None:
                         when = now + disturbances.duration(job % n)
                     on_operator((job, ready_ns.pop(job), now, when))
-                    booked = ends.get(when)
-                    if booked is None:
-                        booked = self.at(when)
-                    booked.append(job)
+                    if when in ends:
+                        ends[when].append(job)
+                    else:
+                        self.at(when).append(job)
             touched.clear()
             if transfers:
                 job = ~transfers[0]
@@ -226,9 +229,9 @@ class Engine:
         The jobs cancelled.
         """
         cancelled = []
-        for when in sorted(self._ends):
+        for when in sorted(self.ends):
             kept = []
-            for job in self._ends[when]:
+            for job in self.ends[when]:
                 new = change(when, job)
                 if new == when:
                     kept.append(job)
@@ -238,7 +241,7 @@ class Engine:
                 else:
                     self.at(new).append(job)
                     self.revised[job] = new
-            self._ends[when][:] = kept
+            self.ends[when][:] = kept
         return cancelled
 
     def _exit(self, request: int) -> None:
@@ -307,7 +310,8 @@ def simulate_schedule(
         if options != DEFAULT:
             raise InputError("the engine 'replay' knows plain devices only; use the engine 'simpy' with these options")
         return replay(problem, placement)
-    plan = make_plan(problem, placement, options=options)
+    with uncollected():
+        plan = make_plan(problem, placement, options=options)
     operators, transfers = records(plan, options)
     left = problem.n_operators - len(operators)
     if left and options.faults:
@@ -324,13 +328,26 @@ def simulate_schedule(
     return Schedule(*operator_times.T, *transfer_times.T)
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Keep the cycle collector from walking, again and again, over many new objects that form no cycles."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def records(plan: Plan, options: SimulationOptions = DEFAULT) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Run one request; return a `Record` [?, 4] for every operator and every transfer that came to its end."""
     operators: list[Record] = []
     transfers: list[Record] = []
     run = Engine(plan, options, on_operator=operators.append, on_transfer=transfers.append)
     run.submit(0)
-    run.run()
+    with uncollected():
+        run.run()
     if run.revised:
         ends = run.revised
         operators = [(*r[:3], end) for r in operators if (end := ends.get(r[0], r[3])) is not None]

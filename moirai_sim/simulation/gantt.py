@@ -35,8 +35,38 @@ def figure(timeline: Timeline, explanation: Explanation | None = None) -> go.Fig
     """
     import plotly.graph_objects as go
 
-    critical = _critical(explanation)
     chart = go.Figure()
+    rows = _draw(chart, timeline, _critical(explanation))
+    chart.update_layout(
+        title=_title(timeline),
+        barmode="overlay",
+        xaxis_title="time (ms)",
+        yaxis={"autorange": "reversed", "categoryorder": "array", "categoryarray": rows},
+        template="plotly_white",
+        height=120 + 28 * max(1, len(rows)),
+    )
+    return chart
+
+
+def compare_gantts(predicted: Timeline, measured: Timeline) -> go.Figure:
+    """Return the Gantt charts of two timelines, one above the other, on one time axis."""
+    from plotly.subplots import make_subplots
+
+    chart = make_subplots(
+        rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.12, subplot_titles=(_title(predicted), _title(measured))
+    )
+    height = 140
+    for row, timeline in enumerate((predicted, measured), start=1):
+        labels = _draw(chart, timeline, frozenset(), row=row, col=1)
+        chart.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=labels, row=row, col=1)
+        height += 26 * len(labels)
+    chart.update_xaxes(title="time (ms)", row=2, col=1)
+    chart.update_layout(barmode="overlay", template="plotly_white", height=height)
+    return chart
+
+
+def _draw(chart: go.Figure, timeline: Timeline, critical: frozenset[tuple[str, str, int]], **place: int) -> list[str]:
+    """Add a row of bars for each track; return the labels of the rows."""
     rows = tracks(timeline)
     for label, spans in rows.items():
         chart.add_bar(
@@ -57,16 +87,9 @@ def figure(timeline: Timeline, explanation: Explanation | None = None) -> go.Fig
             ],
             hovertemplate="%{customdata[0]}<br>%{customdata[1]}, waited %{customdata[2]}<extra>%{y}</extra>",
             showlegend=False,
+            **place,
         )
-    chart.update_layout(
-        title=_title(timeline),
-        barmode="overlay",
-        xaxis_title="time (ms)",
-        yaxis={"autorange": "reversed", "categoryorder": "array", "categoryarray": list(rows)},
-        template="plotly_white",
-        height=120 + 28 * max(1, len(rows)),
-    )
-    return chart
+    return list(rows)
 
 
 def write_html(timeline: Timeline, path: Path, explanation: Explanation | None = None) -> None:

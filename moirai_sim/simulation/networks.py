@@ -48,13 +48,18 @@ class Ports:
         """Settle start and end of each transfer: nothing overtakes, so later ones change nothing."""
         engine, plan = self._engine, self._engine.plan
         source, target, lasts, m = plan.source, plan.target, plan.transfer, plan.stride
-        send, receive, at, on_transfer = self._send, self._receive, engine.at, engine.on_transfer
+        send, receive, ends, on_transfer = self._send, self._receive, engine.ends, engine.on_transfer
         for job in transfers:
             t = job % m
             s, d = source[t], target[t]
-            start = max(now, send[s], receive[d])
+            start = send[s] if send[s] > receive[d] else receive[d]
+            if start < now:
+                start = now
             end = send[s] = receive[d] = start + lasts[t]
-            at(end).append(~job)
+            if end in ends:
+                ends[end].append(~job)
+            else:
+                engine.at(end).append(~job)
             on_transfer((job, now, start, end))
 
 
