@@ -17,8 +17,10 @@ $(VENV)/.installed: pyproject.toml
 quickstart: $(VENV)/.installed
 	$(BIN)/moirai-sim quickstart -o out/quickstart
 
+# Tests that time real runs come last and alone, so that the others do not disturb them.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not measured"
+	$(BIN)/python -m pytest -m measured
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
