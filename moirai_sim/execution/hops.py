@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from moirai_sim.execution.workers import Workers
 
-SIZES = tuple(2**k for k in range(10, 27, 2))
-"""Tensor sizes to time: 1 KiB to 64 MiB."""
+SIZES = tuple(2**k for k in (10, 13, 15, 16, 17, 18, 19, 20, 21, 22, 24))
+"""Tensor sizes to time: 1 KiB to 16 MiB, dense where activations are."""
 _CHAIN = 24
 _MEMORY_BYTES = 2**29
 """A chain's tensors fill no more than this."""

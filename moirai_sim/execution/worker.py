@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moirai_sim.execution.channel import Inbox, Segment, post
+from moirai_sim.execution.tcp import TcpLinks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -109,6 +110,11 @@ class _Loaded:
             bindings.append(binding)
         return buffers, bindings
 
+    def memory(self, tensor: int, request: int) -> memoryview:
+        """Return the bytes of a tensor in the slot of a request."""
+        buffers, _ = self.slots[request % len(self.slots)]
+        return buffers[self.names[tensor]].reshape(-1).view(np.uint8).data
+
     def results(self, request: int) -> dict[str, NDArray[Any]]:
         buffers, _ = self.slots[request % len(self.slots)]
         return {name: buffers[name].copy() for name in self.assignment.results}
@@ -121,6 +127,7 @@ class Worker:
         self.control = control
         self.inbox = inbox
         self.peers = peers
+        self.network: TcpLinks | None = None
         self.loaded: dict[int, _Loaded] = {}
 
     def serve(self) -> None:
@@ -207,7 +214,7 @@ class Worker:
             end = time.monotonic_ns()
             for tensor, targets in job.sends:
                 for target in targets:
-                    post(self.peers[target], tensor, request)
+                    self._send(target, key, tensor, request)
             ready = max((here[t, request] for t in job.awaits), default=arrivals_ns[request])
             record.runs.append((request, index, max(ready, min(last_end, start)) if index else ready, start, end))
             last_end = end
@@ -217,11 +224,22 @@ class Worker:
                 finished += 1
                 unfinished[request] -= 1
                 for peer in loaded.assignment.peers:
-                    post(self.peers[peer], DONE, request)
+                    self._send(peer, key, DONE, request)
             self._take(self.inbox.drain(), here, unfinished, record)
         while any(unfinished):
             self._listen(here, unfinished, record)
         return record
+
+    def receive_buffer(self, key: int, tensor: int, request: int) -> memoryview:
+        """Return the memory of a tensor that arrives over the network."""
+        return self.loaded[key].memory(tensor, request)
+
+    def _send(self, target: str, key: int, tensor: int, request: int) -> None:
+        if self.network is None:
+            post(self.peers[target], tensor, request)
+        else:
+            payload = memoryview(b"") if tensor == DONE else self.loaded[key].memory(tensor, request)
+            self.network.send(target, key, tensor, request, payload)
 
     def _listen(
         self,
@@ -271,6 +289,14 @@ def main(arguments: Sequence[str]) -> None:
     if settings["cores"] and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, settings["cores"])
     worker = Worker(control, Inbox(int(arguments[1]), settings["spin_ns"]), settings["peers"])
+    if settings["addresses"]:
+        own = settings["addresses"].pop(settings["name"])
+        inbox = settings["peers"][settings["name"]]
+        try:
+            worker.network = TcpLinks(own, settings["addresses"], inbox, worker.receive_buffer)
+        except OSError as error:
+            control.send(("error", f"{own.host}, port {own.port}: {error.strerror}"))
+            return
     import onnxruntime  # noqa: F401 - now, so that the first placement does not wait for it
 
     control.send(("ok", os.getpid()))

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import send_handle
 from typing import TYPE_CHECKING, Any, Self
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 import psutil
 
 from moirai_sim.errors import ExecutionError, InputError
+from moirai_sim.execution import namespaces
 from moirai_sim.execution.channel import SPIN_NS, close_all, create_segment
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 PATIENCE_S = 4.0
 """A worker that owes an answer and has used no processor time for so long hangs."""
 _START_LIMIT_S = 60.0
+EMULATED = "netns"
+"""Kind of address of a device that has a network namespace of its own, as if it were another machine."""
 _START = "import sys; from moirai_sim.execution.worker import main; main(sys.argv[1:])"
 
 
@@ -47,16 +51,33 @@ class Workers:
 
     def __init__(self, cluster: Cluster) -> None:
         cores = {device.name: device_cores(device) for device in cluster.devices}
+        self.emulated = any(device.address.startswith(EMULATED) for device in cluster.devices)
+        if self.emulated:
+            namespaces.check_emulated(cluster)
         users = Counter(core for own in cores.values() for core in own)
         self.names = [device.name for device in cluster.devices]
         self._controls: dict[str, Connection] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._keys = 0
         pipes = {name: os.pipe() for name in self.names}
+        self._switches = namespaces.Switches(cluster) if self.emulated else None
         try:
             for name in self.names:
-                alone = all(users[core] == 1 for core in cores[name])
-                self._start(name, cores[name], SPIN_NS if alone else 0, pipes)
+                self._start(name, pipes)
+            addresses = {}
+            if self._switches is not None:
+                addresses = namespaces.connect(cluster, self.processes | self._switches.processes)
+            for name in self.names:
+                alone = not self.emulated and all(users[core] == 1 for core in cores[name])
+                self._controls[name].send(
+                    {
+                        "name": name,
+                        "cores": cores[name],
+                        "spin_ns": SPIN_NS if alone else 0,
+                        "peers": {peer: write for peer, (_, write) in pipes.items()},
+                        "addresses": addresses,
+                    }
+                )
             self._collect(self.names, _START_LIMIT_S)
         except BaseException:
             self.close()
@@ -64,19 +85,18 @@ class Workers:
         finally:
             close_all(end for pipe in pipes.values() for end in pipe)
 
-    def _start(self, name: str, cores: Sequence[int], spin_ns: int, pipes: Mapping[str, tuple[int, int]]) -> None:
+    def _start(self, name: str, pipes: Mapping[str, tuple[int, int]]) -> None:
         ours, theirs = socket.socketpair()
-        peers = {peer: write for peer, (_, write) in pipes.items() if peer != name}
-        inbox = pipes[name][0]
-        command = [sys.executable, "-c", _START, str(theirs.fileno()), str(inbox)]
+        inbox, writers = pipes[name][0], [write for _, write in pipes.values()]
+        prefix = namespaces.PREFIX if self.emulated else ()
+        command = [*prefix, sys.executable, "-c", _START, str(theirs.fileno()), str(inbox)]
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(PATIENCE_S), 0))
         with theirs:
             process = subprocess.Popen(  # noqa: S603 - our own module in our own interpreter
-                command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(), inbox, *peers.values())
+                command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(), inbox, *writers)
             )
         self._processes[name] = process
         self._controls[name] = Connection(ours.detach())
-        self._controls[name].send({"cores": cores, "spin_ns": spin_ns, "peers": peers})
 
     def __enter__(self) -> Self:
         return self
@@ -98,6 +118,8 @@ class Workers:
             If memory is short, or a worker fails.
         """
         self._keys += 1
+        if self.emulated:
+            assignments = {name: replace(assignment, shared={}) for name, assignment in assignments.items()}
         shared = next(iter(assignments.values()))
         try:
             handle = create_segment(shared.shared, slots=shared.slots) if shared.shared else -1
@@ -135,6 +157,9 @@ class Workers:
             process.wait()
         self._controls.clear()
         self._processes.clear()
+        if self._switches is not None:
+            self._switches.close()
+            self._switches = None
 
     def _send(self, name: str, *message: object) -> None:
         if name not in self._controls:
@@ -207,8 +232,10 @@ def device_cores(device: Device) -> tuple[int, ...]:
     kind, _, text = device.address.partition(":")
     first, _, last = text.partition("-")
     place = f"device '{device.name}': address '{device.address}'"
-    if kind != "cpu" or not first.isdigit() or (last and not last.isdigit()):
-        raise InputError(f"{place} cannot be measured here; write cpu:FIRST or cpu:FIRST-LAST")
+    if kind not in ("cpu", EMULATED) or not first.isdigit() or (last and not last.isdigit()):
+        raise InputError(
+            f"{place} cannot be measured here; write cpu:FIRST[-LAST], or {EMULATED}:FIRST for an emulated machine"
+        )
     cores = tuple(range(int(first), int(last or first) + 1))
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     missing = [str(core) for core in cores if core not in allowed]

@@ -24,6 +24,8 @@ from moirai_sim.studies.study import ValidateStudy, read_study
 from moirai_sim.studies.validate_summary import case_of, interval, summarise
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from moirai_sim.clusters.cluster import Cluster
     from moirai_sim.execution.measure import Loaded
     from moirai_sim.execution.workers import Workers
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
 _HELD_BYTES = 3 * 2**30
 """Weights that the workers hold at once; placements of larger models are measured in several batches."""
+_LINKS = 4
+"""Pairs of devices whose crossings are timed; those of one machine are taken to be equal."""
 _FREE_BANDWIDTH = 1e12
 """Of a hand-over in shared memory: the calibrated time is all there is, nothing is shared."""
 
@@ -93,7 +97,7 @@ def validate(study_path: Path, out: Path) -> dict[str, Any]:
 
 def _source(model: str) -> str:
     """Return a model source; the light models inside the ``onnx`` package go by their bare names."""
-    from moirai_sim.studies.quickstart import light_models
+    from moirai_sim.graphs.light import light_models
 
     return str(light_models().get(model, model))
 
@@ -101,15 +105,13 @@ def _source(model: str) -> str:
 def _calibrated(cluster: Cluster, sources: Sequence[str], study: ValidateStudy, out: Path) -> Cluster:
     """Profile this machine's operators and links, and return the cluster priced by what was found."""
     from moirai_sim.costs.calibrate import calibrate
-    from moirai_sim.profiling.links import profile_links
     from moirai_sim.profiling.operators import profile_operators
     from moirai_sim.profiling.schema import write_profile
     from moirai_sim.units import parse_ns
 
     folder = out / "calibration" / cluster.name
     profiles = [folder / "links.parquet"]
-    links = profile_links(cluster)
-    write_profile(links, profiles[0], kind="links", metadata=links.attrs["metadata"])
+    write_profile(_crossings(cluster), profiles[0], kind="links", metadata=_machine())
     addresses: dict[
         int, str
     ] = {}  # one profile for all devices of as many threads: cores of one machine are taken to be equal
@@ -128,6 +130,26 @@ def _calibrated(cluster: Cluster, sources: Sequence[str], study: ValidateStudy, 
         links=tuple(replace(link, latency_ns=0, bandwidth_bytes_per_s=_FREE_BANDWIDTH) for link in cluster.links),
         link_model=str(model),
     )
+
+
+def _crossings(cluster: Cluster) -> pd.DataFrame:
+    """Return a profile of links: what crossing costs between neighbours, on the workers that will run placements."""
+    import itertools
+
+    import pandas as pd
+
+    from moirai_sim.execution.hops import time_hops
+    from moirai_sim.execution.workers import Workers
+    from moirai_sim.profiling.schema import statistics
+
+    rows = []
+    with Workers(cluster) as workers:
+        for source, target in list(itertools.pairwise(workers.names))[:_LINKS]:
+            for hop in time_hops(workers, source, target):
+                pair = {"source_device": source, "target_device": target, "bytes": hop.bytes}
+                fixed = {"collective": "send", "participants": 2, "source": "measured"}
+                rows.append(pair | fixed | statistics(hop.times_s))
+    return pd.DataFrame(rows)
 
 
 def _run_cluster(name: str, cluster: Cluster, sources: Sequence[str], study: ValidateStudy, store: Store) -> list[str]:

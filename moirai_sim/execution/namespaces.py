@@ -1,0 +1,129 @@
+"""An emulated cluster on one machine: real bytes cross real, slow links between network namespaces.
+
+Every device and every switch gets a network namespace, every link a pair of virtual Ethernet ends whose rates ``tc``
+limits. Namespaces have no names: each lives as long as the process in it, and that ends with its master, so nothing is
+left behind however things end. Needs root on Linux.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from moirai_sim.errors import ExecutionError, InputError
+from moirai_sim.execution.tcp import Address
+
+if TYPE_CHECKING:
+    from moirai_sim.clusters.cluster import Cluster
+
+PORT = 4713
+PREFIX = ("unshare", "--net")
+"""Starts a command in a namespace of its own."""
+_BURST_BYTES = 32768
+_TOOLS = ("unshare", "nsenter", "ip", "tc")
+
+
+def why_not() -> str | None:
+    """Return why clusters cannot be emulated here; None where they can."""
+    missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
+    if missing:
+        return f"emulated clusters need the programs {', '.join(missing)} (Linux: util-linux, iproute2)"
+    if os.geteuid() != 0:
+        return "emulated clusters need root, to make network namespaces"
+    probe = subprocess.run([*PREFIX, "true"], capture_output=True, check=False)  # noqa: S603 - fixed command
+    return None if probe.returncode == 0 else f"no network namespace can be made here: {probe.stderr.decode().strip()}"
+
+
+def check_emulated(cluster: Cluster) -> None:
+    """Check that a cluster can be emulated.
+
+    Raises
+    ------
+    InputError
+        If a device has other than one link, or namespaces cannot be made here.
+    """
+    reason = why_not()
+    if reason is not None:
+        raise InputError(f"cluster '{cluster.name}': {reason}")
+    ends = [end for link in cluster.links for end in link.ends]
+    problems = [
+        f"cluster '{cluster.name}': device '{device.name}' has {ends.count(device.name)} links; an emulated one has one"
+        for device in cluster.devices
+        if ends.count(device.name) != 1
+    ]
+    if problems:
+        raise InputError(problems)
+
+
+class Switches:
+    """The processes that hold the namespaces of switches."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        # Each reads a pipe that only this process holds open: it ends when we do, even when we are killed.
+        self._processes = {
+            name: subprocess.Popen([*PREFIX, "cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)  # noqa: S603
+            for name in cluster.switches
+        }
+
+    @property
+    def processes(self) -> dict[str, int]:
+        """Process ids by switch."""
+        return {name: process.pid for name, process in self._processes.items()}
+
+    def close(self) -> None:
+        """End the namespaces of the switches."""
+        for process in self._processes.values():
+            process.kill()
+            process.communicate()
+
+
+def connect(cluster: Cluster, processes: Mapping[str, int]) -> dict[str, Address]:
+    """Lay the links between the namespaces of processes; return where each device listens.
+
+    Parameters
+    ----------
+    cluster
+        What to emulate: rates are those of the links, in each direction. Latencies are those of the machine.
+    processes
+        Process id by device and switch.
+
+    Raises
+    ------
+    ExecutionError
+        If a command fails.
+    """
+    ends: dict[str, list[str]] = {name: [] for name in processes}
+    for number, link in enumerate(cluster.links):
+        (a, b), names = link.ends, (f"l{number}a", f"l{number}b")
+        pids = (str(processes[a]), str(processes[b]))
+        _run("ip", "link", "add", "name", names[0], "netns", pids[0], "type", "veth",
+             "peer", "name", names[1], "netns", pids[1])  # fmt: skip
+        for node, pid, name in zip((a, b), pids, names, strict=True):
+            ends[node].append(name)
+            rate = f"{max(1, round(link.bandwidth_bytes_per_s * 8))}bit"
+            inside = ("nsenter", "-t", pid, "-n")
+            _run(*inside, "tc", "qdisc", "add", "dev", name, "root",
+                 "tbf", "rate", rate, "burst", str(_BURST_BYTES), "latency", "2s")  # fmt: skip
+            _run(*inside, "ip", "link", "set", name, "up")
+    addresses = {}
+    for number, node in enumerate(processes):
+        inside = ("nsenter", "-t", str(processes[node]), "-n")
+        if node in cluster.switches:
+            _run(*inside, "ip", "link", "add", "bridge", "type", "bridge")
+            _run(*inside, "ip", "link", "set", "bridge", "up")
+            for name in ends[node]:
+                _run(*inside, "ip", "link", "set", name, "master", "bridge")
+        else:
+            host = f"10.213.{number // 250}.{number % 250 + 1}"
+            _run(*inside, "ip", "address", "add", f"{host}/16", "dev", ends[node][0])
+            addresses[node] = Address(host, PORT)
+    return addresses
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, check=False)  # noqa: S603 - our own words, no shell
+    if done.returncode:
+        raise ExecutionError(f"emulated cluster: '{' '.join(command)}' failed: {done.stderr.decode().strip()}")

@@ -1,0 +1,112 @@
+"""Workers in network namespaces: real bytes over real slow links, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from onnx import TensorProto, helper
+
+from moirai_sim.clusters.cluster import Cluster, Device, DeviceType, Link
+from moirai_sim.errors import ExecutionError, InputError
+from moirai_sim.execution.measure import Subject, load_order
+from moirai_sim.execution.namespaces import check_emulated, why_not
+from moirai_sim.execution.workers import Workers
+from moirai_sim.graphs.onnx_reader import read_model
+
+CORES = sorted(os.sched_getaffinity(0))
+CORE = DeviceType("core", "cpu", 2**33, 1e10, {"float32": 1e11})
+RATE = 25e6
+"""Bytes per second: 200 Mbit/s."""
+SIZE = 2**20
+HOPS = 4
+
+pytestmark = [pytest.mark.root, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
+
+
+def star(count: int = 3) -> Cluster:
+    devices = tuple(Device(f"m{i}", CORE, address=f"netns:{CORES[i % len(CORES)]}") for i in range(count))
+    links = tuple(Link(f"l{i}", (f"m{i}", "hub"), RATE) for i in range(count))
+    return Cluster("star", devices, links, switches=("hub",))
+
+
+def chain() -> Subject:
+    nodes = [helper.make_node("Neg", [f"t{i}"], [f"t{i + 1}"], name=f"n{i}") for i in range(HOPS + 1)]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [SIZE // 4]) for name in ("t0", f"t{HOPS + 1}")]
+    model = helper.make_model(
+        helper.make_graph(nodes, "chain", ends[:1], ends[1:]), opset_imports=[helper.make_opsetid("", 17)], ir_version=10
+    )
+    return Subject(model, read_model(model, name="chain"))
+
+
+def namespaces() -> set[str]:
+    return {os.readlink(path) for path in Path("/proc").glob("[0-9]*/ns/net") if os.access(path, os.R_OK)}
+
+
+def test_tensors_cross_the_links_at_their_rate_and_arrive_whole():
+    subject = chain()
+    device = {f"n{i}": f"m{i % 3}" for i in range(HOPS + 1)}
+    with Workers(star()) as crew:
+        loaded = load_order(crew, subject, device, list(subject.graph.operators))
+        loaded.run()
+        assert loaded.check() == 0
+        timeline = loaded.timeline(*loaded.run())
+    transfers = [span for span in timeline.spans if span.kind == "transfer"]
+    assert [(span.source, span.target, span.bytes) for span in transfers] == [
+        (device[f"n{i}"], device[f"n{i + 1}"], SIZE) for i in range(HOPS)
+    ]
+    at_full_rate = HOPS * SIZE / RATE * 1e9
+    assert timeline.makespan_ns > 0.9 * at_full_rate, "the links are not slowed down"
+
+
+@pytest.mark.parametrize("end", ["closed", "killed worker"])
+def test_no_namespace_is_left(end):
+    before = namespaces()
+    crew = Workers(star())
+    processes = crew.processes
+    assert len(namespaces() - before) == 4
+    if end == "closed":
+        crew.close()
+    else:
+        os.kill(processes["m1"], signal.SIGKILL)
+        subject = chain()
+        with pytest.raises(ExecutionError, match="'m1'"):
+            load_order(crew, subject, {f"n{i}": f"m{i % 3}" for i in range(HOPS + 1)}, list(subject.graph.operators))
+    assert not any(psutil.pid_exists(pid) for pid in processes.values())
+    deadline = time.monotonic() + 5
+    while namespaces() - before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not namespaces() - before
+
+
+def test_no_namespace_outlives_a_killed_master():
+    before = namespaces()
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_emulated_cluster import Workers, star\n"
+        "import time\n"
+        "crew = Workers(star()); print('up', flush=True); time.sleep(60)\n"
+    )
+    import sys
+
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as master:
+        assert master.stdout is not None
+        assert master.stdout.readline() == "up\n"
+        assert len(namespaces() - before) == 4
+        master.kill()
+    deadline = time.monotonic() + 5
+    while namespaces() - before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not namespaces() - before
+
+
+def test_a_device_of_two_links_is_refused():
+    ring = star()
+    with pytest.raises(InputError, match="'m0' has 2 links"):
+        check_emulated(replace(ring, links=(*ring.links, Link("extra", ("m0", "m1"), RATE))))
