@@ -208,7 +208,8 @@ def _schedule(
         only = home[g] if home[g] >= 0 else pinned[i]
         if only >= 0 and home[g] < 0 and (free[only] < groups.weight[g] or not groups.can_run[g, device_type[only]]):
             only = -1
-        best, best_end, best_start = -1, NEVER, 0
+        best, best_end = -1, NEVER
+        best_start: Int = 0
         for attempt in range(k + 1):  # the last round sends the inputs to the chosen device
             d = attempt if attempt < k else best
             if attempt < k:
@@ -218,7 +219,8 @@ def _schedule(
                     continue
             elif best < 0:
                 return device, start, sent
-            ready, n_taken = 0, 0
+            ready: Int = 0
+            n_taken = 0
             for position in range(degree):
                 e = inputs[position]
                 source, tensor = device[edges[e, 0]], edge_tensor[e]

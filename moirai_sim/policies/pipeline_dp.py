@@ -80,7 +80,7 @@ class PipelineDp:
             if graph.of[i] < 0:
                 edges = problem.successors[1][problem.successors[0][i] : problem.successors[0][i + 1]]
                 of[i] = of[problem.edges[edges, 1]].min()
-        facts = {"ideals": len(best), "largest_load_ns": int(best[-1, last])}
+        facts: dict[str, object] = {"ideals": len(best), "largest_load_ns": int(best[-1, last])}
         return Placement(device=homes[of], provenance=facts)
 
 
@@ -97,7 +97,7 @@ class _Kind(NamedTuple):
 
 
 class _Graph(NamedTuple):
-    """The problem with everything that must stay together as one of v nodes. Arrays by tensor hold the w that matter."""
+    """The problem as v nodes, each of what must stay together, and the w tensors between them."""
 
     of: Ints
     """[n] node of an operator; -1 for a source that costs nothing wherever it is."""

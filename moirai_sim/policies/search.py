@@ -29,9 +29,9 @@ ROUND_OPERATORS = 15_000_000
 """Operators that the replays of one round may run: about a second."""
 COLD = 2e-5
 """Last temperature of a round, as a share of the makespan."""
-HOT = (0.01, 0.001, 0.003, 0.0003)
+HOT = (0.02, 0.01, 0.01, 0.001)
 """First temperatures of the rounds, in turn."""
-BRANCHES = 3
+BRANCHES = 2
 """So many of the best starts are improved by themselves before the best of them goes on alone."""
 
 
@@ -39,9 +39,10 @@ class Search:
     """Simulated annealing from the best answers of the cheap policies, in rounds that restart from the best so far.
 
     Kirkpatrick, Gelatt, Vecchi, "Optimization by Simulated Annealing", Science 220 (1983), over the makespan that the
-    compiled replay gives, with moves that follow the graph (see `annealing`). Rounds change devices under
-    the upward rank, devices under the order of the best so far, and that order, in turn. Equal seeds and numbers of rounds give equal answers; the time limit decides how
-    many rounds there are. Under ``fair`` the links count as ports. A request for throughput is refused.
+    compiled replay gives, with moves that follow the graph (see `annealing`). Rounds change, in turn, devices under the
+    upward rank, devices under the order of the best so far, and that order. Equal seeds and numbers of rounds give
+    equal answers; the time limit decides how many rounds there are. Under ``fair`` the links count as ports. A request
+    for throughput is refused.
     """
 
     name: ClassVar[str] = "search"
@@ -143,14 +144,15 @@ class _Walk:
         seed = (self.seed * 1_000_003 + index) % 2**32
         device, turn = branch.placement.device.astype(np.int64), np.array(branch.placement.order)
         found_device, found_turn = device.copy(), turn.copy()
-        common = (seed, steps, HOT[index % len(HOT)], COLD)
+        hot = HOT[index % len(HOT)]
         if index % 4 == 3:
             turn *= max(1, branch.value_ns // max(1, len(turn)))  # positions, spread like times
-            anneal_order(self.arrays, self.workspace, device, turn, found_turn, *common)
+            anneal_order(self.arrays, self.workspace, device, turn, found_turn, seed, steps, hot, COLD)
         else:
             anneal(
                 self.arrays, self.workspace, self.groups, *self.members, *self.inputs,
-                self.problem.memory_bytes.copy(), index % 2 == 0, turn, device, found_device, *common,
+                self.problem.memory_bytes.copy(), index % 2 == 0, turn, device, found_device,
+                seed, steps, hot, COLD,
             )  # fmt: skip
         after = self._greedy(found_device, None if index % 2 == 0 else found_turn)
         return after if after.value_ns < branch.value_ns else branch
