@@ -169,6 +169,7 @@ def print_timeline(timeline: Timeline, problem: PlacementProblem, out: Path | No
     if not timeline.spans:
         print_facts({"status": timeline.status, "policy": timeline.policy, "file": out})
         return
+    measured = timeline.status == "measured"
     alone = best_single_device(problem)
     single = None if alone is None else f"{format_ns(alone[1])} on {problem.devices[alone[0]]}"
     if alone is not None and timeline.makespan_ns and timeline.period_ns is None:
@@ -183,9 +184,9 @@ def print_timeline(timeline: Timeline, problem: PlacementProblem, out: Path | No
             "lower bound": f"{format_ns(timeline.lower_bound_ns)} (gap {timeline.gap:.2%})"
             if timeline.lower_bound_ns
             else None,
-            "best single device": single or "the model fits no device",
+            "best single device": None if measured else single or "the model fits no device",
             "solved in": f"{timeline.solve_seconds:.3g} s" if timeline.solve_seconds else None,
-            "times rest on": evidence(problem),
+            "times rest on": "this run" if measured else evidence(problem),
             "file": out,
         }
     )

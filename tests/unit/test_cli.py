@@ -1,0 +1,165 @@
+"""Every command that needs no measuring, with text and with JSON, and the exit codes."""
+
+import json
+
+import pytest
+
+from moirai_sim import catalog
+from moirai_sim.clusters.schema import ClusterFile, DeviceFile
+from moirai_sim.timeline_schema import TimelineFile
+from moirai_sim.yaml_files import YamlDocument
+
+PARTITIONING = {
+    "maxFPGAs": 2,
+    "maxCPUs": 0,
+    "maxSizePerFPGA": 12,
+    "nodes": [
+        {"id": i, "name": name, "fpgaLatency": time, "cpuLatency": 9, "size": size}
+        for i, (name, time, size) in enumerate([("a", 1, 4), ("b", 3, 8), ("c", 3, 8), ("d", 1, 4)])
+    ],
+    "edges": [{"sourceId": i, "destId": j, "cost": 0.25, "size": 64} for i, j in [(0, 1), (0, 2), (1, 3), (2, 3)]],
+}  # a fork and join that fits no single device
+
+
+@pytest.fixture
+def instance(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fork.json").write_text(json.dumps(PARTITIONING))
+    return "fork.json"
+
+
+def test_place_simulate_and_verify_agree(cli, instance, tmp_path):
+    placed = cli("place", instance, "--policy", "milp", "-o", "placed.json", "--json")
+    assert placed.code == 0
+    document = json.loads(placed.out)
+    assert document == json.loads((tmp_path / "placed.json").read_text())
+    TimelineFile.model_validate(document)
+    # a and b here, c and d there: a ends at 1 ms, reaches c at 1.5, c ends and b's output arrives at 4.5, d ends at 5.5
+    assert (document["status"], document["makespan_ns"], document["gap"]) == ("optimal", 5_500_000, 0.0)
+    for engine in ("simpy", "replay"):
+        options = ["--placement", "placed.json", "--engine", engine, "-o", f"{engine}.json", "--trace", "trace.json"]
+        assert cli("simulate", instance, *options).code == 0
+        assert json.loads((tmp_path / f"{engine}.json").read_text())["makespan_ns"] == 5_500_000
+        assert cli("verify", instance, f"{engine}.json").code == 0
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+
+
+def test_verify_lists_every_violation_and_exits_1(cli, instance, tmp_path):
+    cli("place", instance, "--policy", "heft", "-o", "placed.json")
+    document = json.loads((tmp_path / "placed.json").read_text())
+    for span in document["spans"]:
+        span["start_ns"] = span["ready_ns"] = 0
+    (tmp_path / "wrong.json").write_text(json.dumps(document))
+    answer = cli("verify", instance, "wrong.json")
+    assert answer.code == 1
+    assert len(answer.out.splitlines()) > 2
+    as_json = cli("verify", instance, "wrong.json", "--json")
+    assert as_json.code == 1
+    assert json.loads(as_json.out)["violations"] == answer.out.splitlines()
+
+
+def test_verify_takes_network_and_memory_from_the_file_unless_told_otherwise(cli, instance):
+    cli("place", instance, "--policy", "single", "--no-memory", "--network", "half-duplex", "-o", "placed.json")
+    assert cli("verify", instance, "placed.json").code == 0
+    assert "network" in cli("verify", instance, "placed.json", "--network", "one-port").out
+    assert "bytes of weights" in cli("verify", instance, "placed.json", "--memory-scale", "0.5").out
+
+
+def test_place_exits_3_without_an_answer(cli, instance):
+    answer = cli("place", instance, "--policy", "single", "--json")  # the model fits no single device
+    assert answer.code == 3
+    assert json.loads(answer.out)["status"] in ("infeasible", "limit")
+    assert json.loads(answer.out)["spans"] == []
+
+
+def test_place_shows_the_bound_and_the_best_single_device(cli, instance):
+    answer = cli("place", instance, "--policy", "heft", "--no-memory")
+    assert "lower bound" in answer.out
+    assert "best single device  8 ms on acc0" in answer.out
+
+
+def test_the_same_call_writes_the_same_bytes(cli, instance, tmp_path):
+    texts = []
+    for name in ("one.json", "two.json"):
+        cli("place", instance, "--policy", "heft", "-o", name)
+        document = json.loads((tmp_path / name).read_text())
+        document.pop("solve_seconds")
+        texts.append(json.dumps(document))
+    assert texts[0] == texts[1]
+
+
+def test_graph(cli, instance):
+    assert json.loads(cli("graph", instance, "--json").out)["operators"] == 4
+    assert "fork" in cli("graph", instance).out
+    answer = cli("graph", "zoo:ws-32?seed=1", "--fuse", "onnxruntime", "--json")
+    summary = json.loads(answer.out)
+    assert summary["fusion"]["operators"] < summary["operators"]
+    assert summary["fusion"]["flops"] == summary["flops"]
+    assert 0 < summary["peak_activation_bytes"] <= summary["activation_bytes"]
+    assert "become" in cli("graph", "zoo:ws-32?seed=1", "--fuse", "onnxruntime").out
+
+
+def test_predict_repeats_each_line_with_its_price(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = [
+        {"name": "fc1", "op_type": "MatMul", "dtype": "float32", "input_shapes": [[512, 1024], [1024, 4096]],
+         "output_shapes": [[512, 4096]], "attributes": {}, "note": "kept"},
+        {"op_type": "Add", "input_shapes": [[8], []], "output_shapes": [[8]]},
+    ]  # fmt: skip
+    (tmp_path / "operators.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    options = ["operators.jsonl", "--cost-model", "roofline", "--device", "nvidia-h100-sxm"]
+    printed = [json.loads(line) for line in cli("predict", *options).out.splitlines()]
+    assert [{key: line[key] for key in given} for line, given in zip(printed, lines, strict=True)] == lines
+    assert printed[0]["latency_s"] == pytest.approx(2 * 512 * 1024 * 4096 / 66.9e12 + 5e-6, rel=0.01)
+    assert all(
+        line["low_s"] <= line["latency_s"] <= line["high_s"] and line["extrapolated"] is True for line in printed
+    )
+    assert json.loads(cli("predict", *options, "--json").out) == printed
+    assert cli("predict", *options, "-o", "priced.jsonl").out == ""
+    assert [json.loads(line) for line in (tmp_path / "priced.jsonl").read_text().splitlines()] == printed
+
+
+@pytest.mark.parametrize("kind", ["policies", "devices", "topologies", "cost-models", "models"])
+def test_catalog(cli, kind):
+    rows = json.loads(cli("catalog", kind, "--json").out)
+    text = cli("catalog", kind).out
+    assert all(row["name"] in text for row in rows)
+    assert not [row for row in rows if "cannot be used" in row.get("about", "")]
+    assert rows or kind == "cost-models"
+
+
+def test_a_users_broken_file_does_not_hide_the_others(cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("MOIRAI_SIM_HOME", str(tmp_path))
+    (tmp_path / "topologies").mkdir()
+    (tmp_path / "topologies" / "broken.yaml").write_text("name: [")
+    rows = {row["name"]: row for row in json.loads(cli("catalog", "topologies", "--json").out)}
+    assert "cannot be used" in rows["broken"]["about"]
+    assert rows["edge"]["links"] == 4
+
+
+@pytest.mark.parametrize("kind", ["cluster", "device", "study", "timeline", "operators"])
+def test_schema(cli, kind):
+    schema = json.loads(cli("schema", kind).out)
+    assert schema["$schema"].startswith("https://json-schema.org/")
+    assert "properties" in schema or "oneOf" in schema
+
+
+def test_shipped_files_follow_their_schemas():
+    for path in catalog.entries("topologies").values():
+        YamlDocument(path).validate(ClusterFile)
+    for path in catalog.entries("devices").values():
+        YamlDocument(path).validate(DeviceFile)
+
+
+def test_doctor(cli):
+    found = json.loads(cli("doctor", "--json").out)
+    assert found["broken"] == []
+    assert found["cpu"]["cores"]
+    assert "HiGHS" in cli("doctor").out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["place", "--help"], ["profile", "--help"], ["place", "-h"]])
+def test_help_is_no_error(cli, arguments):
+    answer = cli(*arguments)
+    assert answer.code == 0
+    assert "Usage" in answer.out
