@@ -12,7 +12,7 @@ from moirai_sim.policies.bounds import lower_bound_ns
 from moirai_sim.policies.cp_model import CpModel
 from moirai_sim.policies.milp import longest_ns
 from moirai_sim.policies.run import require_latency
-from moirai_sim.policies.starts import find_starts
+from moirai_sim.policies.starts import improved_start
 from moirai_sim.simulation.replay import replay
 
 if TYPE_CHECKING:
@@ -34,18 +34,21 @@ class Cp:
         require_latency(request, self.name)
         if problem.network == "fair":
             raise InputError(f"{self.name}: 'fair' transfers have no fixed length; use --network one-port, or auto")
-        starts = find_starts(problem, request)
-        horizon = starts[0].value_ns if starts else longest_ns(problem)
+        start = improved_start(problem, request)
+        horizon = start.value_ns if start else longest_ns(problem)
         model = CpModel(problem, horizon)
-        if starts:
-            model.hint(starts[0].placement, replay(problem, starts[0].placement))
+        if start:
+            model.hint(start.placement, replay(problem, start.placement))
         answer = model.solve(request.time_limit_s, seed=request.seed, workers=request.workers)
         placement = answer.placement
-        if placement is None and starts:
-            placement = starts[0].placement
+        if placement is None and start:
+            placement = start.placement
         if placement is None:
-            status = "infeasible" if answer.status == "infeasible" else "limit"
-            return Placement(device=np.zeros(0, dtype=np.int64), status=status, provenance={"solver": "CP-SAT"})
+            return Placement(
+                device=np.zeros(0, dtype=np.int64),
+                status="infeasible" if answer.status == "infeasible" else "limit",
+                provenance={"solver": "CP-SAT"},
+            )
         bound = max(answer.bound_ns, lower_bound_ns(problem))
         value = replay(problem, placement).makespan_ns
         return Placement(
@@ -54,5 +57,5 @@ class Cp:
             transfer_order=placement.transfer_order,
             status="optimal" if bound >= value else "feasible",
             lower_bound_ns=min(bound, value),
-            provenance={"solver": "CP-SAT", "start": starts[0].policy if starts else None},
+            provenance={"solver": "CP-SAT", "start": start.policy if start else None},
         )

@@ -14,7 +14,7 @@ from moirai_sim.placement import Placement, transfer_edges
 from moirai_sim.policies.bounds import lower_bound_ns
 from moirai_sim.policies.milp_model import MilpModel
 from moirai_sim.policies.run import require_latency
-from moirai_sim.policies.starts import find_starts
+from moirai_sim.policies.starts import improved_start
 from moirai_sim.simulation.replay import replay
 from moirai_sim.simulation.schedule import Schedule, placement_from_schedule
 
@@ -57,8 +57,7 @@ class Milp:
         if problem.network == "fair":
             raise InputError(f"{self.name}: transfers under 'fair' are not linear; use --network one-port, or auto")
         started = time.perf_counter()
-        starts = find_starts(problem, request)
-        start = starts[0] if starts else None
+        start = improved_start(problem, request)
         model = MilpModel(problem, start.value_ns if start else longest_ns(problem))
         built = time.perf_counter() - started
         answer = solve(model, request, start, max(0.1, request.time_limit_s - built))

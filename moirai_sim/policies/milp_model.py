@@ -25,7 +25,7 @@ from math import gcd
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from scipy.sparse import coo_array
+from scipy.sparse import coo_array, csr_array
 
 from moirai_sim.policies.bounds import heads_and_tails
 from moirai_sim.policies.symmetry import interchangeable_devices
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
-    from scipy.sparse import csr_array
 
     from moirai_sim.policies.base import Objective
     from moirai_sim.problem import PlacementProblem
@@ -217,11 +216,14 @@ class MilpModel:
         right: float | NDArray[np.float64],
     ) -> None:  # fmt: skip
         """Add ``sum of value * column <= right`` with one column a term in each row."""
-        height = len(terms[0][0])
-        row = np.tile(np.arange(height), len(terms))
-        column = np.concatenate([columns for columns, _ in terms])
-        value = np.concatenate([np.broadcast_to(np.asarray(v, dtype=np.float64), height) for _, v in terms])
-        self._add(name, row, column, value, np.broadcast_to(np.asarray(right, dtype=np.float64), height))
+        height, width = len(terms[0][0]), len(terms)
+        if height:
+            columns, values = np.empty((height, width), dtype=np.int32), np.empty((height, width))
+            for t, (column, value) in enumerate(terms):
+                columns[:, t], values[:, t] = column, value
+            indptr = np.arange(0, height * width + 1, width)
+            matrix = csr_array((values.reshape(-1), columns.reshape(-1), indptr), shape=(height, self.n_columns))
+            self.families[name] = Rows(matrix, np.broadcast_to(np.asarray(right, dtype=np.float64), height))
 
     def _completion(self) -> None:
         """``C[i] = S[i] + sum_k p[i,k] x[i,k]`` and ``c[l] = s[l] + sum_kh pc[l,k,h] u[l,k,h]``."""

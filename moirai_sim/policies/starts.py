@@ -24,6 +24,9 @@ CHEAP = ("single", "heft", "heft-blind", "cpop", "met", "m-topo", "m-etf", "m-sc
 QUICK = ("single", "heft", "met", "m-topo", "m-etf")
 """Those of them that need no linear programme."""
 
+IMPROVED_OPERATORS = 3_000
+"""Above this size a start is not improved before an exact solver gets it."""
+
 
 @dataclass(frozen=True, eq=False)
 class Start:
@@ -49,6 +52,18 @@ def find_starts(problem: PlacementProblem, request: Request, names: Sequence[str
         if start is not None:
             found.append(start)
     return sorted(found, key=lambda start: start.value_ns)
+
+
+def improved_start(problem: PlacementProblem, request: Request) -> Start | None:
+    """Return a good answer within about a second: the horizon and the first solution of an exact solver."""
+    from moirai_sim.policies.search import improve
+
+    starts = find_starts(problem, request, (*QUICK, "random"))
+    if not starts or problem.n_operators > IMPROVED_OPERATORS:
+        return starts[0] if starts else None
+    answer = improve(problem, [start.placement for start in starts], rounds=1, seed=request.seed)
+    better = start_from(problem, answer, request, "search")
+    return better if better is not None and better.value_ns < starts[0].value_ns else starts[0]
 
 
 def start_from(problem: PlacementProblem, answer: Placement, request: Request, policy: str) -> Start | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -78,4 +79,29 @@ def small_problem(
         transfer_ns=rng.integers(0, 7, size=(n_tensors, devices * devices)).astype(np.int64),
         network=network,
         colocation=group.astype(np.int64) if colocated else None,
+    )
+
+
+def layered_problem(seed: int, *, operators: int, devices: int, width: int = 8) -> PlacementProblem:
+    """Return a random network in layers of ``width`` operators, each fed by one to three of the layer before.
+
+    Durations are 10 to 1,000 us by operator and 1 to 4 times that by device, transfers 5 to 500 us.
+    """
+    rng = np.random.default_rng(seed)
+    edges = []
+    for j in range(width, operators):
+        layer = (j // width - 1) * width
+        sources = rng.choice(width, size=rng.integers(1, 4), replace=False) + layer
+        edges += [(int(i), j) for i in sources]
+    edges.sort()
+    base = small_problem(seed, operators=operators, devices=devices, density=0.0)
+    work = rng.integers(10_000, 1_000_000, size=(operators, 1))
+    return replace(
+        base,
+        name=f"layered-{operators}-{seed}",
+        operator_ns=(work * rng.uniform(1, 4, size=(operators, devices))).astype(np.int64),
+        edges=np.array(edges, dtype=np.int64).reshape(-1, 2),
+        edge_tensor=np.arange(len(edges), dtype=np.int64),
+        tensor_bytes=np.full(len(edges), -1, dtype=np.int64),
+        transfer_ns=rng.integers(5_000, 500_000, size=(len(edges), devices * devices)).astype(np.int64),
     )
