@@ -1,6 +1,8 @@
 """Every command that needs no measuring, with text and with JSON, and the exit codes."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -163,3 +165,18 @@ def test_help_is_no_error(cli, arguments):
     answer = cli(*arguments)
     assert answer.code == 0
     assert "Usage" in answer.out
+
+
+def test_the_reference_names_every_command_and_option():
+    import typer
+
+    from moirai_sim.cli import app
+
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
+    root = typer.main.get_command(app)
+    commands = {**root.commands, **{f"profile {name}": c for name, c in root.commands["profile"].commands.items()}}
+    for name, command in commands.items():
+        line = next(line for line in text.splitlines() if line.startswith("| ") and f"`{name}" in line)
+        options = {option for p in command.params for option in p.opts if option.startswith("-") and option != "--out"}
+        missing = {option for option in options if not re.search(rf"`{option}\b", line)} - {"--help", "-h"}
+        assert not missing, (name, missing)
