@@ -60,9 +60,9 @@ def device_speeds(problem: PlacementProblem) -> NDArray[np.float64]:
 def speed_groups(speed: NDArray[np.float64]) -> NDArray[np.int64]:
     """Return the group of each device, [k]: 0 is the fastest, -1 is dropped."""
     k = len(speed)
-    relative = speed / speed.max()
+    relative = speed / speed.max() if speed.max() > 0 else np.ones(k)
     gamma = math.log(k) / math.log(math.log(k)) if k > 3 else 2.0  # log log k is not positive below e
-    group: NDArray[np.int64] = np.floor(-np.log(relative) / math.log(gamma) + 1e-9).astype(np.int64)
+    group: NDArray[np.int64] = np.floor(-np.log(np.maximum(relative, 1 / k)) / math.log(gamma) + 1e-9).astype(np.int64)
     group[relative < 1 / k] = -1
     kept = group >= 0
     group[kept] = np.unique(group[kept], return_inverse=True)[1]
