@@ -167,5 +167,6 @@ class Ensemble:
             raise InputError(f"{self.path}: cannot be loaded ({error}); calibrate the model again") from error
 
     def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return the log ratio of each row of ``x``, [n]."""
         found: NDArray[np.float64] = self._session.run(None, {"x": x})[0].ravel().astype(np.float64)
         return found

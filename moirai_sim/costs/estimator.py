@@ -18,7 +18,17 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 
 from moirai_sim.costs.families import COLUMNS
 from moirai_sim.costs.features import Design
-from moirai_sim.costs.kernels import DOMAIN, FamilyModel, Rows, inputs_of, launch_of, predict_rows, rows_of
+from moirai_sim.costs.kernels import (
+    DOMAIN,
+    FamilyModel,
+    Rows,
+    family_of_key,
+    few_shot_basis,
+    inputs_of,
+    launch_of,
+    predict_rows,
+    rows_of,
+)
 from moirai_sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,6 +40,10 @@ if TYPE_CHECKING:
     from moirai_sim.clusters.cluster import DeviceType
 
     Array = NDArray[np.float64]
+
+
+_NOISE = 0.12
+"""Scatter of log time that no correction of a device's level explains; sets the weight of the ridge prior."""
 
 
 class TimeEstimator(RegressorMixin, BaseEstimator):
@@ -45,6 +59,8 @@ class TimeEstimator(RegressorMixin, BaseEstimator):
         A family with more rows is thinned at random to this many.
     intervals
         Whether the hold-outs that intervals need are fitted.
+    interval_rows
+        Those hold-outs are fitted to at most this many rows: a little wide rather than slow.
     random_state
         Seed of thinning and hold-outs.
 
@@ -65,6 +81,7 @@ class TimeEstimator(RegressorMixin, BaseEstimator):
         min_leaf: int = 15,
         max_rows: int = 60_000,
         intervals: bool = True,
+        interval_rows: int = 15_000,
         random_state: int = 0,
     ) -> None:
         self.trees = trees
@@ -74,6 +91,7 @@ class TimeEstimator(RegressorMixin, BaseEstimator):
         self.min_leaf = min_leaf
         self.max_rows = max_rows
         self.intervals = intervals
+        self.interval_rows = interval_rows
         self.random_state = random_state
 
     def fit(self, X: pd.DataFrame, y: Array | None = None) -> Self:  # noqa: N803
@@ -90,8 +108,31 @@ class TimeEstimator(RegressorMixin, BaseEstimator):
             samples = _Samples(key, parts, seconds)
             model = self._fit_family(samples, np.arange(len(samples.target)))
             if self.intervals:
-                self._calibrate_intervals(model, samples, generator)
+                few = _Samples(key, _thin(parts, self.interval_rows, generator), seconds)
+                self._calibrate_intervals(model, few, generator)
             self.models_[key] = model
+        return self
+
+    def adapt(self, X: pd.DataFrame, y: Array | None = None) -> Self:  # noqa: N803
+        """Sharpen the prices of a device that `fit` never saw by a few of its measurements.
+
+        A ridge regression on a handful of features corrects what the shared ensemble predicts; its prior spreads are
+        those between devices, so that few points move little but the level.
+
+        Parameters
+        ----------
+        X, y
+            As for `fit`. Rows of families that the estimator does not know are ignored.
+        """
+        seconds = np.asarray(X["median_s"] if y is None else y, dtype=np.float64)
+        for key, parts in rows_of(X).items():
+            for part in parts:
+                if key in self.models_:
+                    model = self.models_[key]
+                    basis, base = few_shot_basis(model, key, part)
+                    rest = np.log(seconds[part.index]) - base
+                    system = basis.T @ basis + _NOISE**2 * np.eye(basis.shape[1])
+                    model.corrections[part.device.name] = np.linalg.solve(system, basis.T @ rest).tolist()
         return self
 
     def predict(self, X: pd.DataFrame) -> Array:  # noqa: N803
@@ -200,8 +241,7 @@ class _Samples:
     """All rows of one family, stacked."""
 
     def __init__(self, key: str, parts: list[Rows], seconds: Array) -> None:
-        name = key.rsplit("-", 1)[0] if key.endswith(("-vector", "-tensor")) else key
-        designs = [Design(name, part.table, part.dtype, part.device) for part in parts]
+        designs = [Design(family_of_key(key), part.table, part.dtype, part.device) for part in parts]
         self.table = np.concatenate([part.table for part in parts])
         self.limit = np.concatenate([d.limit_s for d in designs])
         self.features = np.concatenate([d.features for d in designs])

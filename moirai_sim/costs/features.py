@@ -129,7 +129,7 @@ class Design:
         self.limit_s = np.maximum(compute, memory)
         self._add(
             balance=np.clip(_log(compute / memory), -4, 4),
-            cache_fit=np.clip(_log(self._size / self.cache), -8, 5),
+            cache_fit=np.clip(_log(self._size / self.cache), -8, 2),
             parts=self["parts"],
             bits=self["bits"],
         )
@@ -168,11 +168,11 @@ class Design:
         count = b * n * m / (tile_n * tile_m) / self.units
         self._add(
             waves=np.clip(_log(count), -7, 3),
-            m=np.clip(_log(m), 0, 7), n=np.clip(_log(n), 0, 7), k=np.clip(_log(k), 0, 9.5), batch=np.clip(_log(b), 0, 5),
+            m=np.clip(_log(m), 0, 7), n=np.clip(_log(n), 0, 7), k=np.clip(_log(k), 0, 11), batch=np.clip(_log(b), 0, 5),
             align_k=np.minimum(_alignment(k), 8), align_n=np.minimum(_alignment(n), 8), align_m=np.minimum(_alignment(m), 8),
-            left=np.clip(_log(b * m * k * element / self.cache), -6, 4),
-            right=np.clip(_log(b * k * n * element / self.cache), -6, 4),
-            result=np.clip(_log(b * m * n * element / self.cache), -6, 4),
+            left=np.clip(_log(b * m * k * element / self.cache), -6, 2),
+            right=np.clip(_log(b * k * n * element / self.cache), -6, 2),
+            result=np.clip(_log(b * m * n * element / self.cache), -6, 2),
             wide=np.clip(_log(n / m), -5, 5),
         )  # fmt: skip
         self._add(generation=np.full(len(m), self.generation))

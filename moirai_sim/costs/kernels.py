@@ -37,6 +37,11 @@ def arithmetic(family_name: str, dtype: str) -> str:
     return f"{family_name}-{'vector' if dtype in ('float32', 'float64') else 'tensor'}"
 
 
+def family_of_key(key: str) -> str:
+    """Return the family that an ensemble's key names."""
+    return key.removesuffix("-vector").removesuffix("-tensor")
+
+
 @dataclass
 class Rows:
     """Kernels of one family, data type, device and stack, as the estimator sees them."""
@@ -119,7 +124,7 @@ def _table(profile: pd.DataFrame) -> tuple[Array, NDArray[np.str_]]:
 
 
 def inputs_of(features: NDArray[np.float32], limit: Array, launch: Array) -> tuple[NDArray[np.float32], Array]:
-    share = np.clip(np.log(limit / launch), -6, 6)
+    share = np.clip(np.log(limit / launch), -6, 3)
     x = np.column_stack([features, share, np.zeros(len(limit))]).astype(np.float32)
     return x, np.log(launch + limit)
 
@@ -137,15 +142,11 @@ def predict_rows(
     models: Mapping[str, FamilyModel], devices: Mapping[str, DeviceType], key: str, rows: Rows
 ) -> tuple[Array, Array, Array, NDArray[np.bool_]]:
     """Return seconds, low, high and the extrapolation flag of kernels of one family on one device, [n] each."""
-    name = key.rsplit("-", 1)[0] if key.endswith(("-vector", "-tensor")) else key
-    design = Design(name, rows.table, rows.dtype, rows.device)
-    stand_in = next((k for k in _stand_ins(key, name) if k in models), None)
-    if stand_in is None or models[stand_in].shared is None:
-        raise InputError(f"the model has no ensemble for {name}; known: {', '.join(models)}")
+    stand_in = next((k for k in _stand_ins(key) if k in models), None)
+    if stand_in is None:
+        raise InputError(f"the model has no ensemble for {family_of_key(key)}; known: {', '.join(models)}")
     model = models[stand_in]
-    if stand_in != key:
-        other = stand_in.rsplit("-", 1)[0] if stand_in.endswith(("-vector", "-tensor")) else stand_in
-        design = Design(other, rows.table, rows.dtype, rows.device) if other != name else design
+    design = Design(family_of_key(stand_in), rows.table, rows.dtype, rows.device)
     group = f"{rows.device.name}|{rows.stack}"
     seen = devices.get(rows.device.name) == rows.device
     if seen and group not in model.groups:
@@ -158,6 +159,8 @@ def predict_rows(
     if seen and model.sharp is not None:
         code = np.full((len(x), 1), model.groups.index(group), dtype=np.float32)
         log_time += model.sharp(np.column_stack([x, code]))
+    elif rows.device.name in model.corrections:
+        log_time += _few_shot(design, x) @ np.asarray(model.corrections[rows.device.name])
     sizes = rows.table[:, DOMAIN]
     low, high = (np.asarray(edge) for edge in model.domain)
     larger = (sizes > high * 1.0001).any(axis=1)
@@ -173,6 +176,37 @@ def predict_rows(
     return seconds, seconds * np.exp(-width), seconds * np.exp(width), outside
 
 
-def _stand_ins(key: str, name: str) -> list[str]:
+def few_shot_basis(model: FamilyModel, key: str, rows: Rows) -> tuple[Array, Array]:
+    """Return the basis of the few-shot correction, [n, b], and the log time that the shared ensemble predicts, [n]."""
+    design = Design(family_of_key(key), rows.table, rows.dtype, rows.device)
+    launch = launch_of(model.launch_s, f"{rows.device.name}|{rows.stack}")
+    x, base = inputs_of(design.features, design.limit_s, np.full(len(rows.table), launch))
+    x[:, -1] = [model.ops.get(op, 0.0) for op in rows.op_type]
+    return _few_shot(design, x), base + model.shared(x)
+
+
+_SPREADS = {
+    "balance": 0.1,
+    "reload": 0.05,
+    "quantisation": 0.05,
+    "waves": 0.04,
+    "m": 0.03,
+    "n": 0.03,
+    "k": 0.03,
+    "width": 0.03,
+}
+"""Prior standard deviation, between devices, of the slope of log time along a feature."""
+
+
+def _few_shot(design: Design, x: NDArray[np.float32]) -> Array:
+    """Return the basis, each column times its prior standard deviation: level, share of work, a few slopes."""
+    share = 1 / (1 + np.exp(-x[:, -2].astype(np.float64)))  # limit / (launch + limit)
+    columns = [np.full(len(x), 0.25), 0.35 * share]
+    columns += [s * share * x[:, design.names.index(name)] for name, s in _SPREADS.items() if name in design.names]
+    return np.column_stack(columns)
+
+
+def _stand_ins(key: str) -> list[str]:
     """Return the ensembles that may answer, best first; all but the first are extrapolations."""
-    return [key, f"{name}-vector", f"{name}-tensor", "elementwise", "gemm-vector", "gemm-tensor"]
+    name = family_of_key(key)
+    return [key, f"{name}-vector", f"{name}-tensor", "elementwise", "normalization", "gemm-vector", "gemm-tensor"]

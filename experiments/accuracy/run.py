@@ -1,0 +1,162 @@
+"""Held-out accuracy of the estimator on published GPU measurements: every split of the README's table, in one command.
+
+    MOIRAI_SIM_DATA=FOLDER python experiments/accuracy/run.py [PART...]
+
+PART is ``neusight``, ``models``, ``transfer``, ``splits``; all by default. Each leaves a CSV of its name here.
+Nothing that is predicted here was seen by the fit that predicts it, and no setting was chosen by these figures.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from moirai_sim.clusters.reader import read_device_type
+from moirai_sim.costs.estimator import TimeEstimator
+from moirai_sim.graphs.work import make_operator
+from moirai_sim.profiling.published import import_published
+
+HERE = Path(__file__).parent
+DATA = Path(os.environ["MOIRAI_SIM_DATA"])
+
+
+def errors(estimator: TimeEstimator, test: pd.DataFrame) -> dict[str, float]:
+    predicted, low, high, flag = estimator.predict_interval(test)
+    truth = test["median_s"].to_numpy()
+    ape = np.abs(predicted / truth - 1)
+    return {
+        "n": len(test), "mean_ape": ape.mean(), "median_ape": float(np.median(ape)),
+        "coverage": float(((low <= truth) & (truth <= high)).mean()), "flagged": float(flag.mean()),
+    }  # fmt: skip
+
+
+def neusight() -> None:
+    """Random fifth, largest tenth by FLOPs, and each GPU left out, for linear and batched matmul."""
+    rows = []
+    for name in ("linear", "bmm"):
+        frame, _ = import_published("neusight", DATA / "neusight/train" / name)
+        random = np.random.default_rng(0).random(len(frame)) < 0.2
+        splits = [("random", random), ("larger", (frame["flops"] > frame["flops"].quantile(0.9)).to_numpy())]
+        splits += [(f"left out {d}", (frame["device"] == d).to_numpy()) for d in sorted(frame["device"].unique())]
+        for split, test in splits:
+            start = time.perf_counter()
+            fitted = TimeEstimator(max_rows=len(frame)).fit(frame[~test].reset_index(drop=True))
+            rows.append({"operator": name, "split": split, **errors(fitted, frame[test].reset_index(drop=True))})
+            print(rows[-1], f"{time.perf_counter() - start:.0f} s", flush=True)
+            pd.DataFrame(rows).to_csv(HERE / "neusight.csv", index=False, float_format="%.4g")
+
+
+def transfer() -> None:
+    """bf16 GEMM of one GPU predicted from the other's data, then sharpened by a few points of its own."""
+    frame, _ = import_published("aiconfigurator", DATA / "aiconfigurator")
+    frame = frame[(frame["op_type"] == "MatMul") & (frame["dtype"] == "bfloat16")]
+    frame = frame.sample(frac=1, random_state=0).groupby(["device", "stack"]).head(4000).reset_index(drop=True)
+    rows = []
+    for device in sorted(frame["device"].unique()):
+        own = frame[frame["device"] == device]
+        fitted = TimeEstimator(sharp_trees=0).fit(frame[frame["device"] != device].reset_index(drop=True))
+        for points in (0, 10, 30, 100, 300):
+            fits = []
+            for seed in range(1 if points == 0 else 5):
+                fitted = BASE.setdefault(device, None) or TimeEstimator(sharp_trees=0).fit(
+                    frame[frame["device"] != device]
+                )
+                BASE[device] = fitted
+                fitted.models_["gemm-tensor"].corrections.clear()
+                chosen = own.sample(points, random_state=seed) if points else own.iloc[:0]
+                if points:
+                    fitted.adapt(chosen.reset_index(drop=True))
+                fits.append(errors(fitted, own.drop(chosen.index).reset_index(drop=True)))
+            row = {"device": device, "points": points, **pd.DataFrame(fits).mean().to_dict()}
+            rows.append(row)
+            print(row, flush=True)
+    pd.DataFrame(rows).to_csv(HERE / "transfer.csv", index=False, float_format="%.4g")
+
+
+_SPANS = {
+    "bert": ("bert_encoder_layer_0_attention_self_query", "bert_encoder_layer_0_output_layer_norm"),
+    "gpt": ("transformer_h_0_ln_1", "add_15"),
+    "opt": ("model_decoder_layers_0_self_attn_layer_norm", "view_11"),
+}
+_VIEWS = {"misc", "getitem", "contiguous", "output"}
+_ONNX = {
+    "VECadd": "Add", "VECdiv": "Div", "VECmul": "Mul", "VECpow": "Pow", "VECrelu": "Relu", "VECgelu": "Gelu",
+    "VECtanh": "Tanh", "VECsoftmax": "Softmax", "VECln": "LayerNormalization",
+}  # fmt: skip
+
+
+def operator(kind: str, sizes: tuple, name: str):
+    if kind == "Linear":
+        m, n, k = sizes
+        return make_operator(name, "Gemm", [(m, n), (k, n), (k,)], [(m, k)], {"transB": 1})
+    if kind == "BMM":
+        b, m, n, k = sizes
+        return make_operator(name, "MatMul", [(b, m, n), (b, n, k)], [(b, m, k)])
+    if kind == "MEM":  # the last entry is what is written
+        return make_operator(name, "Identity" if not sizes[-1] else "Transpose", [sizes[-1]], [sizes[-1]])
+    scalar = kind.endswith("u") and kind[:-1] in _ONNX
+    op = _ONNX[kind[:-1] if scalar else kind]
+    binary = op in ("Add", "Div", "Mul", "Pow")
+    second = [()] if scalar else [sizes] if binary else [(sizes[1],)] * 2 if op == "LayerNormalization" else []
+    return make_operator(
+        name, op, [sizes, *second], [sizes], {"axis": -1} if op in ("Softmax", "LayerNormalization") else {}
+    )
+
+
+def model_time(model, graph: pd.DataFrame, family: str, layers: int, device) -> float:
+    first, last = 0, -1
+    if family in _SPANS:
+        names = graph["Name"].tolist()
+        first, last = (names.index(end) for end in _SPANS[family])
+    operators, times = [], []
+    for i, row in enumerate(graph.itertuples()):
+        if row.OpName not in _VIEWS:
+            for kind, sizes in ast.literal_eval(row.FwOps):
+                operators.append(operator(kind, sizes, row.Name))
+                times.append(layers if first <= i <= last else 1)
+    return float(model.predict(operators, device).latency_s @ np.array(times))
+
+
+def models() -> None:
+    """Whole models: the sum of their operators' prices, layers repeated, against the measured run."""
+    from moirai_sim.costs.catalog_model import load_cost_model
+    from moirai_sim.profiling.published.neusight import DEVICES
+
+    model = load_cost_model("nvidia-gpus")
+    rows = []
+    for file in sorted((DATA / "neusight/label").glob("*/*.json")):
+        device = DEVICES[file.parent.name.replace("_", " ")]
+        facts = json.loads(file.read_text())
+        graph = pd.read_csv(DATA / "neusight/opgraph" / f"{file.stem}.csv")
+        family = next((f for f in _SPANS if file.stem.startswith(f)), "")
+        seconds = model_time(model, graph, family, facts["num_layer"], read_device_type(device))
+        row = {"device": device, "model": file.stem, "measured_ms": facts["e2e_latency"], "predicted_ms": seconds * 1e3}
+        rows.append({**row, "ape": abs(seconds * 1e3 / facts["e2e_latency"] - 1)})
+    frame = pd.DataFrame(rows)
+    frame.to_csv(HERE / "models.csv", index=False, float_format="%.4g")
+    print(frame.to_string(), "\nmean", frame["ape"].mean(), "median", frame["ape"].median())
+
+
+def splits() -> None:
+    """Every family of the shipped model by split, with small ensembles: the figures of its card."""
+    sys.path.insert(0, str(HERE))
+    from fit import read
+
+    from moirai_sim.costs.card import held_out
+
+    small = TimeEstimator(trees=100, sharp_trees=100, max_rows=6_000, interval_rows=3_000)
+    frame = pd.DataFrame(held_out(read(DATA), small))
+    frame.to_csv(HERE / "splits.csv", index=False)
+    print(frame.to_string())
+
+
+if __name__ == "__main__":
+    for part in sys.argv[1:] or ["neusight", "transfer", "models", "splits"]:
+        {"neusight": neusight, "models": models, "transfer": transfer, "splits": splits}[part]()

@@ -1,0 +1,115 @@
+"""Model cards: held-out errors by split and family, and what a model rests on."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moirai_sim.files import write_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from moirai_sim.costs.estimator import TimeEstimator
+
+FORMAT = "moirai-sim/card@1"
+
+
+def held_out(profile: pd.DataFrame, estimator: TimeEstimator, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Return errors of fits that did not see the rows they price.
+
+    Splits are ``random`` (a fifth of the operators; equal ones never on both sides), ``larger`` (the tenth of each family
+    with most work), and ``left-out device`` (each in turn, pooled) where a family has several.
+
+    Parameters
+    ----------
+    profile
+        Columns of `moirai_sim.profiling.schema`.
+    estimator
+        Unfitted; cloned for each fit.
+    seed
+        Of the random split.
+
+    Returns
+    -------
+    Rows of split, family, n, mean and median absolute percentage error (fractions) and coverage of the 90 % interval.
+    """
+    from sklearn.base import clone
+
+    found: list[dict[str, Any]] = []
+    shape = profile.groupby(["op_type", "dtype", "input_shapes", "output_shapes", "attributes"], sort=True).ngroup()
+    work = (profile["flops"] + profile["read_bytes"]).to_numpy()
+    limit = profile["family"].map((profile["flops"] + profile["read_bytes"]).groupby(profile["family"]).quantile(0.9))
+    draw = np.random.default_rng(seed).random(int(shape.max()) + 1)
+    splits: list[tuple[str, list[NDArray[np.bool_]]]] = [
+        ("random", [draw[shape.to_numpy()] < 0.2]),
+        ("larger", [work > limit.to_numpy()]),
+    ]
+    devices = sorted(profile["device"].unique())
+    if len(devices) > 1:
+        splits.append(("left-out device", [(profile["device"] == device).to_numpy() for device in devices]))
+    for split, tests in splits:
+        pieces = []
+        for test in tests:
+            train = profile[~test]
+            known = profile["family"].isin(train["family"].unique()).to_numpy()
+            test = test & known
+            if test.any() and len(train):
+                fitted = clone(estimator).fit(train.reset_index(drop=True))
+                pieces.append(_errors(fitted, profile[test].reset_index(drop=True)))
+        found += _summary(split, {key: np.concatenate([p[key] for p in pieces]) for key in pieces[0]} if pieces else {})
+    return found
+
+
+def _errors(estimator: TimeEstimator, test: pd.DataFrame) -> dict[str, NDArray[Any]]:
+    seconds, low, high, _ = estimator.predict_interval(test)
+    truth = test["median_s"].to_numpy()
+    family = test["family"].to_numpy(dtype=str)
+    return {"family": family, "ape": np.abs(seconds / truth - 1), "inside": (low <= truth) & (truth <= high)}
+
+
+def _summary(split: str, errors: Mapping[str, NDArray[Any]]) -> list[dict[str, Any]]:
+    rows = []
+    for family in sorted(set(errors.get("family", ()))) + (["all"] if errors else []):
+        chosen = errors["family"] == family if family != "all" else np.ones(len(errors["ape"]), dtype=bool)
+        ape = errors["ape"][chosen]
+        rows.append(
+            {
+                "split": split, "family": str(family), "n": len(ape), "mean_ape": round(float(ape.mean()), 4),
+                "median_ape": round(float(np.median(ape)), 4), "coverage": round(float(errors["inside"][chosen].mean()), 4),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def write_card(folder: Path, card: Mapping[str, Any]) -> None:
+    """Write ``card.json`` into a model's folder."""
+    write_whole(folder / "card.json", json.dumps(dict(card), indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def gpu_card(
+    name: str, profile: pd.DataFrame, splits: Sequence[Mapping[str, Any]], learning: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the card of a model that was fitted to published measurements of GPUs."""
+    hardware = profile.drop_duplicates("device")[["device", "device_type"]]
+    return {
+        "format": FORMAT,
+        "name": name,
+        "data": sorted(profile["source"].unique().tolist()),
+        "licence": "fitted parameters only; the measurements stay under the licences that data names",
+        "rows": len(profile),
+        "hardware": {device: json.loads(sheet) for device, sheet in hardware.itertuples(index=False)},
+        "stack": sorted(profile["stack"].unique().tolist()),
+        "splits": [dict(row) for row in splits],
+        "learning_curve": [dict(row) for row in learning],
+        "not_for": (
+            "CPUs and devices other than NVIDIA GPUs; training steps; kernels beside others on one device; sums of very "
+            "small operators, where the host decides; operators flagged as extrapolated without looking at their interval"
+        ),
+    }
