@@ -10,9 +10,9 @@ import numpy as np
 
 from moirai_sim.catalog import find
 from moirai_sim.clusters.routes import route, route_classes
-from moirai_sim.errors import InputError
+from moirai_sim.errors import InputError, did_you_mean
 from moirai_sim.files import sha256
-from moirai_sim.problem import UNSUPPORTED, Network, PlacementProblem
+from moirai_sim.problem import NETWORKS, UNSUPPORTED, Network, PlacementProblem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,33 +61,25 @@ def load_problem(
     InputError
         If the source cannot be read, or does not go together with the other arguments.
     """
-    kind = recognise(source)
-    own_devices = kind in ("moirai", "dnn-partitioning")
-    if own_devices and cluster is not None:
-        raise InputError(f"{source}: brings its own devices and costs; leave out the cluster")
-    if not own_devices and cluster is None:
-        raise InputError(f"{source}: needs devices to run on; name a cluster, see 'moirai-sim catalog topologies'")
     if not memory and memory_scale is not None:
         raise InputError("memory cannot be both scaled and lifted; give one of the two")
     if memory_scale is not None and not 0 < memory_scale < float("inf"):
         raise InputError(f"memory scale {memory_scale}: must be above 0, e.g. 0.4")
-
-    if kind == "moirai":
-        from moirai_sim.instances.moirai_xls import read_moirai_xls
-
-        problem = read_moirai_xls(Path(source))
-    elif kind == "dnn-partitioning":
-        from moirai_sim.instances.dnn_partitioning import read_dnn_partitioning
-
-        problem = read_dnn_partitioning(Path(source)).problem()
-    elif cluster is not None and kind == "pipedream":
+    kind = recognise(source)
+    if kind in ("moirai", "dnn-partitioning"):
+        if cluster is not None:
+            raise InputError(f"{source}: brings its own devices and costs; leave out the cluster")
+        problem = _instance(Path(source), kind)
+    elif cluster is None:
+        raise InputError(f"{source}: needs devices to run on; name a cluster, see 'moirai-sim catalog topologies'")
+    elif kind == "pipedream":
         from moirai_sim.instances.pipedream import read_pipedream
 
         problem = _pipedream_problem(read_pipedream(Path(source)), cluster)
     else:
         from moirai_sim.graphs.load import load_graph
 
-        problem = build_problem(load_graph(str(source)), _given(cluster), fuse=fuse)
+        problem = build_problem(load_graph(str(source)), cluster, fuse=fuse)
     if network is not None:
         problem = problem.with_network(_network(network, problem))
     if not memory:
@@ -329,6 +321,16 @@ def _memory(cluster: Cluster) -> NDArray[np.int64]:
     return np.array([granted(device) for device in cluster.devices], dtype=np.int64)
 
 
+def _instance(path: Path, kind: str) -> PlacementProblem:
+    if kind == "moirai":
+        from moirai_sim.instances.moirai_xls import read_moirai_xls
+
+        return read_moirai_xls(path)
+    from moirai_sim.instances.dnn_partitioning import read_dnn_partitioning
+
+    return read_dnn_partitioning(path).problem()
+
+
 def _pipedream_problem(graph: PipedreamGraph, cluster: Cluster) -> PlacementProblem:
     """Place profiled layers on a cluster. The profile knows one GPU type, so all devices take its times."""
     edges = np.array(graph.edges, dtype=np.int64).reshape(-1, 2)
@@ -360,16 +362,7 @@ def _pipedream_problem(graph: PipedreamGraph, cluster: Cluster) -> PlacementProb
     )
 
 
-def _given(cluster: Cluster | None) -> Cluster:
-    if cluster is None:
-        raise InputError("a model needs devices to run on; name a cluster")
-    return cluster
-
-
 def _network(name: str, problem: PlacementProblem | None) -> Network:
-    from moirai_sim.errors import did_you_mean
-    from moirai_sim.problem import NETWORKS
-
     for known in NETWORKS:
         if name == known:
             if name == "fair" and problem is not None and problem.cluster is None:
