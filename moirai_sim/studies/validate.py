@@ -49,6 +49,9 @@ class Candidate:
     name: str
     placement: Placement
     predicted: Timeline
+    """Of one request."""
+    predicted_ns: int
+    """The makespan; for a stream the time between two answers."""
 
 
 def validate(study_path: Path, out: Path) -> dict[str, Any]:
@@ -190,6 +193,7 @@ def _run_model(
             "cluster": cluster_name,
             "placement": candidate.name,
             "repeats": study.repeats,
+            "in_flight": study.in_flight,
             "seed": study.seed,
             "version": moirai_sim.__version__,
         }
@@ -202,13 +206,14 @@ def _run_model(
         subject = load_subject(source, graph)
         for start in range(0, len(candidates), size):
             batch = candidates[start : start + size]
-            loaded = {c.name: load(workers, subject, problem, c.placement) for c in batch}
-            runs = _interleaved(loaded, study.repeats)
+            loaded = {c.name: load(workers, subject, problem, c.placement, in_flight=study.in_flight) for c in batch}
+            runs = _interleaved(loaded, study)
             for candidate in batch:
-                makespans = [run.makespan_ns for run in runs[candidate.name]]
-                middle = sorted(runs[candidate.name], key=lambda run: run.makespan_ns)[len(makespans) // 2]
+                own = sorted(runs[candidate.name], key=lambda run: run[0])
+                middle = own[len(own) // 2][1]
                 timelines[candidate.name] = replace(middle, policy=candidate.name, network=problem.network)
-                outcomes[candidate.name] = _outcome(problem, candidate, middle, makespans, family, study.seed)
+                took = [ns for ns, _ in runs[candidate.name]]
+                outcomes[candidate.name] = _outcome(problem, candidate, middle, took, family, study.seed)
             for one in loaded.values():
                 one.close()
     except MoiraiError as error:
@@ -229,15 +234,22 @@ def _candidates(problem: PlacementProblem, study: ValidateStudy) -> Iterator[Can
     from moirai_sim.policies.base import Request
     from moirai_sim.policies.run import place
     from moirai_sim.simulation.engine import simulate
+    from moirai_sim.simulation.workloads import serve
+
+    def candidate(name: str, timeline: Timeline) -> Candidate:
+        placement = placement_from_timeline(problem, timeline)
+        if study.in_flight == 1:
+            return Candidate(name, placement, timeline, timeline.makespan_ns)
+        stream = serve(problem, placement, in_flight=study.in_flight, requests=_requests(study))
+        return Candidate(name, placement, timeline, round(1e9 / stream.throughput_per_s))
 
     def simulated(name: str, device: Any) -> Candidate:  # noqa: ANN401 - an array
-        timeline = simulate(problem, Placement(device), policy=name)
-        return Candidate(name, placement_from_timeline(problem, timeline), timeline)
+        return candidate(name, simulate(problem, Placement(device), policy=name))
 
     for policy in study.policies:
         timeline = place(problem, policy, Request(time_limit_s=study.time_limit_s, seed=study.seed))
         if timeline.spans:
-            yield Candidate(policy, placement_from_timeline(problem, timeline), timeline)
+            yield candidate(policy, timeline)
     kernel = _kernel_of(problem)
     for number in range(study.random_placements):
         rng = np.random.default_rng((study.seed, number))
@@ -258,16 +270,39 @@ def _kernel_of(problem: PlacementProblem) -> Any:  # noqa: ANN401 - an array
     return kernel
 
 
-def _interleaved(loaded: dict[str, Loaded], repeats: int) -> dict[str, list[Timeline]]:
-    """Run every placement once a round; each measured run follows one that warms the caches and is thrown away."""
-    runs: dict[str, list[Timeline]] = {name: [] for name in loaded}
-    for number in range(repeats + 1):
+def _requests(study: ValidateStudy) -> int:
+    """Return the length of a stream: long enough that filling and draining do not show."""
+    return 10 * study.in_flight
+
+
+def _interleaved(loaded: dict[str, Loaded], study: ValidateStudy) -> dict[str, list[tuple[int, Timeline]]]:
+    """Run every placement once a round; each measured run follows one that warms the caches and is thrown away.
+
+    Returns
+    -------
+    dict
+        A list of (ns, timeline) a placement: makespans, or for streams the mean time between two answers after a tenth
+        of the requests, with the timeline of the first request.
+    """
+    runs: dict[str, list[tuple[int, Timeline]]] = {name: [] for name in loaded}
+    for number in range(study.repeats + 1):
         for name, one in loaded.items():
             one.run()
             if not number:
                 one.check()
-                continue
-            runs[name].append(one.timeline(*one.run()))
+            elif study.in_flight == 1:
+                timeline = one.timeline(*one.run())
+                runs[name].append((timeline.makespan_ns, timeline))
+            else:
+                requests = _requests(study)
+                origin, records = one.run([0] * requests, limit_s=300.0)
+                ends = np.zeros(requests, dtype=np.int64)
+                for record in records.values():
+                    for request, _, _, _, end in record.runs:
+                        ends[request] = max(ends[request], end)
+                ends.sort()
+                warm = requests // 10
+                runs[name].append((int((ends[-1] - ends[warm - 1]) / (requests - warm)), one.timeline(origin, records)))
     return runs
 
 
@@ -275,20 +310,20 @@ def _outcome(
     problem: PlacementProblem,
     candidate: Candidate,
     middle: Timeline,
-    makespans: list[int],
+    took: list[int],
     family: dict[str, str],
     seed: int,
 ) -> dict[str, Any]:
-    low, high = interval(makespans, seed)
-    halves = [float(np.median(makespans[i::2])) for i in (0, 1)]
+    low, high = interval(took, seed)
+    halves = [float(np.median(took[i::2])) for i in (0, 1)]
     transfers = [span for span in middle.spans if span.kind == "transfer"]
     return {
         "status": "measured",
-        "predicted_ns": candidate.predicted.makespan_ns,
-        "measured_ns": middle.makespan_ns,
+        "predicted_ns": candidate.predicted_ns,
+        "measured_ns": int(np.median(took)),
         "low_ns": low,
         "high_ns": high,
-        "makespans_ns": makespans,
+        "repeats_ns": took,
         "noise_ape": abs(halves[0] - halves[1]) / max(halves[1], 1.0),
         "devices_used": len(set(middle.placement.values())),
         "parts": sum(span.kind == "operator" for span in middle.spans),

@@ -1,0 +1,112 @@
+"""The validation study: its figures against hand-made results, and one real small run from file to report."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from moirai_sim.studies.validate import validate
+from moirai_sim.studies.validate_summary import interval, summarise
+from moirai_sim.timeline import read_timeline
+
+
+def result(model: str, placement: str, predicted: int, measured: int, *, devices: int = 2, noise: float = 0.01) -> dict:
+    outcome = {
+        "status": "measured", "predicted_ns": predicted, "measured_ns": measured, "devices_used": devices,
+        "noise_ape": noise, "families": {"conv": [predicted, measured, 3]}, "links": {},
+    }  # fmt: skip
+    return {"key": {"model": model, "cluster": "two", "placement": placement}, "outcome": outcome}
+
+
+def test_figures_of_hand_made_results():
+    results = [
+        result("a.onnx", "p", 90, 100, devices=1),
+        result("a.onnx", "q", 110, 100),
+        result("a.onnx", "r", 240, 200),
+        result("a.onnx", "s", 300, 300, noise=0.05),
+        {"key": {"model": "a.onnx", "cluster": "two", "placement": "t"}, "outcome": {"status": "error"}},
+    ]
+    summary = summarise(results, seed=0)
+    assert summary["cases"] == 4
+    assert summary["median_ape"] == pytest.approx(0.1)
+    assert summary["mean_ape"] == pytest.approx(0.1)
+    assert summary["max_ape"] == pytest.approx(0.2)
+    assert summary["p95_ape"] == pytest.approx(np.quantile([0, 0.1, 0.1, 0.2], 0.95))
+    assert summary["split_cases"] == 3
+    assert summary["rank_correlation"] == pytest.approx(np.sqrt(0.9))  # one tie: ranks 1.5 1.5 3 4 against 1 2 3 4
+    assert summary["regret"] == 0
+    assert summary["noise_median_ape"] == pytest.approx(0.01)
+    assert summary["families"][0]["error"] == pytest.approx(740 / 700 - 1)
+
+
+def test_regret_is_what_the_choice_by_simulation_costs():
+    results = [result("a.onnx", "p", 90, 130), result("a.onnx", "q", 110, 100), result("b.onnx", "p", 1, 1)]
+    summary = summarise(results, seed=0)
+    assert summary["regret"] == pytest.approx(0.15)  # mean of 0.3 and 0
+    assert summary["max_regret"] == pytest.approx(0.3)
+    assert summary["rank_correlation"] is None
+
+
+def test_nothing_measured_is_no_number():
+    summary = summarise([{"key": {"model": "a", "cluster": "c", "placement": "p"}, "outcome": {"status": "error"}}], 0)
+    assert summary["cases"] == 0
+    assert summary["median_ape"] is None
+
+
+def test_the_interval_covers_the_median_as_often_as_it_says():
+    rng = np.random.default_rng(5)
+    hits = sum(low <= 1.0 <= high for low, high in (interval(rng.normal(1, 0.1, 25).tolist(), 1) for _ in range(300)))
+    assert 0.82 < hits / 300 < 0.98
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    nodes, weights, last = [], [], "x"
+    for i in range(4):
+        weights.append(numpy_helper.from_array(rng.standard_normal((64, 64)).astype(np.float32), f"w{i}"))
+        nodes.append(helper.make_node("MatMul", [last, f"w{i}"], [f"m{i}"], name=f"mm{i}"))
+        nodes.append(helper.make_node("Tanh", [f"m{i}"], [f"t{i}"], name=f"tanh{i}"))
+        last = f"t{i}"
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [8, 64]) for name in ("x", last)]
+    graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    onnx.save(model, tmp_path / "net.onnx")
+    cores = sorted(os.sched_getaffinity(0))
+    (tmp_path / "two.yaml").write_text(
+        "name: two\ndevices:\n"
+        + "".join(f"  - {{name: c{i}, device: local-core, address: 'cpu:{cores[i % len(cores)]}'}}\n" for i in range(2))
+        + "links:\n  - {ends: [c0, c1], bandwidth: 4 GB/s, latency: 20 us}\n"
+    )
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        "kind: validate\nname: small\nmodels: [net.onnx]\nclusters: [two.yaml]\npolicies: [single, heft]\n"
+        "random_placements: 1\nbad_placements: 1\ncalibrate: null\nrepeats: 3\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize("in_flight", [1, 3])
+def test_a_study_runs_from_file_to_summary(study: Path, tmp_path: Path, in_flight: int):
+    study.write_text(study.read_text() + f"in_flight: {in_flight}\n")
+    out = tmp_path / "out"
+    found = validate(study, out)
+    assert found["failed"] == 0
+    assert {case["placement"] for case in found["cases"]} == {"single", "heft", "random-1", "alternate-1"}
+    assert found["summary"]["cases"] == 4
+    assert json.loads((out / "summary.json").read_text())["cases"] == 4
+    for path in (out / "results").glob("*.json"):
+        predicted, measured = (
+            read_timeline(out / "timelines" / f"{path.stem}-{s}.json") for s in ("predicted", "measured")
+        )
+        assert predicted.placement == measured.placement
+        assert measured.status == "measured"
+        outcome = json.loads(path.read_text())["outcome"]
+        assert outcome["low_ns"] <= outcome["measured_ns"] <= outcome["high_ns"]
+        assert len(outcome["repeats_ns"]) == 3
