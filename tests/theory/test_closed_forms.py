@@ -1,0 +1,289 @@
+"""One request against closed forms: chains, fork-join, pipelines, shared links, collectives, anomalies, memory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from moirai_sim.clusters.cluster import Link
+from moirai_sim.placement import Placement
+from moirai_sim.simulation.engine import simulate, simulate_schedule
+from moirai_sim.simulation.explain import critical_path, explain, faster
+from moirai_sim.simulation.faults import losses
+from moirai_sim.simulation.memory import energy_joules, memory_use
+from moirai_sim.simulation.options import Fault, SimulationOptions
+from moirai_sim.simulation.workloads import at_once, serve
+
+NETWORKS = ["none", "one-port", "half-duplex", "fair"]
+
+
+def on(*devices: int) -> Placement:
+    return Placement(np.array(devices, dtype=np.int64))
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_chain_over_devices_is_the_sum_of_its_parts(build, network) -> None:
+    problem = build([10, 20, 30], [(0, 1, 5), (1, 2, 7)], 3, network)
+    assert simulate(problem, on(0, 1, 2)).makespan_ns == 10 + 5 + 20 + 7 + 30
+    assert simulate(problem, on(0, 0, 0)).makespan_ns == 60
+
+
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        ("none", 10 + 8 + 20 + 8 + 5),  # all transfers at once
+        ("one-port", 10 + 3 * 8 + 20 + 8 + 5),  # the forks leave one after the other, the joins arrive one by one
+        ("half-duplex", 10 + 3 * 8 + 20 + 8 + 5),
+        ("fair", 10 + 3 * 8 + 20 + 3 * 8 + 5),  # three flows at a third of the link, out and back
+    ],
+)
+def test_fork_and_join(build, network, expected) -> None:
+    edges = [(0, j, 8) for j in (1, 2, 3)] + [(j, 4, 8) for j in (1, 2, 3)]
+    assert simulate(build([10, 20, 20, 20, 5], edges, 4, network), on(0, 1, 2, 3, 0)).makespan_ns == expected
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2, 7])
+def test_a_pipeline_fills_and_drains(build, micro_batches) -> None:
+    """Equal stages of t and transfers of c < t: (stages + micro-batches - 1) t + (stages - 1) c."""
+    stages, t, c = 4, 50, 20
+    problem = build([t] * stages, [(i, i + 1, c) for i in range(stages - 1)], stages)
+    service = serve(problem, on(*range(stages)), arrivals=at_once(micro_batches), warm_up=0)
+    assert service.done_ns.max() == (stages + micro_batches - 1) * t + (stages - 1) * c
+
+
+@pytest.mark.parametrize(("shared", "expected"), [(1, 100), (2, 200), (5, 500)])
+def test_flows_share_one_link_equally(build, shared, expected) -> None:
+    """n equal flows out of one device each get 1/n of its link."""
+    problem = build([0] * (shared + 1), [(0, j, 100) for j in range(1, shared + 1)], shared + 1, "fair")
+    spans = [s for s in simulate(problem, on(*range(shared + 1))).spans if s.kind == "transfer"]
+    assert {span.end_ns for span in spans} == {expected}
+
+
+def test_a_short_flow_speeds_up_the_long_one_it_leaves_behind(build) -> None:
+    """100 and 300 bytes at 1 byte a ns: half rate until 200, then the long one has 200 bytes left alone: 400."""
+    problem = build([0, 0, 0], [(0, 1, 100), (0, 2, 300)], 3, "fair")
+    spans = {s.target: s.end_ns for s in simulate(problem, on(0, 1, 2)).spans if s.kind == "transfer"}
+    assert spans == {"d1": 200, "d2": 400}
+
+
+@pytest.mark.parametrize(("duplex", "expected"), [("full", 100), ("half", 200)])
+def test_opposite_flows_share_a_half_duplex_link_only(build, duplex, expected) -> None:
+    links = [Link("cable", ("d0", "d1"), 1e9, 0, duplex)]
+    problem = build([0] * 4, [(0, 1, 100), (2, 3, 100)], 2, "fair", links=links)
+    assert simulate(problem, on(0, 1, 1, 0)).makespan_ns == expected
+
+
+def test_a_host_bus_is_shared_by_the_devices_on_it(build) -> None:
+    """Two pairs of devices, whose flows meet only on a bus of half their rate each."""
+    links = [Link(f"l{k}", (f"d{k}", "hub" if k < 2 else "far"), 1e9) for k in range(4)]
+    links.append(Link("bus", ("hub", "far"), 1e9))
+    problem = build([0] * 4, [(0, 2, 100), (1, 3, 100)], 4, "fair", links=links)
+    problem.cluster.__dict__.pop("graph", None)
+    assert simulate(problem, on(0, 1, 2, 3)).makespan_ns == 200
+
+
+def test_latency_is_paid_once_and_takes_no_bandwidth(build) -> None:
+    links = [Link(f"l{k}", (f"d{k}", "hub"), 1e9, 25) for k in range(2)]
+    problem = build([0] * 4, [(0, 2, 100), (1, 3, 100)], 2, "fair", links=links, latency=50)
+    assert simulate(problem, on(0, 0, 1, 1)).makespan_ns == 200 + 50
+
+
+@pytest.mark.parametrize("n", [2, 4, 8])
+def test_ring_all_reduce(build, n) -> None:
+    """2 (n - 1) steps, in each of which every device sends a chunk to the next (Patarasuk and Yuan 2009)."""
+    chunk, steps = 60, 2 * (n - 1)
+    number = np.arange((steps + 1) * n).reshape(steps + 1, n)
+    edges = [(int(number[s, k]), int(number[s + 1, (k + 1) % n]), chunk) for s in range(steps) for k in range(n)]
+    for network in ("none", "one-port", "fair"):
+        problem = build([0] * number.size, edges, n, network)
+        assert simulate(problem, Placement(np.tile(np.arange(n), steps + 1))).makespan_ns == steps * chunk
+
+
+def graham(build, times: list[int], devices: int, order: list[int], edges) -> int:
+    """Return the makespan of list scheduling in a given order, each operator on the device that is free first."""
+    free, ends, placed = [0] * devices, {}, [0] * len(times)
+    for i in order:
+        ready = max((ends[a] for a, b, _ in edges if b == i), default=0)
+        k = min(range(devices), key=lambda k: (max(free[k], ready), k))
+        placed[i] = k
+        ends[i] = free[k] = max(free[k], ready) + times[i]
+    problem = build(times, edges, devices, "none")
+    return simulate(problem, Placement(np.array(placed), order=np.argsort(order).astype(np.int64))).makespan_ns
+
+
+def test_grahams_anomaly(build) -> None:
+    """Graham 1969, figure 1: nine tasks, three machines, makespan 12; a unit shorter each, and it is 13."""
+    edges = [(0, 8, 0), (3, 4, 0), (3, 5, 0), (3, 6, 0), (3, 7, 0)]
+    times = [3, 2, 2, 2, 4, 4, 4, 4, 9]
+
+    def event_driven(times: list[int]) -> list[int]:
+        """List scheduling proper: whenever a machine is free it takes the first task of the list that is ready."""
+        done, running, free, now, order = {}, [], 3, 0, []
+        while len(order) < 9 or running:
+            for i in range(9):
+                ready = all(a in done for a, b, _ in edges if b == i)
+                if free and i not in order and ready:
+                    order.append(i)
+                    running.append((now + times[i], i))
+                    free -= 1
+            now = min(running)[0]
+            for end, i in [r for r in running if r[0] == now]:
+                running.remove((end, i))
+                done[i] = end
+                free += 1
+        return order
+
+    assert graham(build, times, 3, event_driven(times), edges) == 12
+    shorter = [t - 1 for t in times]
+    assert graham(build, shorter, 3, event_driven(shorter), edges) == 13
+
+
+def test_memory_of_a_u_net_is_the_sum_of_its_skips(build) -> None:
+    """Encoder outputs are held until the decoder level that reads them: at the bottom all of them are there at once."""
+    levels = [64, 32, 16, 8]
+    n = len(levels)
+    edges = [(i, i + 1, levels[i]) for i in range(n - 1)]  # down
+    edges += [(n - 1 + i, n + i, levels[n - 1 - i]) for i in range(n - 1)]  # up
+    skips = {(i, 2 * n - 2 - i): levels[i] for i in range(n - 1)}
+    # One tensor goes down and across: give both edges the same tensor.
+    problem = build([10] * (2 * n - 1), edges + [(*e, size) for e, size in skips.items()], weights=[100] * (2 * n - 1))
+    tensor, size = problem.edges[:, 0].copy(), np.array([*levels, *levels[-2::-1]])
+    shared = type(problem)(
+        **{f: getattr(problem, f) for f in ("name", "operators", "operator_ns", "weight_bytes", "devices")},
+        device_type=problem.device_type, memory_bytes=problem.memory_bytes, edges=problem.edges, edge_tensor=tensor,
+        tensor_bytes=size, route_class=problem.route_class, transfer_ns=size.reshape(-1, 1),
+    )  # fmt: skip
+    timeline = simulate(shared, on(*[0] * (2 * n - 1)))
+    use = memory_use(shared, timeline)
+    # While o4 runs: every encoder output, the bottom's, its own. Then 16 of the skip and 8 go, and 32 come.
+    assert dict(use.curve["d0"])[40] == 700 + 64 + 32 + 16 + 8 + 16
+    assert use.peak_bytes["d0"] == 700 + 64 + 32 + 16 + 32
+    assert use.out_of_memory is None
+    tight = type(problem)(**{f: getattr(shared, f) for f in shared.__dataclass_fields__} | {
+        "memory_bytes": np.array([843])})  # fmt: skip
+    failure = memory_use(tight, timeline).out_of_memory
+    assert failure is not None
+    assert (failure.name, failure.at_ns, failure.needed_bytes) == ("o5", 50, 844)
+
+
+def test_memory_of_a_transfer_stands_on_both_sides(build) -> None:
+    problem = build([10, 10], [(0, 1, 40)], 2)
+    use = memory_use(problem, simulate(problem, on(0, 1)))
+    assert use.curve == {"d0": [(0, 40), (50, 0)], "d1": [(0, 0), (10, 40), (60, 0)]}
+
+
+def test_energy(build) -> None:
+    """10 W idle for 60 ns, and 100 W more while it computes."""
+    problem = build([10, 10], [(0, 1, 40)], 2)
+    assert energy_joules(problem, simulate(problem, on(0, 1))) == {"d0": (600 + 1000) / 1e9, "d1": (600 + 1000) / 1e9}
+
+
+def test_launches(build) -> None:
+    """n operators of d, launches of l: waiting n (d + l); ahead l + n d where d >= l, and n l + d where d < l."""
+    for d, launch in ((50, 20), (10, 20)):
+        problem = build([d] * 5, [(i, i + 1, 0) for i in range(4)])
+        waits = simulate(problem, on(*[0] * 5), options=SimulationOptions(launch_ns=launch, asynchronous_launch=False))
+        ahead = simulate(problem, on(*[0] * 5), options=SimulationOptions(launch_ns=launch))
+        assert waits.makespan_ns == 5 * (d + launch)
+        assert ahead.makespan_ns == (launch + 5 * d if d >= launch else 5 * launch + d)
+
+
+@pytest.mark.parametrize(("streams", "expected"), [(1, 60), (2, 30), (3, 20), (6, 10), (7, 10)])
+def test_streams_run_side_by_side(build, streams, expected) -> None:
+    options = SimulationOptions(streams=streams)
+    assert simulate(build([10] * 6), on(*[0] * 6), options=options).makespan_ns == expected
+
+
+def test_copy_engines(build) -> None:
+    """Two tensors to two devices: at once without a limit, in turn with one engine; and none stops the computing."""
+    problem = build([0, 30, 50, 50], [(0, 2, 10), (0, 3, 10)], 3, "none")
+    placement = on(0, 0, 1, 2)
+    ends = {
+        engines: [s.end_ns for s in sorted(simulate(problem, placement, options=SimulationOptions(copy_engines=engines))
+                  .spans, key=lambda s: s.name) if s.kind == "transfer"]
+        for engines in (None, 1, 2)
+    }  # fmt: skip
+    assert ends == {None: [10, 10], 1: [10, 20], 2: [10, 10]}
+    busy = simulate(problem, placement, options=SimulationOptions(copy_engines=0))
+    assert busy.makespan_ns == 30 + 10 + 10 + 50  # the long operator started first and holds the device
+
+
+def test_one_copy_engine_is_a_half_duplex_port(build) -> None:
+    rng = np.random.default_rng(5)
+    pairs = sorted({tuple(sorted(map(int, rng.choice(30, 2, replace=False)))) for _ in range(60)})
+    edges = [(a, b, int(rng.integers(1, 20))) for a, b in pairs]
+    placement = Placement(rng.integers(0, 4, 30))
+    times = rng.integers(1, 30, 30).tolist()
+    half = simulate_schedule(build(times, edges, 4, "half-duplex"), placement)
+    one = simulate_schedule(build(times, edges, 4, "none"), placement, options=SimulationOptions(copy_engines=1))
+    assert np.array_equal(half.transfer_start_ns, one.transfer_start_ns)
+    assert np.array_equal(half.operator_start_ns, one.operator_start_ns)
+
+
+def test_a_device_that_slows_down_finishes_the_rest_at_the_new_speed(build) -> None:
+    problem = build([100, 50], [(0, 1, 10)], 2)
+    found = losses(problem, on(0, 1), SimulationOptions(faults=(Fault("d0", 40, 0.5),)))
+    assert (found.healthy_ns, found.makespan_ns, found.delay_ns) == (160, 40 + 120 + 10 + 50, 60)
+
+
+def test_a_device_that_fails_takes_its_work_and_all_that_reads_it(build) -> None:
+    problem = build([100, 50, 30], [(0, 1, 10)], 3)
+    found = losses(problem, on(0, 1, 2), SimulationOptions(faults=(Fault("d0", 40),)))
+    assert found.makespan_ns is None
+    assert found.lost == ("o0", "o1")
+    assert found.done_share == pytest.approx(30 / 180)
+
+
+@pytest.mark.parametrize(("speed", "expected"), [(0.5, 10 + 20 + 160 + 5), (2.0, 10 + 100 + 5), (0.0, None)])
+def test_a_link_that_changes_its_bandwidth(build, speed, expected) -> None:
+    """100 bytes from 10 on; at 30 the link changes. The data sheet's rate stays the flow's own limit."""
+    problem = build([10, 5], [(0, 1, 100)], 2, "fair")
+    found = losses(problem, on(0, 1), SimulationOptions(faults=(Fault("l0", 30, speed),)))
+    assert found.makespan_ns == expected
+
+
+def test_the_critical_path_has_no_gaps_and_names_its_causes(build) -> None:
+    problem = build([10, 20, 30, 5], [(0, 2, 8), (1, 3, 9)], 2)
+    steps = critical_path(simulate(problem, on(0, 0, 1, 1)))
+    assert [(s.name, s.start_ns, s.end_ns) for s in steps] == [("o0", 0, 10), ("o0->o2", 10, 18), ("o2", 18, 48),
+                                                               ("o3", 48, 53)]  # fmt: skip
+    assert [s.reason for s in steps] == ["start", "input", "input", "device busy"]
+
+
+def test_savings_are_those_of_a_faster_part(build) -> None:
+    problem = build([100, 40], [(0, 1, 30)], 2)
+    found = explain(problem, on(0, 1))
+    assert {s.resource: s.saved_ns for s in found.savings} == {"d0": 50, "d1": 20, "l0": 0, "l1": 0}
+    both = faster(faster(problem, "l0", 2.0), "l1", 2.0)
+    assert simulate(both, on(0, 1)).makespan_ns == 100 + 15 + 40
+    assert simulate(faster(problem, "d0->d1", 2.0), on(0, 1)).makespan_ns == 155
+    assert sum(found.shares.values()) == pytest.approx(1)
+    assert "d0" in found.text()
+
+
+def test_the_log_of_events_does_not_depend_on_the_hash_seed() -> None:
+    code = (
+        "import sys; sys.path[:0] = ['tests/property']\n"
+        "from test_engine import random_problem, random_placement\n"
+        "from moirai_sim.simulation.engine import simulate\n"
+        "for net in ('one-port', 'fair'):\n"
+        "    p = random_problem(7, net, shared=True, longest_ns=1000)\n"
+        "    print(simulate(p, random_placement(p, 7)).to_json())\n"
+    )
+    hashes = {
+        hashlib.sha256(
+            subprocess.run(
+                [sys.executable, "-c", code],
+                capture_output=True,
+                check=True,
+                env={**os.environ, "PYTHONHASHSEED": seed},
+            ).stdout
+        ).hexdigest()
+        for seed in ("0", "1", "12345")
+    }
+    assert len(hashes) == 1
