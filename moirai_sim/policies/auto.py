@@ -28,6 +28,8 @@ EXACT_OPERATORS = 40
 BOUND_OPERATORS = 3_000
 """Up to this size a bound by near-cuts is sought."""
 PIPELINES = ("pipeline-dp", "milp-throughput")
+FEW_DEVICES = 16
+"""Decomposition looks at every pair of devices for every module; with more devices it is left out."""
 
 
 class Auto:
@@ -73,7 +75,7 @@ def _latency(problem: PlacementProblem, request: Request) -> Placement:
         best, bound = _by_cp(problem, request, clock.left(0.6), best, bound, steps)
     if left_to_prove():
         best = _better(best, _search(problem, clock.request(0.6), starts, best, bound))
-        if best is not None and problem.n_operators <= BOUND_OPERATORS and not series:
+        if best is not None and _can_be_bounded(problem) and not series:
             near = near_cut_bound_ns(
                 problem, upper_ns=best.value_ns, time_limit_s=clock.left(0.9), workers=request.workers,
                 seed=request.seed,
@@ -122,12 +124,16 @@ def _fair(policy: Policy, problem: PlacementProblem, request: Request) -> Placem
 
 def _series(problem: PlacementProblem) -> bool:
     """Tell whether series decomposition is exact and promising: small modules, and nothing that joins them."""
-    if memory_binds(problem) or problem.colocation is not None or problem.n_devices > 16:
+    if memory_binds(problem) or problem.colocation is not None or problem.n_devices > FEW_DEVICES:
         return False
     cuts = cut_vertices(problem)
     if len(cuts) < 2:
         return False
     return max(len(module.operators) for module in modules_of(problem, cuts)) <= EXACT_OPERATORS
+
+
+def _can_be_bounded(problem: PlacementProblem) -> bool:
+    return problem.n_operators <= BOUND_OPERATORS and problem.n_devices <= FEW_DEVICES
 
 
 def _by_cp(

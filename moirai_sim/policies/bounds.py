@@ -7,6 +7,7 @@ Floating point solvers only *suggest* multipliers here; the bound is recomputed 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -26,10 +27,21 @@ LP_OPERATORS = 3_000
 """Problems above this size get the bounds that need no linear programme of the whole graph."""
 
 
+_known: WeakKeyDictionary[PlacementProblem, dict[str, int]] = WeakKeyDictionary()
+"""Bounds already computed: problems do not change, and several layers ask for the bound of the same one."""
+
+
 def lower_bound_ns(problem: PlacementProblem, objective: Objective = "latency") -> int:
     """Return the best bound that is cheap for the size of the problem, ns."""
     if not problem.n_operators:
         return 0
+    known = _known.setdefault(problem, {})
+    if objective not in known:
+        known[objective] = _best_bound_ns(problem, objective)
+    return known[objective]
+
+
+def _best_bound_ns(problem: PlacementProblem, objective: Objective) -> int:
     bounds = [load_ns(problem)]
     if objective == "latency":
         bounds.append(critical_path_ns(problem))

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moirai_sim.placement import Placement
-from moirai_sim.policies.bounds import FAR, heads_and_tails, load_ns
+from moirai_sim.policies.bounds import FAR, critical_path_ns, heads_and_tails, load_ns
 from moirai_sim.policies.cp_model import CpAnswer, CpModel
 from moirai_sim.policies.modules import Module, ancestors, cut_vertices, modules_of, restrict
 
@@ -35,8 +35,10 @@ STEP = 0.05
 """How far above an arc's bound an answer is looked for, as a share of the bound."""
 
 
-DROPPED_SHARES = (0.0, 0.05, 0.1, 0.15, 0.2)
+DROPPED_SHARES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 """Shares of the work that a bound by near-cuts may leave out."""
+LARGEST = 120
+"""Modules of more operators than this keep their first bounds: the solver would not raise them in time."""
 
 
 @dataclass(eq=False)
@@ -99,8 +101,9 @@ def decompose(
                 return Decomposition(upper_ns, None, upper_ns, len(modules), solves)
             if not todo:
                 return Decomposition(bound, _assemble(problem, modules, chain, path), bound, len(modules), solves)
+            todo = [c for c in todo if len(modules[c].operators) <= LARGEST]
             left = deadline - time.perf_counter()
-            if left <= 0.05:
+            if left <= 0.05 or not todo:
                 return Decomposition(bound, None, upper_ns, len(modules), solves)
             jobs = []
             for arcs, where, slack in _jobs(chain, path, todo, forward, backward, upper_ns):
@@ -124,21 +127,30 @@ def near_cut_bound_ns(
 
     Operators off the main line (a branch beside many modules) keep its operators from being cut vertices. Without them
     the rest decomposes, and its optimum bounds the whole from below. Several shares of work to leave out are compared
-    by the bounds that need no solver; the best is then worked on.
+    by what they promise; the best is then worked on.
     """
     before = ancestors(problem)
     related = before | before.T | np.eye(problem.n_operators, dtype=bool)
-    best, best_bound = problem, -1
+    deadline = time.perf_counter() + time_limit_s
+    best, most = problem, -1
     for share in DROPPED_SHARES:
         smaller, _ = restrict(problem, ~_off_the_line(problem, related, share))
-        modules = modules_of(smaller, cut_vertices(smaller))
-        bound = int(_distances([_first_bounds(module) for module in modules])[0][-1].min())
-        if bound > best_bound:
-            best, best_bound = smaller, bound
+        promise = sum(_promise(module) for module in modules_of(smaller, cut_vertices(smaller)))
+        if promise > most:
+            best, most = smaller, promise
+    time_limit_s = deadline - time.perf_counter()
     outcome = decompose(
         best, upper_ns=upper_ns, time_limit_s=time_limit_s, workers=workers, seed=seed, solve_limit_s=2.0
     )
     return min(outcome.bound_ns, upper_ns)
+
+
+def _promise(module: Module) -> int:
+    """Return what a module may add to a bound, ns: its best single device if it can be solved, else its first bound."""
+    if len(module.operators) > LARGEST:
+        return critical_path_ns(module.problem)
+    whole = np.where(module.problem.operator_ns < 0, FAR, module.problem.operator_ns).sum(axis=0)
+    return int(whole.min())
 
 
 def _off_the_line(problem: PlacementProblem, related: NDArray[np.bool_], share: float) -> NDArray[np.bool_]:
