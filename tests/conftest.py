@@ -6,6 +6,13 @@ from dataclasses import dataclass
 import pytest
 
 
+def pytest_collection_modifyitems(items):
+    """Everything under tests/measured/ times real runs, and is run apart from the rest."""
+    for item in items:
+        if "measured" in item.path.parts:
+            item.add_marker(pytest.mark.measured)
+
+
 @dataclass
 class Answer:
     """What a command line call did."""
