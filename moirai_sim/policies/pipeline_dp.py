@@ -23,7 +23,7 @@ PUBLISHED_FORMAT = "dnn-partitioning"
 """``provenance["format"]`` of problems whose loads follow the published rules."""
 MAX_ENTRIES = 50_000_000
 """Most entries (ideals times combinations of devices) of the table; it takes 12 bytes an entry."""
-MAX_IDEALS = 2_000_000
+MAX_IDEALS = 200_000
 STEP = 1.1
 """Growth of the threshold on loads from one attempt to the next."""
 
