@@ -74,10 +74,10 @@ def heads_and_tails(problem: PlacementProblem) -> tuple[NDArray[np.int64], NDArr
     tensor = np.append(problem.edge_tensor, -1)
     order = np.array(problem.topological_order)
     head, tail = np.zeros_like(duration), np.zeros_like(duration)
-    _longest(order, indptr, edge_ids, _column(problem, 0), tensor, duration, hop, head)
+    _longest(order, indptr, edge_ids, _column(problem, 0), tensor, duration, hop, head)  # type: ignore[no-untyped-call]
     indptr, edge_ids = problem.successors
     back = np.ascontiguousarray(hop.transpose(0, 2, 1))
-    _longest(order[::-1].copy(), indptr, edge_ids, _column(problem, 1), tensor, duration, back, tail)
+    _longest(order[::-1].copy(), indptr, edge_ids, _column(problem, 1), tensor, duration, back, tail)  # type: ignore[no-untyped-call]
     return head, tail
 
 

@@ -89,8 +89,7 @@ class CpModel:
             ks = np.flatnonzero(self.usable[i]).tolist()
             group = -1 if p.colocation is None else int(p.colocation[i])
             if group in groups:
-                literals = {k: groups[group].get(k) for k in ks}
-                literals = {k: literal for k, literal in literals.items() if literal is not None}
+                literals = {k: groups[group][k] for k in ks if k in groups[group]}
                 for k, literal in groups[group].items():
                     if k not in literals:
                         model.add(literal == 0)
@@ -100,7 +99,7 @@ class CpModel:
                 literals = {k: model.new_bool_var(f"x{i},{k}") for k in ks}
             if group >= 0 and group not in groups:
                 groups[group] = literals
-            model.add_exactly_one(literals.values())
+            model.add_exactly_one(list(literals.values()))
             start = model.new_int_var(min(int(self.head[i, k]) for k in ks), self.horizon, f"S{i}")
             end = model.new_int_var(0, self.horizon - min(int(self.tail[i, k]) for k in ks), f"C{i}")
             model.add(end == start + sum(int(self.duration[i, k]) * x for k, x in literals.items()))

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from moirai_sim.problem import PlacementProblem
 
 Ints: TypeAlias = "NDArray[np.int64]"
+Term: TypeAlias = "tuple[NDArray[np.int64], float | NDArray[np.float64]]"
 
 
 @dataclass
@@ -212,7 +213,7 @@ class MilpModel:
             self.families[name] = Rows(matrix, np.asarray(right, dtype=np.float64), equal)
 
     def _add_terms(
-        self, name: str, terms: Sequence[tuple[NDArray[np.int64], float | NDArray[np.float64]]],
+        self, name: str, terms: Sequence[Term],
         right: float | NDArray[np.float64],
     ) -> None:  # fmt: skip
         """Add ``sum of value * column <= right`` with one column a term in each row."""
@@ -262,12 +263,12 @@ class MilpModel:
         self._add_terms("precedence", [(self.at["C"] + edges[:, 0], 1), (self.at["S"] + edges[:, 1], -1)], 0)
         leg = np.arange(len(self.leg_tensor))
         self._add_terms("sent_after", [(self.at["C"] + self.leg_producer, 1), (self.at["s"] + leg, -1)], 0)
-        consumer = np.array([(leg, p.edges[e, 1]) for leg, edges in enumerate(self.leg_edges) for e in edges])
-        leg, consumer = consumer.reshape(-1, 2).T.astype(np.int64)
+        readers = [(l, p.edges[e, 1]) for l, edges in enumerate(self.leg_edges) for e in edges]  # noqa: E741
+        leg, consumer = np.array(readers, dtype=np.int64).reshape(-1, 2).T
         fixed = self.leg_target[leg] >= 0
-        big = np.where(fixed, np.maximum(self.horizon - self.earliest[consumer], 0.0), 0.0)
+        big: NDArray[np.float64] = np.where(fixed, np.maximum(self.horizon - self.earliest[consumer], 0.0), 0.0)
         x = self.at["x"] + consumer * p.n_devices + np.maximum(self.leg_target[leg], 0)
-        terms = [(self.at["c"] + leg, 1.0), (self.at["S"] + consumer, -1.0), (x, big)]
+        terms: list[Term] = [(self.at["c"] + leg, 1.0), (self.at["S"] + consumer, -1.0), (x, big)]
         self._add_terms("received_before", terms, big)
 
     def _memory(self) -> None:
