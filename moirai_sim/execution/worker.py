@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 DONE = -1
 """Token of a worker that has finished its parts of a request."""
+_SCHEDSTAT = Path("/proc/thread-self/schedstat")
 _EARLY_NS = 1_000_000
 """A worker that waits for a start time stops sleeping so much earlier, since sleep is late."""
 
@@ -71,6 +73,8 @@ class Record:
     """(request, job, ready, start, end)"""
     arrivals: list[tuple[int, int, int, int]] = field(default_factory=list)
     """(request, tensor, sent, arrived)"""
+    delayed_ns: int = 0
+    """Time in which the worker wanted to run and something else had its core; 0 where the system does not tell."""
 
 
 class _Loaded:
@@ -185,7 +189,7 @@ class Worker:
         """
         loaded = self.loaded[key]
         jobs, slots = loaded.assignment.jobs, loaded.assignment.slots
-        record = Record()
+        record = Record(delayed_ns=-_run_queue_ns())
         here: dict[tuple[int, int], int] = {}  # (tensor, request) -> arrival
         unfinished = [len(loaded.assignment.peers) + 1] * len(arrivals_ns)  # workers that still work on the request
         active: list[list[int]] = []  # [request, next job], oldest first
@@ -228,6 +232,7 @@ class Worker:
             self._take(self.inbox.drain(), here, unfinished, record)
         while any(unfinished):
             self._listen(here, unfinished, record)
+        record.delayed_ns += _run_queue_ns()
         return record
 
     def receive_buffer(self, key: int, tensor: int, request: int) -> memoryview:
@@ -271,6 +276,14 @@ class Worker:
             else:
                 here[tensor, request] = sent if now is None else now
                 record.arrivals.append((request, tensor, sent, here[tensor, request]))
+
+
+def _run_queue_ns() -> int:
+    """Return how long this thread has waited for its core since it began (Linux's scheduler statistics), ns."""
+    try:
+        return int(_SCHEDSTAT.read_text(encoding="ascii").split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
 
 
 def _leave_with_master(control: Connection) -> None:

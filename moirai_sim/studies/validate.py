@@ -108,6 +108,7 @@ def _source(model: str) -> str:
 def _calibrated(cluster: Cluster, sources: Sequence[str], study: ValidateStudy, out: Path) -> Cluster:
     """Profile this machine's operators and links, and return the cluster priced by what was found."""
     from moirai_sim.costs.calibrate import calibrate
+    from moirai_sim.execution.workers import EMULATED
     from moirai_sim.profiling.operators import profile_operators
     from moirai_sim.profiling.schema import write_profile
     from moirai_sim.units import parse_ns
@@ -119,7 +120,7 @@ def _calibrated(cluster: Cluster, sources: Sequence[str], study: ValidateStudy, 
         int, str
     ] = {}  # one profile for all devices of as many threads: cores of one machine are taken to be equal
     for device in cluster.devices:
-        addresses.setdefault(device.threads, device.address)
+        addresses.setdefault(device.threads, f"cpu:{device.address.partition(':')[2]}")
     budget_s = parse_ns(str(study.calibrate)) / 1e9 / len(addresses)
     for threads, address in sorted(addresses.items()):
         operators = profile_operators(sources, address, budget_s=budget_s)
@@ -127,10 +128,13 @@ def _calibrated(cluster: Cluster, sources: Sequence[str], study: ValidateStudy, 
         write_profile(operators, profiles[-1], metadata=operators.attrs["metadata"])
     model = (folder / "model").absolute()
     calibrate(profiles, model, name=f"{cluster.name}-here", seed=study.seed)
+    links = cluster.links
+    if not any(device.address.startswith(EMULATED) for device in cluster.devices):
+        links = tuple(replace(link, latency_ns=0, bandwidth_bytes_per_s=_FREE_BANDWIDTH) for link in links)
     return replace(
         cluster,
         devices=tuple(replace(device, cost_model=str(model)) for device in cluster.devices),
-        links=tuple(replace(link, latency_ns=0, bandwidth_bytes_per_s=_FREE_BANDWIDTH) for link in cluster.links),
+        links=links,
         link_model=str(model),
     )
 
@@ -177,7 +181,7 @@ def _run_cluster(name: str, cluster: Cluster, sources: Sequence[str], study: Val
 def _run_model(
     source: str, cluster_name: str, cluster: Cluster, workers: Workers, study: ValidateStudy, store: Store
 ) -> list[str]:
-    from moirai_sim.execution.measure import load, load_subject
+    from moirai_sim.execution.measure import UNDISTURBED, load, load_subject
     from moirai_sim.graphs.load import load_graph
     from moirai_sim.sources import build_problem
 
@@ -212,8 +216,10 @@ def _run_model(
                 own = sorted(runs[candidate.name], key=lambda run: run[0])
                 middle = own[len(own) // 2][1]
                 timelines[candidate.name] = replace(middle, policy=candidate.name, network=problem.network)
-                took = [ns for ns, _ in runs[candidate.name]]
-                outcomes[candidate.name] = _outcome(problem, candidate, middle, took, family, study.seed)
+                took = [ns for ns, _, _ in runs[candidate.name]]
+                disturbed = float(np.mean([share > UNDISTURBED for _, _, share in runs[candidate.name]]))
+                outcome = _outcome(problem, candidate, middle, took, family, study.seed)
+                outcomes[candidate.name] = outcome | {"disturbed": disturbed}
             for one in loaded.values():
                 one.close()
     except MoiraiError as error:
@@ -275,34 +281,36 @@ def _requests(study: ValidateStudy) -> int:
     return 10 * study.in_flight
 
 
-def _interleaved(loaded: dict[str, Loaded], study: ValidateStudy) -> dict[str, list[tuple[int, Timeline]]]:
+def _interleaved(loaded: dict[str, Loaded], study: ValidateStudy) -> dict[str, list[tuple[int, Timeline, float]]]:
     """Run every placement once a round; each measured run follows one that warms the caches and is thrown away.
 
     Returns
     -------
     dict
-        A list of (ns, timeline) a placement: makespans, or for streams the mean time between two answers after a tenth
-        of the requests, with the timeline of the first request.
+        A list of (ns, timeline, share disturbed) a placement: makespans, or for streams the mean time between two
+        answers after a tenth of the requests, with the timeline of the first request.
     """
-    runs: dict[str, list[tuple[int, Timeline]]] = {name: [] for name in loaded}
+    runs: dict[str, list[tuple[int, Timeline, float]]] = {name: [] for name in loaded}
     for number in range(study.repeats + 1):
         for name, one in loaded.items():
             one.run()
             if not number:
                 one.check()
             elif study.in_flight == 1:
-                timeline = one.timeline(*one.run())
-                runs[name].append((timeline.makespan_ns, timeline))
+                run = one.run_undisturbed()
+                timeline = one.timeline(run.origin, run.records)
+                runs[name].append((timeline.makespan_ns, timeline, run.disturbed))
             else:
                 requests = _requests(study)
-                origin, records = one.run([0] * requests, limit_s=300.0)
+                run = one.run_undisturbed([0] * requests, limit_s=300.0)
                 ends = np.zeros(requests, dtype=np.int64)
-                for record in records.values():
+                for record in run.records.values():
                     for request, _, _, _, end in record.runs:
                         ends[request] = max(ends[request], end)
                 ends.sort()
                 warm = requests // 10
-                runs[name].append((int((ends[-1] - ends[warm - 1]) / (requests - warm)), one.timeline(origin, records)))
+                period = int((ends[-1] - ends[warm - 1]) / (requests - warm))
+                runs[name].append((period, one.timeline(run.origin, run.records), run.disturbed))
     return runs
 
 

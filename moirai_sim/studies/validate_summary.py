@@ -50,7 +50,8 @@ def summarise(results: Iterable[Mapping[str, Any]], seed: int) -> dict[str, Any]
     Errors are absolute percentage errors as fractions. ``rank_correlation`` is Spearman's, the mean over models (and
     clusters). ``regret`` says by how much the placement that is predicted best is really slower than the best measured
     one, the mean over models. ``noise_median_ape`` is the median over cases of the difference between the medians of
-    the even and the odd repeats.
+    the even and the odd repeats. ``disturbed`` is the share of repeats in which, in spite of several attempts,
+    something else took a worker's core: where it is not near zero, the figures are of the machine's load.
     """
     measured = [result for result in results if result["outcome"]["status"] == "measured"]
     summary: dict[str, Any] = {"cases": len(measured), **_errors(measured, seed)}
@@ -71,6 +72,8 @@ def summarise(results: Iterable[Mapping[str, Any]], seed: int) -> dict[str, Any]
     summary["max_regret"] = max(regrets, default=None)
     noise = [result["outcome"]["noise_ape"] for result in measured]
     summary["noise_median_ape"] = float(np.median(noise)) if noise else None
+    disturbed = [result["outcome"].get("disturbed", 0.0) for result in measured]
+    summary["disturbed"] = float(np.mean(disturbed)) if disturbed else None
     clusters = sorted({cluster for _, cluster in groups})
     summary["clusters"] = [
         {"cluster": name, **_errors([r for r in measured if r["key"]["cluster"] == name], seed)} for name in clusters
