@@ -98,3 +98,9 @@ def test_pytorch_is_not_imported_by_the_core():
     loaded = modules_after(code)
     assert "numpy" in loaded
     assert not loaded & {"torch", "cvxpy", "plotly", "sklearn", "ortools", "ray", "matplotlib"}
+
+
+def test_public_names_are_what_they_say_whatever_was_imported_before():
+    code = "import moirai_sim.verify, moirai_sim as ms; print(callable(ms.verify), callable(ms.place))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True"]
