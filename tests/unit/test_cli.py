@@ -1,7 +1,10 @@
 """Every command that needs no measuring, with text and with JSON, and the exit codes."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,6 +91,25 @@ def test_the_same_call_writes_the_same_bytes(cli, instance, tmp_path):
         document.pop("solve_seconds")
         texts.append(json.dumps(document))
     assert texts[0] == texts[1]
+
+
+def test_neither_the_hash_seed_nor_the_order_of_the_yaml_shows_in_a_result(tmp_path):
+    parts = [
+        "devices:\n  - {name: b, device: nvidia-t4}\n  - {name: a, device: nvidia-l4, count: 2}\n",
+        "switches: [s]\n",
+    ]
+    parts += ["links:\n  - {ends: [a, s], bandwidth: 10 GB/s}\n  - {ends: [b, s], bandwidth: 5 GB/s}\n", "name: c\n"]
+    documents = []
+    for seed, order in (("1", parts), ("2", parts[::-1])):
+        (tmp_path / "cluster.yaml").write_text("".join(order))
+        command = [sys.executable, "-c", "from moirai_sim.cli import main; main()", "place", "zoo:ws-32?seed=1"]
+        options = ["--cluster", "cluster.yaml", "--policy", "heft", "--json"]
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        done = subprocess.run(
+            command + options, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        )
+        documents.append(json.loads(done.stdout) | {"solve_seconds": 0})
+    assert json.dumps(documents[0]) == json.dumps(documents[1])
 
 
 def test_graph(cli, instance):
