@@ -21,6 +21,8 @@ from moirai_sim.graphs.operator import Operator, OperatorGraph, Tensor
 
 BACKENDS = tuple(RULES)
 """Names of the backends whose fusions are known."""
+MAX_MEMBERS = 64
+"""Operators in a kernel at most, as TorchInductor has it (``max_fusion_size``); it keeps long chains linear too."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,10 @@ class _Pattern:
 
     def __init__(self, head: str, arguments: tuple[_Pattern | str, ...]) -> None:
         self.types = frozenset(CLASSES.get(head, (head,))) | {head}
+        """Types of kernels that the last operator of a match may have."""
+        below = [argument.needed for argument in arguments if isinstance(argument, _Pattern)]
+        self.needed: list[frozenset[str]] = [self.types, *(types for needed in below for types in needed)]
+        """A graph that has none of one of these sets has no match."""
         self.arguments = arguments
         self.orders = [arguments]
         if len(arguments) == 2 and self.types & COMMUTATIVE:
@@ -116,10 +122,13 @@ class _Kernels:
         kept = graph.source.get("outputs", ())
         self.kept = frozenset(kept) if isinstance(kept, Sequence) else frozenset()
         self.kernel = {o.name: Kernel(o.op_type, o.op_type, (o,), o.inputs, o) for o in graph}
+        self.types = {operator.op_type for operator in graph}
 
     def apply(self, rule: Rule) -> None:
         """Fuse every match of a rule, in topological order of the last operators."""
         pattern = _parse(rule.pattern)
+        if any(self.types.isdisjoint(types) for types in pattern.needed):
+            return
         condition = CONDITIONS.get(rule.when)
         blocked = blocked_values(self.roots()) if rule.when == "same_layout" else frozenset()
         for kernel in list(self.roots()):
@@ -175,9 +184,9 @@ class _Kernels:
             yield from self._match_inputs(arguments[1:], inputs[1:], more_bound, more_found)
 
     def _is_legal(self, match: Sequence[Kernel]) -> bool:
-        """Tell whether no inner value is read outside the match or leaves the model."""
+        """Tell whether no inner value is read outside the match or leaves the model, and it is not too long."""
         inside = {operator.name for kernel in match for operator in kernel.operators}
-        return all(
+        return len(inside) <= MAX_MEMBERS and all(
             tensor.name not in self.kept and inside.issuperset(self.readers.get(tensor.name, ()))
             for kernel in match[1:]
             for tensor in kernel.root.outputs
@@ -192,6 +201,7 @@ class _Kernels:
         if result in CLASSES:
             op_type = max(match, key=lambda kernel: sum(operator.flops for operator in kernel.operators)).op_type
         merged = Kernel(result, op_type, tuple(operators), self._boundary(operators, main), main)
+        self.types.add(result)
         for operator in operators:
             self.kernel[operator.name] = merged
 

@@ -87,6 +87,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Rule("Add(MatMul, #)", "Gemm", "bias_of_matrix"),
         *_COMPOSITES,
         Rule("Pointwise(Pointwise)", "Pointwise", "same_elements"),
+        Rule("Pointwise(*, Pointwise)", "Pointwise", "same_elements"),
         Rule("RowWise(Pointwise)", "RowWise", "same_elements"),
         Rule("Pointwise(RowWise)", "RowWise", "same_elements"),
     ),

@@ -39,10 +39,10 @@ def load_graph(source: str | Path) -> OperatorGraph:
     path, question, query = text.partition("?")
     if Path(text).exists() or not question:
         return read_onnx(Path(text))
-    return read_onnx(Path(path), dimensions=parse_query(query, text))
+    return read_onnx(Path(path), dimensions=_sizes(query, text))
 
 
-def parse_query(query: str, place: str) -> dict[str, int]:
+def _sizes(query: str, place: str) -> dict[str, int]:
     """Parse ``a=1&b=2`` into whole numbers of at least 0.
 
     Raises

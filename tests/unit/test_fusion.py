@@ -166,6 +166,16 @@ def test_onnx_runtime_runs_as_many_kernels(name, tmp_path):
         assert len(real) == len(ours)
 
 
+def test_long_chains_are_cut():
+    def build(b):
+        x = b.input("x", [4])
+        for _ in range(200):
+            x = b.unary("Sin", x)
+        return x
+
+    assert sorted(map(len, kernels(graph_of(build), "inductor")), reverse=True) == [64, 64, 64, 8]
+
+
 def test_unknown_backend_is_told():
     with pytest.raises(InputError, match="did you mean 'inductor'"):
         fuse(load_graph("zoo:resnet18"), "inducter")

@@ -36,9 +36,9 @@ def zoo_names() -> list[str]:
 
 
 def zoo_parameters(name: str) -> dict[str, int | str]:
-    """Return the parameters of a model with their default values."""
+    """Return the parameters that a query may set, whole numbers and words, with their default values."""
     parameters = inspect.signature(_model(name)).parameters.values()
-    return {parameter.name: parameter.default for parameter in parameters if not isinstance(parameter.default, tuple)}
+    return {parameter.name: parameter.default for parameter in parameters if type(parameter.default) in (int, str)}
 
 
 def zoo_model(name: str) -> ModelProto:

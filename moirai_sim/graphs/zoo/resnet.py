@@ -10,7 +10,7 @@ from moirai_sim.graphs.zoo.builder import Builder, Value
 
 
 def resnet(
-    name: str, *, depths: tuple[int, ...], bottleneck: tuple[bool] = (True,), batch: int = 1, image: int = 224,
+    name: str, *, depths: tuple[int, ...], bottleneck: bool = True, batch: int = 1, image: int = 224,
     dtype: str = "float32",
 ) -> ModelProto:  # fmt: skip
     """Build a stem and four stages of residual blocks."""
@@ -18,7 +18,7 @@ def resnet(
     x = b.input("image", [batch, 3, image, image])
     x = b.relu(b.batch_norm(b.conv(x, 64, 7, stride=2)))
     x = b.pool("MaxPool", x, 3, stride=2, padding=1)
-    block = _bottleneck if bottleneck[0] else _basic
+    block = _bottleneck if bottleneck else _basic
     for stage, depth in enumerate(depths):
         for i in range(depth):
             with b.scope(f"stage{stage}/block{i}"):
@@ -46,8 +46,8 @@ def _bottleneck(b: Builder, x: Value, channels: int, stride: int) -> Value:
 
 
 MODELS = {
-    "resnet18": partial(resnet, "resnet18", depths=(2, 2, 2, 2), bottleneck=(False,)),
-    "resnet34": partial(resnet, "resnet34", depths=(3, 4, 6, 3), bottleneck=(False,)),
+    "resnet18": partial(resnet, "resnet18", depths=(2, 2, 2, 2), bottleneck=False),
+    "resnet34": partial(resnet, "resnet34", depths=(3, 4, 6, 3), bottleneck=False),
     "resnet50": partial(resnet, "resnet50", depths=(3, 4, 6, 3)),
     "resnet101": partial(resnet, "resnet101", depths=(3, 4, 23, 3)),
     "resnet152": partial(resnet, "resnet152", depths=(3, 8, 36, 3)),
