@@ -15,6 +15,7 @@ from moirai_sim.costs.measured import Times, key_hash, write_table
 from moirai_sim.errors import InputError
 from moirai_sim.files import sha256
 from moirai_sim.profiling.schema import operator_key, read_profile, row_operator, write_profile
+from moirai_sim.profiling.sweep import PREFIX
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -239,7 +240,7 @@ def _splits(frame: pd.DataFrame, keys: NDArray[Any], seed: int) -> Iterator[tupl
     for members in frame.groupby(["device", "family"], sort=True).indices.values():
         larger[members] = work[members] > np.quantile(work[members], 0.9)
     yield "larger", [larger]
-    models = sorted(model for model in frame["model"].unique() if model)
+    models = sorted(model for model in frame["model"].unique() if model and not model.startswith(PREFIX))
     if len(models) > 1:
         yield "model", [(frame["model"] == model).to_numpy() for model in models]
     devices = sorted(frame["device"].unique())
