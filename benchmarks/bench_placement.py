@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -146,6 +147,27 @@ def _note(timeline: Timeline) -> str:
     )
 
 
+LATENCY = {"bert24": 100.22, "gnmt": 244.33, "bert_l-3": 414.44, "resnet50": 839.54}
+"""Published latencies, ms: the best of greedy, DP split and expert (Tarnawski et al., NeurIPS 2020)."""
+
+
+def _published_latency(name: str) -> Row:
+    from moirai_sim.instances.dnn_partitioning import read_dnn_partitioning
+    from moirai_sim.policies.contiguous import bound_ns, split
+
+    row, target = f"latency-{name}", f"at most {LATENCY[name]}"
+    data = data_folder()
+    if data is None:
+        return without_data(row, "ms", target)
+    path = next(data.glob(f"dnn-partitioning/latency-inputs/*/{name}_inference.json"))
+    instance = read_dnn_partitioning(path)
+    started = time.perf_counter()
+    value = split(instance)[1] / 1e6
+    bound = bound_ns(instance) / 1e6
+    note = f"bound {bound:.2f}, gap {100 * (1 - bound / value):.1f} %, {time.perf_counter() - started:.1f} s"
+    return Row(row, round(value, 2), "ms", target, round(value, 2) <= LATENCY[name], note)
+
+
 BENCHMARKS: dict[str, Callable[[], Row]] = {
     "example-1-memory": lambda: _example(0),
     "example-1-no-memory": lambda: _example(1),
@@ -157,4 +179,5 @@ BENCHMARKS: dict[str, Callable[[], Row]] = {
     "transformer-memory": lambda: _memory_bound("transformer"),
     "gpt3-64": _gpt3,
     "milp-build": _milp_build,
+    **{f"latency-{name}": partial(_published_latency, name) for name in LATENCY},
 }
