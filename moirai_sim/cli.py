@@ -448,16 +448,28 @@ def profile_import(
 
 @app.command()
 def calibrate(
-    profiles: Annotated[list[Path], typer.Argument(help="Profiles of operators and of links.")],
     out: Out,
+    profiles: Annotated[list[Path] | None, typer.Argument(help="Profiles of operators and of links.")] = None,
+    from_runs: Annotated[
+        Path | None, typer.Option(help="Results of validate: correct its cost model by what was measured.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: Json = False,
 ) -> None:
     """Fit a cost model and show its held-out errors."""
-    from moirai_sim.console import print_json, print_table, print_text
+    from moirai_sim.console import print_facts, print_json, print_table, print_text
     from moirai_sim.costs.calibrate import calibrate as run
 
-    card = run(profiles, out, seed=seed)
+    if from_runs is not None:
+        from moirai_sim.studies.feedback import calibrate_from_runs
+
+        report = calibrate_from_runs(from_runs, out, seed=seed)
+        if as_json:
+            print_json(report)
+        else:
+            print_facts(report)
+        return
+    card = run(profiles or [], out, seed=seed)
     if as_json:
         print_json(card)
         return

@@ -108,7 +108,6 @@ def _source(model: str) -> str:
 def _calibrated(cluster: Cluster, sources: Sequence[str], study: ValidateStudy, out: Path) -> Cluster:
     """Profile this machine's operators and links, and return the cluster priced by what was found."""
     from moirai_sim.costs.calibrate import calibrate
-    from moirai_sim.execution.workers import EMULATED
     from moirai_sim.profiling.operators import profile_operators
     from moirai_sim.profiling.schema import write_profile
     from moirai_sim.units import parse_ns
@@ -128,6 +127,17 @@ def _calibrated(cluster: Cluster, sources: Sequence[str], study: ValidateStudy, 
         write_profile(operators, profiles[-1], metadata=operators.attrs["metadata"])
     model = (folder / "model").absolute()
     calibrate(profiles, model, name=f"{cluster.name}-here", seed=study.seed)
+    return priced_by(cluster, model)
+
+
+def priced_by(cluster: Cluster, model: Path) -> Cluster:
+    """Return a cluster whose operators and transfers are priced by a calibrated model.
+
+    Links in one machine are memory: what a crossing takes is all there is, and nothing is shared. Emulated links keep
+    their rates, since flows do share them.
+    """
+    from moirai_sim.execution.workers import EMULATED
+
     links = cluster.links
     if not any(device.address.startswith(EMULATED) for device in cluster.devices):
         links = tuple(replace(link, latency_ns=0, bandwidth_bytes_per_s=_FREE_BANDWIDTH) for link in links)

@@ -1,0 +1,172 @@
+"""Improves a cost model from measured timelines, and says by how much on runs that it did not use.
+
+A ``validate`` study knows what every part of every placement really took. The model's measured operators are scaled by
+one factor a family, and its crossings by one factor, both fitted on one half of the placements; the error before and
+after is that of the other half, simulated again with the new prices. One factor a family cannot memorise placements.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moirai_sim.errors import InputError
+from moirai_sim.files import write_whole
+from moirai_sim.studies.store import digest, read_folder
+
+if TYPE_CHECKING:
+    from moirai_sim.clusters.cluster import Cluster
+    from moirai_sim.problem import PlacementProblem
+
+_LINK_FACTORS = (0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 2.8, 4.0)
+_MIN_CASES = 6
+_MIN_PARTS = 8
+"""Families seen in fewer parts keep their prices."""
+
+
+def calibrate_from_runs(folder: Path, out: Path, *, seed: int = 0) -> dict[str, Any]:
+    """Fit corrections to a cost model on the runs of a ``validate`` study, and write the corrected model.
+
+    Parameters
+    ----------
+    folder
+        Results of ``validate`` on one cluster that it calibrated itself.
+    out
+        Folder of the new cost model.
+    seed
+        Chooses the half of the placements that is used.
+
+    Returns
+    -------
+    dict
+        ``factors`` by family, ``link_factor``, ``cases`` and ``used``, and ``before`` and ``after``: median and mean
+        absolute percentage error of the runs that were not used.
+
+    Raises
+    ------
+    InputError
+        If the folder holds no such study, or too few runs to keep half of them apart.
+    """
+    study, store = read_folder(folder)
+    found = [result for result in store.read() if result["outcome"]["status"] == "measured"]
+    clusters = sorted({result["key"]["cluster"] for result in found})
+    models = sorted((folder / "calibration").glob("*/model"))
+    if study["kind"] != "validate" or study.get("in_flight", 1) != 1 or len(clusters) != 1 or len(models) != 1:
+        raise InputError(f"{folder}: needs a validate study of single requests that calibrated one cluster")
+    placements = sorted({result["key"]["placement"] for result in found}, key=lambda name: digest([seed, name]))
+    half = set(placements[: len(placements) // 2])
+    used = [result for result in found if result["key"]["placement"] in half]
+    kept = [result for result in found if result["key"]["placement"] not in half]
+    if min(len(used), len(kept)) < _MIN_CASES:
+        raise InputError(f"{folder}: {len(found)} runs are too few to keep half of them apart; measure more placements")
+    cluster = _priced(clusters[0], models[0])
+    factors = _family_factors(used)
+    work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        shutil.copytree(models[0], work, dirs_exist_ok=True)
+        sources = sorted({result["key"]["model"] for result in found})
+        _scale_operators(work, sources, factors)
+        errors = {}
+        plain_links = (work / "links.json").read_text(encoding="utf-8")
+        for factor in _LINK_FACTORS:
+            _scale_links(work, plain_links, factor)
+            errors[factor] = float(np.median(_errors(_priced(clusters[0], work), used, folder)))
+        best = min(errors, key=lambda factor: (errors[factor], abs(np.log(factor))))
+        _scale_links(work, plain_links, best)
+        report = {
+            "factors": factors,
+            "link_factor": best,
+            "cases": len(found),
+            "used": len(used),
+            "before": _figures(_errors(cluster, kept, folder)),
+            "after": _figures(_errors(_priced(clusters[0], work), kept, folder)),
+        }
+        card = json.loads((work / "card.json").read_text(encoding="utf-8"))
+        write_whole(work / "card.json", json.dumps(card | {"name": out.name, "from_runs": report}, indent=1) + "\n")
+        work.chmod(0o755)
+        if out.exists():
+            shutil.rmtree(out)
+        work.rename(out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return report
+
+
+def _priced(name: str, model: Path) -> Cluster:
+    from moirai_sim.clusters.reader import read_cluster
+    from moirai_sim.studies.validate import priced_by
+
+    return priced_by(read_cluster(name), model.absolute())
+
+
+def _family_factors(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return measured / predicted time by family: the median over runs, which a disturbed run cannot move far."""
+    ratios: dict[str, list[float]] = defaultdict(list)
+    parts: dict[str, int] = defaultdict(int)
+    for result in results:
+        for family, (predicted, measured, count) in result["outcome"]["families"].items():
+            ratios[family].append(measured / predicted)
+            parts[family] += count
+    return {
+        family: float(np.clip(np.median(values), 0.5, 2.0))
+        for family, values in sorted(ratios.items())
+        if parts[family] >= _MIN_PARTS
+    }
+
+
+def _scale_operators(model: Path, sources: Sequence[str], factors: Mapping[str, float]) -> None:
+    from moirai_sim.costs.families import family
+    from moirai_sim.costs.measured import FILE, key_hash
+    from moirai_sim.graphs.fusion import fuse
+    from moirai_sim.graphs.load import load_graph
+    from moirai_sim.profiling.schema import operator_key
+
+    table = json.loads((model / FILE).read_text(encoding="utf-8"))
+    factor_of = {}
+    for source in sources:
+        for kernel in fuse(load_graph(source), "onnxruntime").graph:
+            kind = family(kernel.op_type, [tensor.shape for tensor in kernel.inputs])
+            factor_of[key_hash(operator_key(kernel))] = factors.get(kind, 1.0)
+    for times in table["devices"].values():
+        for key, factor in factor_of.items():
+            if key in times:
+                times[key] = [value * factor for value in times[key]]
+    write_whole(model / FILE, json.dumps(table, separators=(",", ":")) + "\n")
+
+
+def _scale_links(model: Path, plain: str, factor: float) -> None:
+    document = json.loads(plain)
+    for curve in document["curves"]:
+        curve["time_s"] = [value * factor for value in curve["time_s"]]
+    write_whole(model / "links.json", json.dumps(document) + "\n")
+
+
+def _errors(cluster: Cluster, results: Sequence[Mapping[str, Any]], folder: Path) -> list[float]:
+    """Return the absolute percentage error of each run, simulated again as it was placed and ordered."""
+    from moirai_sim.graphs.load import load_graph
+    from moirai_sim.placement import placement_from_timeline
+    from moirai_sim.simulation.engine import simulate
+    from moirai_sim.sources import build_problem
+    from moirai_sim.timeline import read_timeline
+
+    problems: dict[str, PlacementProblem] = {}
+    errors = []
+    for result in results:
+        source = result["key"]["model"]
+        if source not in problems:
+            problems[source] = build_problem(load_graph(source), cluster)
+        timeline = read_timeline(folder / "timelines" / f"{result['name']}-predicted.json")
+        again = simulate(problems[source], placement_from_timeline(problems[source], timeline))
+        errors.append(abs(again.makespan_ns / result["outcome"]["measured_ns"] - 1))
+    return errors
+
+
+def _figures(errors: Sequence[float]) -> dict[str, float]:
+    return {"cases": len(errors), "median_ape": float(np.median(errors)), "mean_ape": float(np.mean(errors))}
