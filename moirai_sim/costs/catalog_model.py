@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -72,7 +73,9 @@ def save_cost_model(estimator: TimeEstimator, folder: Path, card: Mapping[str, A
             if predict is not None:
                 booster = predict.__self__  # the bound method of a scikit-learn ensemble
                 kind = [("x", FloatTensorType([None, booster.n_features_in_]))]
-                proto = convert_sklearn(booster, initial_types=kind, target_opset={"": 21, "ai.onnx.ml": 3})
+                with warnings.catch_warnings():  # skl2onnx hands NumPy's integers to protobuf, which objects
+                    warnings.simplefilter("ignore")
+                    proto = convert_sklearn(booster, initial_types=kind, target_opset={"": 21, "ai.onnx.ml": 3})
                 plain[part] = f"{key}.{part}.onnx"
                 write_whole(folder / plain[part], proto.SerializeToString())
         families[key] = plain

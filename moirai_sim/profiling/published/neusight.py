@@ -1,7 +1,7 @@
 """NeuSight (ASPLOS 2025, MIT licence): fp32 kernels timed one by one with PyTorch 2.1 on NVIDIA GPUs.
 
-A file is one operator on one or several devices: ``OPName``, ``Latency`` (ms), ``Device``, the sizes, and the kernels that
-ran. The contraction of a matrix product is **N**: (B, M, N) by (B, N, K).
+A file is one operator on one or several devices: ``OPName``, ``Latency`` (ms), ``Device``, the sizes, and the kernels
+that ran. The contraction of a matrix product is **N**: (B, M, N) by (B, N, K).
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ def read(path: Path) -> tuple[pd.DataFrame, Report]:
             zero = ("Padding",) if op == "conv" else ()
             good = usable(file, rows, [s for s in sizes if s not in zero], report, latency="Latency", zero=zero)
             raw.append(good[["OPName", "Device", "Latency", *sizes]])
-    if not raw:
+    if not any(map(len, raw)):
         return pd.DataFrame(), report
     table = pd.concat(raw, ignore_index=True)
     # The release holds most sweeps twice, once for each device and once for all of them, with other last digits.
     again = table.assign(Latency=table["Latency"].round(9)).duplicated()
-    report.refuse("the same measurement stands in a second file", int(again.sum()), str(again.to_numpy().argmax()))
+    report.refuse("the same measurement stands in a second file", int(again.sum()), path.name)
     table = table[~again]
     unknown = sorted(set(table["Device"].astype(str)) - set(DEVICES))
     if unknown:
@@ -158,7 +158,7 @@ def _conv(_op: str, s: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rowwise(op: str, s: dict[str, Any]) -> dict[str, Any]:
-    """A name that ends in ``u`` takes a scalar as its second operand."""
+    """Return the columns of operators on (B, H); a name that ends in ``u`` takes a scalar as its second operand."""
     b, h = s["B"], s["H"]
     one = [f"[{x}, {y}]" for x, y in _rows(b, h)]
     scalar = op.endswith("u") and op[:-1] in _BINARY

@@ -1,0 +1,206 @@
+"""The estimator, its physical limits, its storage, and the honesty of its intervals and flags."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone
+
+from moirai_sim.clusters.cluster import DeviceType
+from moirai_sim.costs.card import held_out
+from moirai_sim.costs.catalog_model import LearnedModel, load_cost_model, save_cost_model
+from moirai_sim.costs.estimator import TimeEstimator
+from moirai_sim.costs.families import dimensions, family
+from moirai_sim.costs.features import generation, sustained_flops
+from moirai_sim.costs.model import Prediction
+from moirai_sim.costs.roofline import LAUNCH_S, Roofline
+from moirai_sim.errors import CheckError, InputError
+from moirai_sim.graphs.work import make_operator
+from moirai_sim.profiling.published.table import device_json, profile
+from moirai_sim.testing import check_cost_model
+
+SMALL = TimeEstimator(trees=30, sharp_trees=15, learning_rate=0.15, leaves=6, min_leaf=3, interval_rows=2000)
+
+
+def gpu(name: str = "a", flops: float = 10e12, bandwidth: float = 500e9, **more) -> DeviceType:
+    return DeviceType(name, "gpu", 2**33, bandwidth, {"float32": flops}, 40, 1.5e9, 4_000_000, **more)
+
+
+def synthetic(device: DeviceType, rows: int = 400, seed: int = 0, efficiency: float = 0.7, largest: int = 2048):
+    """A device that does what its data sheet says at one efficiency, with 3 % of noise."""
+    generator = np.random.default_rng(seed)
+    m, n, k = (2 ** generator.uniform(4, np.log2(largest), (3, rows))).astype(int)
+    flops, size = 2 * m * n * k, 4 * (m * k + k * n + m * n)
+    time = 5e-6 + np.maximum(flops / device.peak_flops["float32"], size / device.memory_bandwidth_bytes_per_s) / efficiency
+    columns = {
+        "name": "x", "op_type": "MatMul", "family": "gemm", "dtype": "float32", "device": device.name,
+        "device_type": device_json(device), "backend": "b", "stack": "s 1", "source": "synthetic",
+        "input_shapes": [f"[[{a}, {c}], [{c}, {b}]]" for a, b, c in zip(m, n, k, strict=True)],
+        "output_shapes": [f"[[{a}, {b}]]" for a, b in zip(m, n, strict=True)], "flops": flops,
+        "read_bytes": 4 * (m * k + k * n), "write_bytes": 4 * m * n,
+        "time_s": time * np.exp(0.03 * generator.standard_normal(rows)),
+    }  # fmt: skip
+    return profile(columns, rows)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return clone(SMALL).fit(pd.concat([synthetic(gpu()), synthetic(gpu("b", 20e12, 900e9), seed=1)], ignore_index=True))
+
+
+def matmul(m: int, n: int, k: int):
+    return make_operator("x", "MatMul", [(m, k), (k, n)], [(m, n)])
+
+
+def test_it_learns_and_its_intervals_cover(fitted):
+    test = synthetic(gpu(), seed=7)
+    seconds, low, high, flag = fitted.predict_interval(test)
+    truth = test["median_s"]
+    assert np.median(np.abs(seconds / truth - 1)) < 0.06
+    inside = ((low <= truth) & (truth <= high)).mean()
+    assert 0.85 <= inside <= 0.99
+    assert flag.mean() < 0.1
+
+
+def test_an_unseen_device_is_flagged_and_its_interval_is_wider(fitted):
+    new = gpu("c", 15e12, 700e9)
+    known = fitted.predict_interval(synthetic(gpu(), seed=3))
+    unseen = fitted.predict_interval(synthetic(new, seed=3))
+    assert unseen[3].all()
+    assert (unseen[2] / unseen[1]).mean() > (known[2] / known[1]).mean()
+    same_name_other_sheet = fitted.predict_interval(synthetic(gpu("a", 99e12), seed=3))
+    assert same_name_other_sheet[3].all()
+
+
+def test_larger_shapes_are_flagged(fitted):
+    larger = synthetic(gpu(), seed=5, largest=16384)
+    beyond = larger["flops"] > 2 * 2048**3 * 1.01
+    assert beyond.any()
+    assert fitted.predict_interval(larger)[3][beyond].all()
+
+
+def test_a_few_points_move_the_price_of_a_new_device_towards_its_own(fitted):
+    slow = synthetic(gpu("slow", 15e12, 700e9), rows=230, seed=11, efficiency=0.35)
+    before = np.abs(fitted.predict(slow.iloc[30:].reset_index(drop=True)) / slow["median_s"].iloc[30:].to_numpy() - 1)
+    adapted = clone(SMALL).set_params(intervals=False).fit(synthetic(gpu())).adapt(slow.iloc[:30].reset_index(drop=True))
+    rest = slow.iloc[30:].reset_index(drop=True)
+    after = np.abs(adapted.predict(rest) / rest["median_s"] - 1)
+    assert after.mean() < 0.6 * before.mean()
+
+
+def test_stored_and_fitted_estimators_agree(fitted, tmp_path: Path):
+    save_cost_model(fitted, tmp_path / "m", {"name": "m"})
+    model = load_cost_model(tmp_path / "m")
+    test = synthetic(gpu(), seed=9)
+    operators = [matmul(*(json.loads(i)[0][0], json.loads(o)[0][1], json.loads(i)[0][1]))
+                 for i, o in zip(test["input_shapes"], test["output_shapes"], strict=True)]  # fmt: skip
+    assert model.predict(operators, gpu()).latency_s == pytest.approx(fitted.predict(test), rel=1e-3)
+    check_cost_model(model, gpu())
+    check_cost_model(model, gpu("unseen", 3e12))
+    assert {p.suffix for p in (tmp_path / "m").iterdir()} == {".json", ".onnx"}
+    assert sum(p.stat().st_size for p in (tmp_path / "m").iterdir()) < 5 * 2**20
+
+
+@pytest.mark.parametrize("broken", ["{", '{"format": "other"}', '{"format": "moirai-sim/cost-model@1"}'])
+def test_a_broken_model_is_an_input_error(tmp_path: Path, broken: str):
+    (tmp_path / "card.json").write_text("{}")
+    (tmp_path / "model.json").write_text(broken)
+    with pytest.raises(InputError, match="model|format"):
+        LearnedModel(tmp_path)
+
+
+def test_a_model_cannot_name_files_outside_its_folder(fitted, tmp_path: Path):
+    save_cost_model(fitted, tmp_path, {"name": "m"})
+    content = json.loads((tmp_path / "model.json").read_text())
+    content["families"]["gemm-vector"]["shared"] = "../x.onnx"
+    (tmp_path / "model.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="impossible file name"):
+        LearnedModel(tmp_path)
+
+
+def test_an_ensemble_that_is_no_onnx_is_an_input_error(fitted, tmp_path: Path):
+    save_cost_model(fitted, tmp_path, {"name": "m"})
+    (tmp_path / "gemm-vector.shared.onnx").write_bytes(b"nonsense")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        LearnedModel(tmp_path).predict([matmul(8, 8, 8)], gpu())
+
+
+def test_held_out_errors_by_split():
+    frame = pd.concat([synthetic(gpu()), synthetic(gpu("b", 20e12, 900e9), seed=1)], ignore_index=True)
+    rows = held_out(frame, clone(SMALL).set_params(interval_rows=500))
+    assert {(r["split"], r["family"]) for r in rows} == {
+        (s, f) for s in ("random", "larger", "left-out device") for f in ("gemm", "all")
+    }
+    assert all(0 < r["mean_ape"] < 0.5 and 0.7 <= r["coverage"] <= 1 for r in rows)
+
+
+def test_the_estimator_refuses_times_that_are_none():
+    frame = synthetic(gpu())
+    frame.loc[3, "median_s"] = np.nan
+    with pytest.raises(InputError, match="positive finite time"):
+        clone(SMALL).fit(frame)
+
+
+def test_roofline_is_its_formula():
+    device = gpu()
+    bound, launch = matmul(1024, 1024, 1024), LAUNCH_S["gpu"]
+    answer = Roofline().predict([bound, matmul(1, 1, 1)], device)
+    assert answer.latency_s == pytest.approx([2 * 1024**3 / 10e12 + launch, max(2 / 10e12, 12 / 500e9) + launch])
+    assert answer.source == "data sheet"
+    assert answer.extrapolated.all()
+    check_cost_model(Roofline(), device)
+
+
+def test_a_power_limit_lowers_what_a_board_sustains():
+    rich, poor = gpu(peak_watts=500.0), gpu(peak_watts=50.0)
+    assert sustained_flops(rich, "float32") == pytest.approx(10e12)
+    assert sustained_flops(poor, "float32") < 7e12
+    assert sustained_flops(gpu(), "float32") == pytest.approx(10e12)
+
+
+def test_generations_by_what_they_compute_in():
+    sheet = {"float32": 1e12}
+    rates = [{}, {"float16": 8e12}, {"bfloat16": 8e12}, {"bfloat16": 8e12, "float8": 1e13}]
+    assert [generation(DeviceType("x", "gpu", 1, 1.0, sheet | r)) for r in rates] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs", "output", "attributes", "expected"),
+    [
+        ("Gemm", [(4, 8), (16, 8), (16,)], (4, 16), {"transB": 1}, (1, 4, 16, 8, 1, 0)),
+        ("Gemm", [(8, 4), (8, 16)], (4, 16), {"transA": 1}, (1, 4, 16, 8, 1, 0)),
+        ("MatMul", [(2, 3, 4, 8), (2, 3, 8, 16)], (2, 3, 4, 16), {}, (6, 4, 16, 8, 1, 0)),
+        ("MatMul", [(2, 3, 8), (8, 16)], (2, 3, 16), {}, (1, 6, 16, 8, 1, 0)),
+        ("Conv", [(2, 8, 10, 10), (16, 4, 3, 3)], (2, 16, 8, 8), {"group": 2}, (2, 128, 8, 36, 9, 1)),
+        ("Softmax", [(2, 3, 5)], (2, 3, 5), {}, (1, 6, 1, 5, 1, 0)),
+        ("ReduceMean", [(6, 5)], (6, 1), {}, (1, 6, 1, 5, 1, 0)),
+        ("Attention", [(2, 8, 1, 64), (2, 4, 99, 64)], (2, 8, 1, 64), {}, (2, 1, 99, 64, 8, 4)),
+    ],
+)
+def test_dimensions(op, inputs, output, attributes, expected):
+    assert dimensions(op, inputs, [output], attributes) == pytest.approx(expected)
+
+
+def test_a_product_with_a_weight_is_not_batched():
+    assert family("MatMul", [(8, 4, 4), (4, 4)]) == "gemm"
+    assert family("MatMul", [(8, 4, 4), (8, 4, 4)]) == "batched-matmul"
+
+
+class Liar:
+    """Answers by the length of the list, with an interval beside the estimate."""
+
+    name = "liar"
+    card = {"data": "none"}
+
+    def predict(self, operators, device):
+        times = np.full(len(operators), 1e-3 * len(operators))
+        return Prediction(times, times * 2, times * 3, np.zeros(len(operators), dtype=bool))
+
+
+def test_the_kit_finds_a_liar():
+    with pytest.raises(CheckError) as caught:
+        check_cost_model(Liar(), gpu())
+    assert "low_s <= latency_s" in str(caught.value)
+    assert "another time when asked alone" in str(caught.value)
