@@ -229,6 +229,18 @@ def simulate(
     engine: Annotated[str, typer.Option(help="simpy or replay.")] = "simpy",
     out: OptionalOut = None,
     trace: Annotated[Path | None, typer.Option(help="Also write a Chrome trace, for ui.perfetto.dev.")] = None,
+    gantt: Annotated[Path | None, typer.Option(help="Also draw a Gantt chart, as .html or .png.")] = None,
+    parquet: Annotated[Path | None, typer.Option(help="Also write the spans as a Parquet table.")] = None,
+    explained: Annotated[bool, typer.Option("--explain", help="Critical path, and what faster parts save.")] = False,
+    streams: Annotated[int, typer.Option(help="Operators that a device runs at once.")] = 1,
+    launch: Annotated[str, typer.Option(help="Time to launch an operator, e.g. '5 us'.")] = "0",
+    launch_waits: Annotated[bool, typer.Option("--launch-waits", help="A device stands still at a launch.")] = False,
+    copy_engines: Annotated[
+        int | None, typer.Option(help="Transfers of a device at once; 0: it copies itself.")
+    ] = None,
+    spread: Annotated[float, typer.Option(help="Standard deviation of the logarithm of operator times.")] = 0.0,
+    fault: Annotated[list[str] | None, typer.Option(help="RESOURCE@TIME fails; RESOURCE@TIME=SPEED slows.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of random times.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Simulate a placement."""
@@ -237,23 +249,49 @@ def simulate(
     from moirai_sim.console import print_json
     from moirai_sim.placement import placement_from_timeline
     from moirai_sim.simulation.engine import simulate as run
+    from moirai_sim.simulation.options import SimulationOptions, parse_fault
     from moirai_sim.timeline import read_timeline
+    from moirai_sim.units import parse_ns
 
     _one_of(engine, ("simpy", "replay"), "--engine")
+    options = SimulationOptions(
+        streams=streams,
+        launch_ns=parse_ns(launch),
+        asynchronous_launch=not launch_waits,
+        copy_engines=copy_engines,
+        spread=spread,
+        faults=tuple(parse_fault(text) for text in fault or ()),
+        seed=seed,
+    )
     placed = read_timeline(placement)
     problem = _problem(source, cluster, network, no_memory=no_memory, memory_scale=memory_scale, fuse=fuse)
-    timeline = run(problem, placement_from_timeline(problem, placed), engine=engine)  # type: ignore[arg-type]
-    timeline = replace(timeline, policy=placed.policy)
-    if trace is not None:
-        from moirai_sim.simulation.trace import write_trace
+    wanted = placement_from_timeline(problem, placed)
+    timeline = replace(run(problem, wanted, engine=engine, options=options), policy=placed.policy)  # type: ignore[arg-type]
+    explanation = None
+    if explained:
+        from moirai_sim.simulation.explain import explain
 
-        write_trace(timeline, trace, problem)
+        explanation = explain(problem, wanted, options=options)
+    if trace is not None or parquet is not None:
+        from moirai_sim.simulation.trace import write_parquet, write_trace
+
+        if trace is not None:
+            write_trace(timeline, trace, problem)
+        if parquet is not None:
+            write_parquet(timeline, parquet)
+    if gantt is not None:
+        from moirai_sim.simulation.gantt import write_gantt
+
+        write_gantt(timeline, gantt, explanation)
     if out is not None:
         timeline.write(out)
     if as_json:
-        print_json(timeline.to_json())
-    else:
-        _print_timeline(timeline, problem, out)
+        path = {} if explanation is None else {"explanation": explanation.to_json()}
+        print_json(timeline.to_json() | path)
+        return
+    _print_timeline(timeline, problem, out)
+    if explanation is not None:
+        typer.echo(explanation.text())
 
 
 @app.command()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import pairwise
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from moirai_sim.problem import UNLIMITED, PlacementProblem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from moirai_sim.clusters.cluster import Cluster
     from moirai_sim.timeline import Span, Timeline
 
 
@@ -18,8 +22,8 @@ def verify(problem: PlacementProblem, timeline: Timeline) -> list[str]:
 
     Checked: every operator runs exactly once, on its device, for its duration; every tensor that crosses devices
     travels exactly once to each device that reads it; nothing starts before its inputs are there; devices and ports
-    do one thing at a time (of zero-length work too: it may not lie inside other work); memory, co-location and
-    unsupported devices; the makespan, the bound and the period.
+    do one thing at a time (of zero-length work too: it may not lie inside other work); shared links carry no more than
+    they can; memory, co-location and unsupported devices; the makespan, the bound and the period.
     """
     found: list[str] = []
     if timeline.status in ("infeasible", "limit", "error"):
@@ -37,6 +41,7 @@ def verify(problem: PlacementProblem, timeline: Timeline) -> list[str]:
     arrivals = _transfer_spans(problem, timeline, index, where, device, runs, found)
     _check_inputs(problem, device, runs, arrivals, found)
     _check_exclusive(problem, timeline, found)
+    _check_links(problem, timeline, found)
     _check_limits(problem, device, found)
     _check_figures(problem, timeline, device, found)
     return found
@@ -196,6 +201,64 @@ def _resources(network: str, span: Span) -> Iterable[tuple[str, ...]]:
     if network == "half-duplex":
         return [("port of", span.source), ("port of", span.target)]
     return []
+
+
+def _check_links(problem: PlacementProblem, timeline: Timeline, found: list[str]) -> None:
+    """Check, under ``fair``, that no link carries more than it can.
+
+    Whatever the rates were, the bytes of all transfers that lie inside a window fit the link times the window. Windows
+    run from a start of one transfer to the end of another, from at most 2,000 starts a link.
+    """
+    if problem.network != "fair" or problem.cluster is None:
+        return
+    crossings: dict[tuple[str, str], list[tuple[int, int, int]]] = defaultdict(list)
+    routes: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {}
+    for span in timeline.spans:
+        if span.kind != "transfer" or not span.bytes:
+            continue
+        pair = span.source, span.target
+        if pair not in routes:
+            routes[pair] = _way(problem.cluster, *pair)
+        latency, nodes = routes[pair]
+        if span.end_ns - latency <= span.start_ns:
+            continue  # so small that it is all latency
+        for a, b in pairwise(nodes):
+            link = problem.cluster.graph.edges[a, b]["link"]
+            direction = a if problem.cluster.link[link].duplex == "full" else ""
+            crossings[link, direction].append((span.start_ns, span.end_ns - latency, span.bytes))
+    for (link, direction), uses in sorted(crossings.items()):
+        per_ns = problem.cluster.link[link].bandwidth_bytes_per_s / 1e9
+        start, end, size = np.array(sorted(uses, key=lambda use: use[1]), dtype=np.float64).T
+        starts = np.unique(start)
+        for begin in starts[:: max(1, len(starts) // 2_000)]:
+            inside = start >= begin
+            carried = np.cumsum(size[inside])
+            # Ends are whole nanoseconds, so each transfer may be a nanosecond off.
+            possible = per_ns * (end[inside] - begin + np.arange(1, len(carried) + 1)) * (1 + 1e-9)
+            over = np.flatnonzero(carried > possible)
+            if len(over):
+                until = int(end[inside][over[0]])
+                out_of = f" out of '{direction}'" if direction else ""
+                found.append(f"link '{link}'{out_of} carries more than it can from {int(begin)} ns to {until} ns")
+                break
+
+
+def _way(cluster: Cluster, source: str, target: str) -> tuple[int, tuple[str, ...]]:
+    """Return latency and nodes of the route: least latency, then fewest links, then first by the names of the nodes."""
+    known: dict[str, tuple[int, int, tuple[str, ...]]] = {source: (0, 0, (source,))}
+    changed = [source]
+    while changed:  # Bellman and Ford's algorithm: slow, short, and not the one that is checked
+        nearer = []
+        for node in changed:
+            latency, hops, nodes = known[node]
+            for other in cluster.graph[node]:
+                step = cluster.link[cluster.graph.edges[node, other]["link"]].latency_ns
+                way = (latency + step, hops + 1, (*nodes, other))
+                if other not in known or way < known[other]:
+                    known[other] = way
+                    nearer.append(other)
+        changed = list(dict.fromkeys(nearer))
+    return known[target][0], known[target][2]
 
 
 def _check_limits(problem: PlacementProblem, device: dict[int, int], found: list[str]) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from moirai_sim.errors import InputError
+from moirai_sim.simulation.options import DEFAULT, SimulationOptions
 from moirai_sim.units import format_ns
 
 if TYPE_CHECKING:
@@ -108,6 +109,18 @@ class Explanation:
             for step in self.steps
         ]
 
+    def to_json(self) -> dict[str, object]:
+        """Return the whole explanation as a document."""
+        return {
+            "bound": self.bound,
+            "shares": self.shares,
+            "waits_ns": self.waits,
+            "critical_path": self.rows(),
+            "twice_as_fast": [
+                {"resource": s.resource, "makespan_ns": s.makespan_ns, "saved_ns": s.saved_ns} for s in self.savings
+            ],
+        }
+
     def text(self, *, longest: int = 10) -> str:
         """Return the explanation for people: the bound, the longest steps of the path, and the savings."""
         lines = [f"makespan {format_ns(self.makespan_ns)}: {self.bound}"]
@@ -130,6 +143,7 @@ def explain(
     *,
     savings: bool = True,
     resources: Sequence[str] | None = None,
+    options: SimulationOptions = DEFAULT,
 ) -> Explanation:
     """Explain the timeline of a placement.
 
@@ -139,6 +153,8 @@ def explain(
         Whether to simulate again with each device and link twice as fast.
     resources
         Devices and links to speed up; all that the placement uses where None.
+    options
+        Device models.
 
     Raises
     ------
@@ -147,14 +163,14 @@ def explain(
     """
     from moirai_sim.simulation.engine import simulate, simulate_schedule
 
-    timeline = simulate(problem, placement)
+    timeline = simulate(problem, placement, options=options)
     found = critical_path(timeline)
     if not savings:
         return Explanation(timeline.makespan_ns, found)
     names = list(resources) if resources is not None else used_resources(problem, placement)
     answers = []
     for name in names:
-        makespan = simulate_schedule(faster(problem, name, 2.0), placement).makespan_ns
+        makespan = simulate_schedule(faster(problem, name, 2.0), placement, options=options).makespan_ns
         answers.append(Saving(name, makespan, timeline.makespan_ns - makespan))
     answers.sort(key=lambda saving: (-saving.saved_ns, saving.resource))
     return Explanation(timeline.makespan_ns, found, tuple(answers))

@@ -6,6 +6,7 @@ import io
 import zlib
 from typing import TYPE_CHECKING
 
+from moirai_sim.errors import InputError
 from moirai_sim.files import write_whole
 from moirai_sim.simulation.trace import tracks
 from moirai_sim.units import format_ns
@@ -90,6 +91,20 @@ def _draw(chart: go.Figure, timeline: Timeline, critical: frozenset[tuple[str, s
             **place,
         )
     return list(rows)
+
+
+def write_gantt(timeline: Timeline, path: Path, explanation: Explanation | None = None) -> None:
+    """Write the chart as the ending of the file says: ``.html`` (interactive) or ``.png``.
+
+    Raises
+    ------
+    InputError
+        If the file has another ending.
+    """
+    writers = {".html": write_html, ".png": write_png}
+    if path.suffix.lower() not in writers:
+        raise InputError(f"{path}: a Gantt chart is written as .html or .png; choose one of these endings")
+    writers[path.suffix.lower()](timeline, path, explanation)
 
 
 def write_html(timeline: Timeline, path: Path, explanation: Explanation | None = None) -> None:

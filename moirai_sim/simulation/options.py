@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from moirai_sim.errors import InputError
+from moirai_sim.units import parse_ns
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,25 @@ class Fault:
     speed: float = 0.0
     """Factor on the speed until the next fault of the same resource: 0 has failed, 1 is whole again. What is in
     progress goes on at the new speed; what a failed device ran, sent or received is lost."""
+
+
+def parse_fault(text: str) -> Fault:
+    """Return the fault that a text names: ``RESOURCE@TIME`` fails then, ``RESOURCE@TIME=SPEED`` changes its speed.
+
+    Raises
+    ------
+    InputError
+        If the text has another form, e.g. a time without a unit.
+    """
+    resource, at, rest = text.rpartition("@")
+    when, equals, speed = rest.partition("=")
+    try:
+        factor = float(speed) if equals else 0.0
+    except ValueError:
+        factor = math.nan
+    if not at or not resource or math.isnan(factor):
+        raise InputError(f"fault '{text}': write RESOURCE@TIME or RESOURCE@TIME=SPEED, e.g. 'gpu0@3 ms=0.5'")
+    return Fault(resource, parse_ns(when), factor)
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,19 @@ class Service:
         lasted = int(answers[-1]) - begin if counted > 0 else 0
         return counted * 1e9 / lasted if lasted else float("nan")
 
+    def to_json(self) -> dict[str, object]:
+        """Return figures, utilisation and queues as a document."""
+        return {
+            "figures": self.figures(),
+            "requests": len(self.arrival_ns),
+            "unanswered": int((self.done_ns < 0).sum()),
+            "device_busy": self.device_busy,
+            "device_queue": self.device_queue,
+            "port_busy": self.port_busy,
+            "transfer_queue": self.transfer_queue,
+            "link_busy": self.link_busy,
+        }
+
     def figures(self) -> dict[str, float]:
         """Return the headline figures by name, times in ns."""
         return {

@@ -115,3 +115,41 @@ def test_zero_length_work_may_touch_but_not_lie_inside(problem, timeline):
 def test_an_answer_without_a_schedule_has_no_spans(problem, timeline):
     assert verify(problem, replace(timeline, status="infeasible"))
     assert verify(problem, replace(timeline, status="infeasible", spans=[])) == []
+
+
+def test_a_link_that_carries_too_much_is_found():
+    """Two flows that share a link cannot both have it to themselves."""
+    import numpy as np
+
+    from moirai_sim.clusters.cluster import Cluster, Device, DeviceType, Link
+    from moirai_sim.placement import Placement
+    from moirai_sim.problem import UNLIMITED, PlacementProblem
+    from moirai_sim.simulation.engine import simulate
+
+    kind = DeviceType("unit", "gpu", 1, 1.0, {"float32": 1.0})
+    cluster = Cluster(
+        "star",
+        tuple(Device(f"d{i}", kind) for i in range(3)),
+        tuple(Link(f"l{i}", (f"d{i}", "hub"), 1e9) for i in range(3)),
+        ("hub",),
+    )
+    problem = PlacementProblem(
+        name="fork",
+        operators=("a", "b", "c"),
+        operator_ns=np.zeros((3, 1), dtype=np.int64),
+        weight_bytes=np.zeros(3, dtype=np.int64),
+        devices=("d0", "d1", "d2"),
+        device_type=np.zeros(3, dtype=np.int64),
+        memory_bytes=np.full(3, UNLIMITED),
+        edges=np.array([[0, 1], [0, 2]]),
+        edge_tensor=np.arange(2),
+        tensor_bytes=np.array([100, 100]),
+        route_class=np.where(np.eye(3, dtype=bool), -1, 0),
+        transfer_ns=np.array([[100], [100]]),
+        network="fair",
+        cluster=cluster,
+    )
+    placement = Placement(np.arange(3))
+    assert verify(problem, simulate(problem, placement)) == []
+    too_fast = replace(simulate(problem.with_network("none"), placement), network="fair")
+    assert verify(problem, too_fast) == ["link 'l0' out of 'd0' carries more than it can from 0 ns to 100 ns"]
