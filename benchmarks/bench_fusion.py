@@ -17,13 +17,13 @@ import onnx
 
 from benchmarks.row import Row
 from moirai_sim.graphs.fusion import fuse
+from moirai_sim.graphs.light import light_models
 from moirai_sim.graphs.onnx_reader import node_names, read_model
 from moirai_sim.graphs.operator import OperatorGraph
 from moirai_sim.graphs.work import VIEWS
 from moirai_sim.graphs.zoo import zoo_model
 from moirai_sim.profiling.backends.onnxruntime import make_session
 
-_LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 _TRANSFORMERS = (
     "bert-base?layers=3&seq=64&vocabulary=1000",
     "bert-base?layers=3&seq=64&vocabulary=1000&opset=16",
@@ -48,14 +48,14 @@ def _models(names: tuple[str, ...]) -> Iterator[tuple[str, onnx.ModelProto]]:
 
 
 def _light_models() -> Iterator[tuple[str, onnx.ModelProto]]:
-    for path in sorted(_LIGHT.glob("light_*.onnx")):
+    for name, path in light_models().items():
         model = onnx.load(str(path))
         fillers = [node for node in model.graph.node if node.op_type == "ConstantOfShape"]
         for i, node in enumerate(fillers):  # equal weights would let ONNX Runtime merge equal branches into one
             del node.attribute[:]
             value = onnx.helper.make_tensor("value", onnx.TensorProto.FLOAT, [1], [0.01 + 1e-5 * i])
             node.attribute.append(onnx.helper.make_attribute("value", value))
-        yield path.stem, model
+        yield name, model
 
 
 def _runtime_groups(model: onnx.ModelProto, graph: OperatorGraph) -> Groups:

@@ -124,7 +124,12 @@ def read_model(
     if model.functions:
         from onnx import inliner
 
-        model = inliner.inline_local_functions(model)
+        try:
+            model = inliner.inline_local_functions(model)
+        except Exception as error:  # the C++ side raises several types
+            raise InputError(
+                f"{place}: the functions of the model cannot be expanded ({error}); export it again"
+            ) from error
     digraph = _Reader(model, place, dimensions or {}).read()
     if not len(digraph):
         raise InputError(f"{place}: every output is constant, nothing is left to run; check the outputs of the export")
@@ -317,7 +322,7 @@ class _Reader:
         )  # fmt: skip
 
     def _result(self, node: onnx.NodeProto, name: str, inputs: Sequence[_Value | None]) -> tuple[_Result, bool]:
-        """Return what the node gives, and whether other nodes of its signature give the same."""
+        """Return what the node gives, and whether all nodes of its signature give the same."""
         what = f"operator '{name}' ({node.op_type})"
         if has_subgraph(node):
             raise InputError(f"{self.place}: {what} runs a subgraph, which cannot be placed; export the model unrolled")
@@ -402,9 +407,11 @@ class _Reader:
         types = list(inferred)
         shared = True
         for i, output in enumerate(node.output):
-            if types[i] is not None or output not in self.read_names or not output:
+            if types[i] is not None or not output:
                 continue
             shared = False
+            if output not in self.read_names:
+                continue
             if output not in self.declared:
                 raise InputError(
                     f"{self.place}: {what} has an output '{output}' whose shape is not known: the operator type is "

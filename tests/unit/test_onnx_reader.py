@@ -145,6 +145,32 @@ def test_unknown_operators_are_bytes_only_or_refused():
     assert (mystery.bytes_only, mystery.flops, mystery.read_bytes, mystery.write_bytes) == (True, 0, 16, 32)
 
 
+def test_an_output_is_known_where_it_is_read_even_if_an_equal_node_leaves_it_unread():
+    def mystery(number):
+        return helper.make_node("Mystery", ["x"], [f"a{number}", f"b{number}"], name=f"m{number}", domain="my.domain")
+
+    nodes = [
+        mystery(1),
+        mystery(2),
+        helper.make_node("Add", ["a1", "b2"], ["sum"]),
+        helper.make_node("Add", ["sum", "a2"], ["y"]),
+    ]
+    declared = [("a1", F, [4]), ("a2", F, [4]), ("b2", F, [4])]
+    graph = read_model(model(nodes, [("x", F, [4])], [("y", F, [4])], value_info=declared), name="g")
+    assert [operator.write_bytes for operator in graph] == [16, 32, 16, 16]
+
+
+def test_local_functions_are_expanded():
+    function = helper.make_function(
+        "local", "Twice", ["a"], ["c"],
+        [helper.make_node("Relu", ["a"], ["b"]), helper.make_node("Exp", ["b"], ["c"])], [helper.make_opsetid("", 17)],
+    )  # fmt: skip
+    node = helper.make_node("Twice", ["x"], ["y"], domain="local")
+    built = model([node], [("x", F, [4])], [("y", F, [4])], domains=["local"])
+    built.functions.append(function)
+    assert [operator.op_type for operator in read_model(built, name="g")] == ["Relu", "Exp"]
+
+
 def test_contrib_operators_have_shapes_and_work():
     nodes = [
         helper.make_node("FusedConv", ["x", "w", "b"], ["c"], domain="com.microsoft", activation="Relu", pads=[1] * 4),
