@@ -56,7 +56,9 @@ def main() -> None:
             sys.stderr.write(f"error: {problem}\n")
         sys.exit(error.exit_code)
     except usage_error as error:
-        sys.stderr.write(f"error: {error.format_message()}; see moirai-sim --help\n")  # type: ignore[attr-defined]
+        text = error.format_message()  # type: ignore[attr-defined]
+        help_alone = text.startswith("Usage:")  # a bare `moirai-sim` or `moirai-sim profile`
+        sys.stderr.write(text + "\n" if help_alone else f"error: {text}; see moirai-sim --help\n")
         sys.exit(InputError.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("stopped; finished results are kept, nothing is half-written\n")
@@ -88,9 +90,10 @@ def quickstart(out: Out = Path("out/quickstart"), as_json: Json = False) -> None
     summary = run(out)
     if as_json:
         print_json(summary)
-        return
-    _print_validation(summary)
-    print_text(f"report: {summary['report']}")
+    else:
+        _print_validation(summary)
+        print_text(f"report: {summary['report']}")
+    raise typer.Exit(1 if summary.get("failed") else 0)
 
 
 @app.command()
@@ -240,13 +243,18 @@ def simulate(
     ] = None,
     spread: Annotated[float, typer.Option(help="Standard deviation of the logarithm of operator times.")] = 0.0,
     fault: Annotated[list[str] | None, typer.Option(help="RESOURCE@TIME fails; RESOURCE@TIME=SPEED slows.")] = None,
+    requests: Annotated[int | None, typer.Option(help="Simulate a stream of so many requests.")] = None,
+    in_flight: Annotated[int, typer.Option(help="Requests of the stream that are under way at once.")] = 1,
+    rate: Annotated[float | None, typer.Option(help="Or requests a second that arrive at random (Poisson).")] = None,
     seed: Annotated[int, typer.Option(help="Seed of random times.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Simulate a placement."""
+    import json
     from dataclasses import replace
 
-    from moirai_sim.console import print_json
+    from moirai_sim.console import print_facts, print_json
+    from moirai_sim.files import write_whole
     from moirai_sim.placement import placement_from_timeline
     from moirai_sim.simulation.engine import simulate as run
     from moirai_sim.simulation.options import SimulationOptions, parse_fault
@@ -266,6 +274,16 @@ def simulate(
     placed = read_timeline(placement)
     problem = _problem(source, cluster, network, no_memory=no_memory, memory_scale=memory_scale, fuse=fuse)
     wanted = placement_from_timeline(problem, placed)
+    if requests is not None:
+        from moirai_sim.simulation.workloads import poisson, serve
+
+        arrivals = None if rate is None else poisson(rate, requests, seed)
+        clients = in_flight if rate is None else None
+        service = serve(problem, wanted, arrivals=arrivals, in_flight=clients, requests=requests, options=options)
+        if out is not None:
+            write_whole(out, json.dumps(service.to_json(), indent=1) + "\n")
+        print_json(service.to_json()) if as_json else print_facts(service.figures())
+        return
     timeline = replace(run(problem, wanted, engine=engine, options=options), policy=placed.policy)  # type: ignore[arg-type]
     explanation = None
     if explained:

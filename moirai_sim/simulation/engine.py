@@ -315,7 +315,13 @@ def simulate_schedule(
     operators, transfers = records(plan, options)
     left = problem.n_operators - len(operators)
     if left and options.faults:
-        raise InputError(f"the faults keep {left} of {problem.n_operators} operators from running; see 'losses'")
+        ran = np.zeros(problem.n_operators, dtype=bool)
+        ran[plan.operator[operators[:, 0]]] = True
+        names = [problem.operators[i] for i in np.flatnonzero(~ran)[:8].tolist()] + ["..."] * (left > 8)
+        raise InputError(
+            f"the request is never done: the faults keep {left} of {problem.n_operators} operators from ending "
+            f"({', '.join(names)}); place them elsewhere, or see simulation.faults.losses"
+        )
     if left:
         raise InputError(
             f"placement: its orders contradict each other or the edges ({left} of {problem.n_operators} operators can "
