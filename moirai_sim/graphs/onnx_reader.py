@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -121,6 +122,8 @@ def read_model(
     place = place or name
     if not model.graph.node:
         raise InputError(f"{place}: the model has no operators; name a file that holds a whole model")
+    if not _is_text(model.graph):
+        raise InputError(f"{place}: a name is not valid UTF-8, the file is damaged; export it again")
     if model.functions:
         from onnx import inliner
 
@@ -137,6 +140,15 @@ def read_model(
     facts: dict[str, object] = {"opset": opset, "producer": f"{model.producer_name} {model.producer_version}".strip()}
     outputs = [info.name for info in model.graph.output]
     return OperatorGraph(name, digraph, source=dict(source or {}) | facts | {"outputs": outputs})
+
+
+def _is_text(graph: onnx.GraphProto) -> bool:
+    """Tell whether all names are text; protobuf hands out the bytes of those that are not."""
+    nodes = ((node.name, node.op_type, node.domain, *node.input, *node.output) for node in graph.node)
+    values = (
+        value.name for values in (graph.input, graph.output, graph.initializer, graph.value_info) for value in values
+    )
+    return all(isinstance(text, str) for text in chain(chain.from_iterable(nodes), values))
 
 
 def node_names(nodes: Sequence[onnx.NodeProto]) -> list[str]:

@@ -244,6 +244,13 @@ def test_broken_files_give_one_error(tmp_path):
         read_onnx(tmp_path / "missing.onnx")
 
 
+def test_damaged_names_are_refused(tmp_path):
+    path = tmp_path / "damaged.onnx"
+    path.write_bytes((LIGHT / "light_squeezenet.onnx").read_bytes().replace(b"MaxPool", b"MaxP\xff\xffl"))
+    with pytest.raises(InputError, match="not valid UTF-8"):
+        read_onnx(path)
+
+
 def test_initializer_shorter_than_declared_is_refused():
     tensor = array("w", [1.0, 2.0], np.float32)
     tensor.dims[0] = 3
