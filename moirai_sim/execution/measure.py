@@ -27,9 +27,13 @@ from moirai_sim.timeline import Span, Timeline
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from moirai_sim.execution.ray_workers import RayWorkers
     from moirai_sim.graphs.operator import OperatorGraph
     from moirai_sim.placement import Placement
     from moirai_sim.problem import PlacementProblem
+
+    Crew = Workers | RayWorkers
+    """Workers of this machine, or of several."""
 
 WARM_UP = 3
 _AHEAD_NS = 2_000_000
@@ -70,7 +74,7 @@ class Subject:
         """Outputs that kernels write (not inputs or constants handed through)."""
         return [name for name in self.whole.outputs if name in self.whole.writer]
 
-    def reference(self, workers: Workers, repeats: int = 3) -> tuple[list[NDArray[Any]], list[int]]:
+    def reference(self, workers: Crew, repeats: int = 3) -> tuple[list[NDArray[Any]], list[int]]:
         """Return the outputs of the unsplit model in a plain session, and its times in ns."""
         if self._reference is None:
             name = workers.names[0]
@@ -96,7 +100,7 @@ class Run:
 class Loaded:
     """A placement that the workers hold and can run again and again."""
 
-    workers: Workers
+    workers: Crew
     key: int
     subject: Subject
     executed: Executed
@@ -218,7 +222,7 @@ class Loaded:
 
 
 def load(
-    workers: Workers, subject: Subject, problem: PlacementProblem, placement: Placement, *, in_flight: int = 1
+    workers: Crew, subject: Subject, problem: PlacementProblem, placement: Placement, *, in_flight: int = 1
 ) -> Loaded:
     """Split a model by a placement and give the parts to the workers.
 
@@ -245,7 +249,7 @@ def load(
 
 
 def load_order(
-    workers: Workers, subject: Subject, device: Mapping[str, str], order: Sequence[str], *, in_flight: int = 1
+    workers: Crew, subject: Subject, device: Mapping[str, str], order: Sequence[str], *, in_flight: int = 1
 ) -> Loaded:
     """Do what `load` does, for a device of every operator by name and the operators in the order to run."""
     unknown = sorted(set(device.values()) - set(workers.names))
@@ -263,7 +267,7 @@ def measure(
     problem: PlacementProblem,
     placement: Placement,
     *,
-    workers: Workers | None = None,
+    workers: Crew | None = None,
     repeats: int = 15,
     budget_s: float = 10.0,
 ) -> Timeline:

@@ -127,7 +127,7 @@ class _Loaded:
 class Worker:
     """Serves the commands of the master; see `main`."""
 
-    def __init__(self, control: Connection, inbox: Inbox, peers: Mapping[str, int]) -> None:
+    def __init__(self, control: Connection | None, inbox: Inbox, peers: Mapping[str, int]) -> None:
         self.control = control
         self.inbox = inbox
         self.peers = peers
@@ -136,10 +136,12 @@ class Worker:
 
     def serve(self) -> None:
         """Answer commands until the master leaves."""
+        if self.control is None:
+            raise LookupError("a worker without a control socket is called directly")
         while True:
             command, *arguments = self.control.recv()
             try:
-                reply = getattr(self, f"_{command}")(*arguments)
+                reply = self.answer(command, *arguments)
             except EOFError:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever it is, the master must hear of it
@@ -147,8 +149,12 @@ class Worker:
             else:
                 self.control.send(("ok", reply))
 
+    def answer(self, command: str, *arguments: object) -> Any:  # noqa: ANN401
+        """Carry out one command: load, unload, reference, run or results."""
+        return getattr(self, f"_{command}")(*arguments)
+
     def _load(self, key: int, assignment: Assignment) -> None:
-        handle = recv_handle(self.control) if assignment.shared else -1
+        handle = recv_handle(self.control) if assignment.shared and self.control is not None else -1
         try:
             self.loaded[key] = _Loaded(assignment, handle)
         finally:
