@@ -202,3 +202,10 @@ def test_the_reference_names_every_command_and_option():
         options = {option for p in command.params for option in p.opts if option.startswith("-") and option != "--out"}
         missing = {option for option in options if not re.search(rf"`{option}\b", line)} - {"--help", "-h"}
         assert not missing, (name, missing)
+
+
+@pytest.mark.parametrize("arguments", [[], ["profile"]])
+def test_a_bare_call_shows_the_help(cli, arguments):
+    answer = cli(*arguments)
+    assert answer.err.startswith("Usage:") or answer.out.startswith("Usage:")
+    assert answer.code in (0, 2)  # depends on the version of click
