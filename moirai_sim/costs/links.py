@@ -171,14 +171,9 @@ def fit_curve(size: NDArray[np.int64], time_s: NDArray[np.float64]) -> Curve:
     weight = np.bincount(inverse)
     smooth = np.exp(IsotonicRegression().fit_transform(np.log(sizes), np.log(middle), sample_weight=weight))
     if len(sizes) > _KNOTS:
-        grid = np.linspace(np.log(sizes[0]), np.log(sizes[-1]), _KNOTS)
-        nearest = np.abs(np.log(sizes)[:, None] - grid[None, :]).argmin(axis=1)
-        groups = [np.flatnonzero(nearest == i) for i in range(_KNOTS)]
-        groups = [group for group in groups if len(group)]
-        kept = np.array([int(np.exp(np.log(sizes[g]).mean()).round()) for g in groups])
-        kept[0], kept[-1] = sizes[0], sizes[-1]
-        smooth = np.array([np.exp(np.log(smooth[g]).mean()) for g in groups])
-        sizes, smooth = kept, np.maximum.accumulate(smooth)
+        grid = np.unique(np.geomspace(sizes[0], sizes[-1], _KNOTS).round().astype(np.int64))
+        smooth = np.exp(np.interp(np.log(grid), np.log(sizes), np.log(smooth)))
+        sizes = grid
     return Curve(tuple(int(s) for s in sizes), tuple(float(t) for t in smooth))
 
 

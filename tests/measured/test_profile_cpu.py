@@ -1,0 +1,139 @@
+"""Real profiles of this machine: operators add up to the model, links answer, telemetry is there."""
+
+import math
+import os
+
+import numpy as np
+import onnx
+import pytest
+
+from moirai_sim.clusters.cluster import Cluster, Device, DeviceType
+from moirai_sim.errors import InputError
+from moirai_sim.profiling import telemetry
+from moirai_sim.profiling.backends.onnxruntime import kernel_graph, kernel_key, owners
+from moirai_sim.profiling.links import profile_links
+from moirai_sim.profiling.operators import load, profile_operators
+from moirai_sim.profiling.schema import LINK_COLUMNS, OPERATOR_COLUMNS, check_profile, operator_key, row_operator
+from moirai_sim.profiling.sweep import sweep_model
+
+CORES = sorted(os.sched_getaffinity(0))
+pytestmark = pytest.mark.measured
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "sweep-3.onnx"
+    onnx.save(sweep_model(3), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def frame(model):
+    return profile_operators([model], f"cpu:{CORES[0]}", budget_s=1.5)
+
+
+def test_profile_is_whole(frame):
+    check_profile(frame)
+    assert set(OPERATOR_COLUMNS) <= set(frame.columns)
+    assert (frame["source"] == "measured").all()
+    assert (frame["count"] >= 5).all()
+
+
+def test_operators_are_held_against_the_whole_model(frame):
+    (facts,) = frame.attrs["metadata"]["models"].values()
+    assert facts["ratio"] == pytest.approx(facts["operators_s"] / facts["median_s"])
+    assert 0.2 < facts["ratio"] < 5  # says that it is the same model, not how fast this machine is
+    assert facts["executed_nodes"] > 0
+
+
+def test_every_kernel_is_booked_once(model, frame):
+    one = load(str(model))
+    assert len(one.owner) == len(one.executed.nodes)
+    assert set(one.owner) <= set(one.graph.operators)
+    keys = {operator_key(row_operator(row)) for row in frame.to_dict("records")}
+    assert keys == {operator_key(operator) for operator in one.graph}
+
+
+def test_pinning_is_undone(frame):
+    assert sorted(os.sched_getaffinity(0)) == CORES
+
+
+def test_sweeps_repeat_and_run():
+    assert sweep_model(5).SerializeToString() == sweep_model(5).SerializeToString()
+    for seed in range(8):
+        graph = kernel_graph(sweep_model(seed).SerializeToString())
+        assert len({kernel_key(node, graph) for node in graph.nodes}) > 3
+
+
+def test_owner_of_a_blocked_node_is_named_after_the_tensor_it_stands_for():
+    node = onnx.helper.make_node
+    nodes = [
+        node("ReorderInput", ["x"], ["t0"], name="r"), node("Conv", ["t0", "w"], ["t1"], name="y_nchwc"),
+        node("ReorderOutput", ["t1"], ["y"], name="o"), node("Relu", ["y"], ["z"], name="n2"),
+        node("Copy", ["z"], ["q"], name="made-up"),
+    ]  # fmt: skip
+    assert owners(nodes, {"w"}, {"y": "conv", "z": "relu"}) == ("conv", "conv", "conv", "relu", "relu")
+
+
+@pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
+def test_links_are_timed_in_both_directions():
+    kind = DeviceType("core", "cpu", 1 << 30, 1e10, {"float32": 1e11})
+    devices = tuple(Device(name, kind, address=f"cpu:{core}") for name, core in zip("ab", CORES, strict=False))
+    found = profile_links(Cluster("two", devices), sizes=(1024, 1 << 20), repeats=10)
+    assert list(found.columns) == list(LINK_COLUMNS)
+    assert set(zip(found["source_device"], found["target_device"], strict=True)) == {("a", "b"), ("b", "a")}
+    assert (found["median_s"] > 0).all()
+    check_profile(found, "links")
+
+
+@pytest.mark.parametrize(
+    ("device", "backend"), [("cpu:999", "onnxruntime"), ("core0", "onnxruntime"), ("cpu:0", "tensorflow")]
+)
+def test_wrong_devices_are_input_errors(device, backend, model):
+    with pytest.raises(InputError):
+        profile_operators([model], device, backend=backend)
+
+
+def test_missing_model_and_no_model():
+    with pytest.raises(InputError):
+        profile_operators([], f"cpu:{CORES[0]}")
+    with pytest.raises(InputError, match=r"absent\.onnx"):
+        profile_operators(["absent.onnx"], f"cpu:{CORES[0]}")
+
+
+def test_telemetry_names_the_hardware_and_no_person():
+    facts = telemetry.hardware()
+    assert facts["cpu"] and facts["memory_bytes"] > 0
+    assert telemetry.versions()["onnxruntime"]
+    assert all(math.isfinite(x) for x in telemetry.snapshot()["load"])
+    assert os.uname().nodename not in str(facts)
+
+
+def test_torch_backend_on_the_cpu(model):
+    pytest.importorskip("torch")
+    from moirai_sim.graphs.work import make_operator
+    from moirai_sim.profiling.backends.torch import TorchDevice
+
+    device = TorchDevice(f"cpu:{CORES[0]}")
+    samples = device.time_operator(make_operator("m", "MatMul", [(64, 64), (64, 64)], [(64, 64)]), 0.01)
+    assert (np.asarray(samples) > 0).all()
+    with pytest.raises(InputError, match="cuda"):
+        TorchDevice("cuda:99")
+
+
+@pytest.mark.gpu
+def test_torch_backend_on_a_gpu():
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("PyTorch sees no CUDA device")
+    from moirai_sim.graphs.work import make_operator
+    from moirai_sim.profiling.backends.torch import TorchDevice
+
+    device = TorchDevice("cuda:0")
+    small, large = (
+        device.time_operator(make_operator("m", "MatMul", [(n, n), (n, n)], [(n, n)], dtype="bfloat16"), 0.2)
+        for n in (256, 8192)
+    )
+    assert np.median(large) > np.median(small)
+    sheet = device.device_type()
+    assert 2 * 8192**3 / np.median(large) < 1.2 * sheet.peak_flops["bfloat16"]

@@ -1,0 +1,110 @@
+"""Calibration: reconciled, held out, whole or not at all; measured operators are answered by their measurement."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from moirai_sim.clusters.cluster import DeviceType
+from moirai_sim.costs.calibrate import calibrate, held_out
+from moirai_sim.costs.catalog_model import load_cost_model
+from moirai_sim.errors import InputError
+from moirai_sim.graphs.work import make_operator
+from moirai_sim.profiling.schema import device_type_json, operator_row, statistics, write_profile
+
+SHEET = DeviceType("test-cpu", "cpu", 1 << 30, 1e10, {"float32": 1e11}, compute_units=1, source="test")
+
+
+def operators(count=60):
+    sizes = np.random.default_rng(0).integers(8, 400, (count, 3))
+    return [make_operator(f"op{i}", "MatMul", [(m, k), (k, n)], [(m, n)]) for i, (m, n, k) in enumerate(sizes.tolist())]
+
+
+def write(path, ops, *, ratio=1.0, model="m"):
+    rows = []
+    for op in ops:
+        s = 1e-6 + op.flops / 5e10
+        rows.append(operator_row(op) | statistics([s * 0.9, s, s * 1.1]))
+    frame = pd.DataFrame(rows)
+    frame["device"], frame["device_type"], frame["model"] = SHEET.name, device_type_json(SHEET), model
+    frame["backend"], frame["stack"], frame["source"], frame["energy_j"] = "onnxruntime", "1", "measured", np.nan
+    total = float(frame["median_s"].sum())
+    facts = {"models": {model: {"ratio": ratio, "median_s": total / ratio, "operators_s": total}}}
+    write_profile(frame, path, metadata=facts)
+    return frame
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("calibrated")
+    frame = write(folder / "p.parquet", operators(), ratio=0.8)
+    card = calibrate([folder / "p.parquet"], folder / "model")
+    return folder, frame, card
+
+
+def test_card_holds_out_and_says_what_it_is_for(calibrated):
+    folder, _, card = calibrated
+    assert {"random", "larger"} <= {row["split"] for row in card["splits"]}
+    for row in card["splits"]:
+        assert set(row) >= {"split", "family", "n", "mean_ape", "median_ape", "coverage"}
+    assert json.loads((folder / "model" / "card.json").read_text())["not_for"]
+    assert not list(folder.glob(".model*"))
+
+
+def test_measured_operators_are_answered_by_their_reconciled_measurement(calibrated):
+    folder, frame, _ = calibrated
+    model = load_cost_model(folder / "model")
+    known = operators()
+    found = model.predict(known, SHEET)
+    assert found.latency_s == pytest.approx(frame["median_s"].to_numpy() / 0.8, rel=1e-3)
+    assert found.measured.all()
+    assert not found.extrapolated.any()
+    assert set(found.seconds_by_source()) == {"measured"}
+    other = make_operator("new", "MatMul", [(100, 101), (101, 102)], [(100, 102)])
+    mixed = model.predict([known[0], other], SHEET)
+    assert mixed.measured.tolist() == [True, False]
+    assert set(mixed.seconds_by_source()) == {"measured", "predicted"}
+
+
+def test_the_table_is_silent_about_other_devices(calibrated):
+    folder, _, _ = calibrated
+    other = DeviceType("test-cpu", "cpu", 1 << 30, 2e10, {"float32": 2e11}, compute_units=1)
+    found = load_cost_model(folder / "model").predict(operators()[:3], other)
+    assert found.measured is None
+
+
+def test_calibrating_again_from_the_kept_profile_changes_no_time(calibrated, tmp_path):
+    folder, frame, _ = calibrated
+    calibrate([folder / "model" / "profile.parquet"], tmp_path / "again")
+    found = load_cost_model(tmp_path / "again").predict(operators(), SHEET)
+    assert found.latency_s == pytest.approx(frame["median_s"].to_numpy() / 0.8, rel=1e-3)
+
+
+def test_no_hold_out_no_model(tmp_path):
+    write(tmp_path / "few.parquet", operators(10))
+    with pytest.raises(InputError, match="hold some out"):
+        calibrate([tmp_path / "few.parquet"], tmp_path / "model")
+    write(tmp_path / "busy.parquet", operators(), ratio=5.0)
+    with pytest.raises(InputError, match="add up to 5"):
+        calibrate([tmp_path / "busy.parquet"], tmp_path / "model")
+    with pytest.raises(InputError, match="no profile"):
+        calibrate([], tmp_path / "model")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["busy.parquet", "few.parquet"]
+
+
+def test_equal_operators_are_never_on_both_sides_of_a_split(tmp_path):
+    ops = operators(40)
+    frame = pd.concat([write(tmp_path / "a", ops, model="a"), write(tmp_path / "b", ops, model="b")], ignore_index=True)
+    keys = np.array([str(i) for i in range(40)] * 2)
+    assert all(row["split"] != "model" for row in held_out(frame, keys, 0))
+
+
+def test_a_broken_table_is_an_input_error(calibrated, tmp_path):
+    folder, _, _ = calibrated
+    import shutil
+
+    shutil.copytree(folder / "model", tmp_path / "m")
+    (tmp_path / "m" / "measured.json").write_text("{")
+    with pytest.raises(InputError, match=r"measured\.json"):
+        load_cost_model(tmp_path / "m")

@@ -1,0 +1,87 @@
+"""Link models: exact on curves of a known form, monotone, and honest about what was held out."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from moirai_sim.costs.links import Curve, LinkModel, fit_curve, fit_links, load_link_model, ring_share
+from moirai_sim.errors import InputError
+
+SIZES = np.array([1 << e for e in range(10, 27)], dtype=np.int64)
+LATENCY_S, BANDWIDTH = 10e-6, 5e9
+
+
+def seconds(size):
+    return LATENCY_S + size / BANDWIDTH
+
+
+def frame(collective="send", participants=2, sizes=SIZES, time=seconds):
+    return pd.DataFrame(
+        {
+            "collective": collective,
+            "participants": participants,
+            "bytes": sizes,
+            "median_s": time(sizes),
+            "source": "test",
+        }
+    )
+
+
+def test_latency_bandwidth_line_is_found_again():
+    curve = fit_curve(SIZES, seconds(SIZES))
+    assert curve.latency_s == pytest.approx(seconds(1024))
+    assert curve.bandwidth_bytes_per_s == pytest.approx(BANDWIDTH, rel=1e-6)
+    between = np.array([3000, 50_000, 5_000_000])
+    assert curve.seconds(between) == pytest.approx(seconds(between), rel=0.05)
+    beyond = np.array([1 << 30])
+    assert curve.seconds(beyond) == pytest.approx(seconds(beyond), rel=1e-6)
+    assert curve.seconds(np.array([1])) == pytest.approx(curve.latency_s)
+
+
+def test_noise_never_makes_a_larger_transfer_cheaper():
+    rng = np.random.default_rng(3)
+    curve = fit_curve(np.repeat(SIZES, 3), seconds(np.repeat(SIZES, 3)) * rng.lognormal(0, 0.5, 3 * len(SIZES)))
+    assert (np.diff(curve.seconds(np.arange(1, 1 << 27, 99_991))) >= 0).all()
+
+
+def test_many_sizes_are_thinned():
+    sizes = np.unique(np.logspace(3, 9, 400).astype(np.int64))
+    curve = fit_curve(sizes, seconds(sizes))
+    assert len(curve.bytes) <= 24
+    assert curve.seconds(sizes) == pytest.approx(seconds(sizes), rel=0.12)
+
+
+def test_hold_outs_are_reported_and_required():
+    model = fit_links(frame(), "x")
+    assert {row["split"] for row in model.card["splits"]} == {"random", "larger"}
+    assert all(row["mean_ape"] < 0.2 for row in model.card["splits"])
+    with pytest.raises(InputError, match="at least 5"):
+        fit_links(frame(sizes=SIZES[:4]), "x")
+
+
+def test_errors_are_of_rows_that_the_fit_did_not_see():
+    jump = fit_links(frame(time=lambda s: np.where(s == SIZES[-1], 1.0, seconds(s))), "x")
+    larger = next(row for row in jump.card["splits"] if row["split"] == "larger")
+    assert larger["mean_ape"] > 0.9
+
+
+def test_file_round_trip_and_whole_nanoseconds(tmp_path):
+    model = fit_links(frame(), "x")
+    model.write(tmp_path)
+    again = load_link_model(tmp_path)
+    sizes = np.array([1, 1024, 12345, 1 << 28])
+    assert (again.transfer_ns(sizes) == model.transfer_ns(sizes)).all()
+    assert again.transfer_ns(12345) == again.transfer_ns(sizes)[2]
+    assert isinstance(again.transfer_ns(12345), int)
+    (tmp_path / "links.json").write_text('{"format": "other"}')
+    with pytest.raises(InputError, match="links@1"):
+        load_link_model(tmp_path)
+
+
+def test_all_reduce_scales_as_a_ring():
+    model = LinkModel("x", {("all-reduce", 2): Curve((1 << 20, 1 << 30), (1e-6, 1e-1))}, {})
+    big = np.array([1 << 32])
+    two, four = (model.collective_s("all-reduce", p, big)[0] for p in (2, 4))
+    assert four / two == pytest.approx(ring_share("all-reduce", 4) / ring_share("all-reduce", 2), rel=0.01)
+    with pytest.raises(InputError, match="has no 'all-gather'"):
+        model.collective_s("all-gather", 2, big)
