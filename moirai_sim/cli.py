@@ -358,6 +358,7 @@ def measure(
     placement: PlacementFile,
     out: Out,
     repeats: Annotated[int, typer.Option(min=3, help="Measured runs; the median one is kept.")] = 15,
+    ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster that has the devices.")] = None,
     as_json: Json = False,
 ) -> None:
     """Run a placement on real devices."""
@@ -372,9 +373,17 @@ def measure(
 
     placed = read_timeline(placement)
     operators = load_graph(model)
-    problem = build_problem(operators, read_cluster(cluster))
+    given = read_cluster(cluster)
+    problem = build_problem(operators, given)
     wanted = placement_from_timeline(problem, placed)
-    timeline = run(load_subject(Path(model), operators), problem, wanted, repeats=repeats)
+    subject = load_subject(model, operators)
+    if ray is None:
+        timeline = run(subject, problem, wanted, repeats=repeats)
+    else:
+        from moirai_sim.execution.ray_workers import RayWorkers
+
+        with RayWorkers(given, ray) as workers:
+            timeline = run(subject, problem, wanted, workers=workers, repeats=repeats)
     timeline.write(out)
     if as_json:
         print_json(timeline.to_json())
