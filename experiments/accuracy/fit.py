@@ -23,7 +23,7 @@ SETTINGS = {"trees": 200, "sharp_trees": 200, "max_rows": 40_000}
 
 
 def read(data: Path) -> pd.DataFrame:
-    """All of NeuSight's operator sweeps, and of each stack, operator and data type of aiconfigurator 1,500 rows at random."""
+    """All of NeuSight's sweeps; of each stack, operator and data type of aiconfigurator 1,500 rows at random."""
     sweeps, report = import_published("neusight", data / "neusight/train")
     print(*report.lines(), sep="\n")
     stacks, report = import_published("aiconfigurator", data / "aiconfigurator")

@@ -18,8 +18,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from moirai_sim.clusters.cluster import DeviceType
 from moirai_sim.clusters.reader import read_device_type
 from moirai_sim.costs.estimator import TimeEstimator
+from moirai_sim.costs.model import CostModel
+from moirai_sim.graphs.operator import Operator
 from moirai_sim.graphs.work import make_operator
 from moirai_sim.profiling.published import import_published
 
@@ -47,7 +50,7 @@ def neusight() -> None:
         splits += [(f"left out {d}", (frame["device"] == d).to_numpy()) for d in sorted(frame["device"].unique())]
         for split, test in splits:
             start = time.perf_counter()
-            fitted = TimeEstimator(max_rows=len(frame)).fit(frame[~test].reset_index(drop=True))
+            fitted = TimeEstimator(max_rows=40_000, interval_rows=4_000).fit(frame[~test].reset_index(drop=True))
             rows.append({"operator": name, "split": split, **errors(fitted, frame[test].reset_index(drop=True))})
             print(rows[-1], f"{time.perf_counter() - start:.0f} s", flush=True)
             pd.DataFrame(rows).to_csv(HERE / "neusight.csv", index=False, float_format="%.4g")
@@ -61,14 +64,10 @@ def transfer() -> None:
     rows = []
     for device in sorted(frame["device"].unique()):
         own = frame[frame["device"] == device]
-        fitted = TimeEstimator(sharp_trees=0).fit(frame[frame["device"] != device].reset_index(drop=True))
+        fitted = TimeEstimator(sharp_trees=0, interval_rows=4_000).fit(frame[frame["device"] != device].reset_index(drop=True))
         for points in (0, 10, 30, 100, 300):
             fits = []
             for seed in range(1 if points == 0 else 5):
-                fitted = BASE.setdefault(device, None) or TimeEstimator(sharp_trees=0).fit(
-                    frame[frame["device"] != device]
-                )
-                BASE[device] = fitted
                 fitted.models_["gemm-tensor"].corrections.clear()
                 chosen = own.sample(points, random_state=seed) if points else own.iloc[:0]
                 if points:
@@ -92,7 +91,7 @@ _ONNX = {
 }  # fmt: skip
 
 
-def operator(kind: str, sizes: tuple, name: str):
+def operator(kind: str, sizes: tuple, name: str) -> Operator:
     if kind == "Linear":
         m, n, k = sizes
         return make_operator(name, "Gemm", [(m, n), (k, n), (k,)], [(m, k)], {"transB": 1})
@@ -110,7 +109,7 @@ def operator(kind: str, sizes: tuple, name: str):
     )
 
 
-def model_time(model, graph: pd.DataFrame, family: str, layers: int, device) -> float:
+def model_time(model: CostModel, graph: pd.DataFrame, family: str, layers: int, device: DeviceType) -> float:
     first, last = 0, -1
     if family in _SPANS:
         names = graph["Name"].tolist()

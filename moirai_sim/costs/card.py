@@ -24,8 +24,8 @@ FORMAT = "moirai-sim/card@1"
 def held_out(profile: pd.DataFrame, estimator: TimeEstimator, *, seed: int = 0) -> list[dict[str, Any]]:
     """Return errors of fits that did not see the rows they price.
 
-    Splits are ``random`` (a fifth of the operators; equal ones never on both sides), ``larger`` (the tenth of each family
-    with most work), and ``left-out device`` (each in turn, pooled) where a family has several.
+    Splits are ``random`` (a fifth of the operators; equal ones never on both sides), ``larger`` (the tenth of each
+    family with most work), and ``left-out device`` (each in turn, pooled) where a family has several.
 
     Parameters
     ----------
@@ -82,7 +82,8 @@ def _summary(split: str, errors: Mapping[str, NDArray[Any]]) -> list[dict[str, A
         rows.append(
             {
                 "split": split, "family": str(family), "n": len(ape), "mean_ape": round(float(ape.mean()), 4),
-                "median_ape": round(float(np.median(ape)), 4), "coverage": round(float(errors["inside"][chosen].mean()), 4),
+                "median_ape": round(float(np.median(ape)), 4),
+                "coverage": round(float(errors["inside"][chosen].mean()), 4),
             }
         )  # fmt: skip
     return rows
@@ -109,7 +110,8 @@ def gpu_card(
         "splits": [dict(row) for row in splits],
         "learning_curve": [dict(row) for row in learning],
         "not_for": (
-            "CPUs and devices other than NVIDIA GPUs; training steps; kernels beside others on one device; sums of very "
-            "small operators, where the host decides; operators flagged as extrapolated without looking at their interval"
+            "CPUs and devices other than NVIDIA GPUs; training steps; kernels beside others on one device; sums of "
+            "very small operators, where the host decides; operators flagged as extrapolated without looking at "
+            "their interval"
         ),
     }

@@ -66,7 +66,7 @@ def save_cost_model(estimator: TimeEstimator, folder: Path, card: Mapping[str, A
 
     families = {}
     for key, model in estimator.models_.items():
-        plain = dataclasses.asdict(dataclasses.replace(model, shared=None, sharp=None))
+        plain = {k: v for k, v in vars(model).items() if k not in ("shared", "sharp")}
         for part in ("shared", "sharp"):
             predict = getattr(model, part)
             plain[part] = None

@@ -1,8 +1,8 @@
 """The estimator behind every learned cost model: time = (launch + physical limit) x learned inefficiency.
 
 For each family of kernels two gradient boosted ensembles explain ``log(time / (launch + limit))``: a *shared* one from
-dimensionless features alone, which carries over to devices that were never measured, and a *sharp* one that corrects it for
-the device and software stack that were. A few measurements of a new device fit a ridge correction in place of the second.
+dimensionless features alone, which carries over to devices that were never measured, and a *sharp* one that corrects it
+for the device and software stack that were. A few measurements of a new device fit a ridge correction in its place.
 
 Intervals are split-conformal (Vovk et al. 2005) with residuals of the matching kind of hold-out: random rows for what
 resembles the training data, the largest tenth for what is larger, left-out devices for a device never seen.
@@ -46,7 +46,7 @@ _NOISE = 0.12
 """Scatter of log time that no correction of a device's level explains; sets the weight of the ridge prior."""
 
 
-class TimeEstimator(RegressorMixin, BaseEstimator):
+class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """Predicts seconds of kernels of any family on any device; scikit-learn compatible.
 
     Parameters
@@ -126,13 +126,14 @@ class TimeEstimator(RegressorMixin, BaseEstimator):
         """
         seconds = np.asarray(X["median_s"] if y is None else y, dtype=np.float64)
         for key, parts in rows_of(X).items():
-            for part in parts:
-                if key in self.models_:
-                    model = self.models_[key]
-                    basis, base = few_shot_basis(model, key, part)
-                    rest = np.log(seconds[part.index]) - base
-                    system = basis.T @ basis + _NOISE**2 * np.eye(basis.shape[1])
-                    model.corrections[part.device.name] = np.linalg.solve(system, basis.T @ rest).tolist()
+            for name in sorted({part.device.name for part in parts}) if key in self.models_ else ():
+                own = [part for part in parts if part.device.name == name]
+                pairs = [few_shot_basis(self.models_[key], key, part) for part in own]
+                basis = np.concatenate([pair[0] for pair in pairs])
+                base = np.concatenate([pair[1] for pair in pairs])
+                rest = np.log(seconds[np.concatenate([part.index for part in own])]) - base
+                system = basis.T @ basis + _NOISE**2 * np.eye(basis.shape[1])
+                self.models_[key].corrections[name] = np.linalg.solve(system, basis.T @ rest).tolist()
         return self
 
     def predict(self, X: pd.DataFrame) -> Array:  # noqa: N803
@@ -268,7 +269,8 @@ class _Samples:
         return found
 
     def _launch_each(self, launch: Mapping[str, float]) -> Array:
-        return np.array([launch_of(launch, name) for name in self.groups])[self.group_code]
+        each: Array = np.array([launch_of(launch, name) for name in self.groups])[self.group_code]
+        return each
 
     def load(self, launch: Mapping[str, float]) -> Array:
         """Return log(limit / launch), [n]."""

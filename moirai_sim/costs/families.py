@@ -94,8 +94,9 @@ def dimensions(
             k = float(math.prod(first[axis:]) if rule == "normalization" else first[axis]) if first else 1.0
         return 1.0, size / max(k, 1.0), 1.0, max(k, 1.0), 1.0, 0.0
     if rule == "pooling":  # m results, each from a window of k values
-        window = float(math.prod(attributes.get("kernel_shape") or ())) if attributes.get("kernel_shape") else None
-        return 1.0, elements, 1.0, window or float(math.prod(first)) / max(elements, 1.0), 1.0, 0.0
+        shape = attributes.get("kernel_shape")
+        seen = float(math.prod(shape)) if shape else float(math.prod(first)) / max(elements, 1.0)
+        return 1.0, elements, 1.0, seen, 1.0, 0.0
     if rule == "attention":  # batch x width heads; m queries, n keys, k values a head; extra: key-value heads
         key = inputs[1] if len(inputs) > 1 else first
         if len(first) == 4:

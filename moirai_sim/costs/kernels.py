@@ -100,9 +100,11 @@ def rows_of(profile: pd.DataFrame) -> dict[str, list[Rows]]:
 
     grouped = pd.DataFrame(dict(zip("fdts", keys, strict=True)), index=positions).groupby(list("fdts"), sort=True)
     op_types = profile["op_type"].to_numpy(dtype=str)
-    for (name, dtype, text, stack), members in grouped.indices.items():
-        rows = Rows(table[members], op_types[members], devices[text], str(dtype), str(stack), members)
-        found.setdefault(arithmetic(str(name), str(dtype)), []).append(rows)
+    for found_key, members in grouped.indices.items():
+        name, dtype, text, stack = (str(part) for part in found_key)  # type: ignore[attr-defined]  # four keys
+        index = np.asarray(members, dtype=np.int64)
+        rows = Rows(table[index], op_types[index], devices[text], dtype, stack, index)
+        found.setdefault(arithmetic(name, dtype), []).append(rows)
     return found
 
 
@@ -124,6 +126,7 @@ def _table(profile: pd.DataFrame) -> tuple[Array, NDArray[np.str_]]:
 
 
 def inputs_of(features: NDArray[np.float32], limit: Array, launch: Array) -> tuple[NDArray[np.float32], Array]:
+    """Return what ensembles read (the last column, the operator type's, still 0) and the log time they correct, [n]."""
     share = np.clip(np.log(limit / launch), -6, 3)
     x = np.column_stack([features, share, np.zeros(len(limit))]).astype(np.float32)
     return x, np.log(launch + limit)

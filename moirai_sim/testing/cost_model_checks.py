@@ -1,7 +1,7 @@
 """The conformance kit of cost models: one call in a test of a third party's model.
 
-    def test_my_model():
-        check_cost_model(MyModel(), device)
+def test_my_model():
+    check_cost_model(MyModel(), device)
 """
 
 from __future__ import annotations
@@ -70,7 +70,10 @@ def check_cost_model(model: CostModel, device: DeviceType, operators: Sequence[O
     if not problems:
         for name, bad in (
             ("latency_s is not finite or negative", ~np.isfinite(first.latency_s) | (first.latency_s < 0)),
-            ("low_s <= latency_s <= high_s is broken", ~((first.low_s <= first.latency_s) & (first.latency_s <= first.high_s))),
+            (
+                "low_s <= latency_s <= high_s is broken",
+                ~((first.low_s <= first.latency_s) & (first.latency_s <= first.high_s)),
+            ),
         ):
             problems += [f"{operators[i].name}: {name}" for i in np.flatnonzero(bad)]
         backwards = model.predict(operators[::-1], device).latency_s[::-1]
@@ -99,5 +102,7 @@ def _shape_problems(answer: Prediction, size: int, what: str) -> list[str]:
     for field, kind in (("latency_s", "f"), ("low_s", "f"), ("high_s", "f"), ("extrapolated", "b")):
         value = np.asarray(getattr(answer, field))
         if value.shape != (size,) or value.dtype.kind != kind:
-            problems.append(f"{field}: for {what} has shape {value.shape} and type {value.dtype}, not ({size},) of '{kind}'")
+            problems.append(
+                f"{field}: for {what} has shape {value.shape} and type {value.dtype}, not ({size},) of '{kind}'"
+            )
     return problems

@@ -33,7 +33,9 @@ def synthetic(device: DeviceType, rows: int = 400, seed: int = 0, efficiency: fl
     generator = np.random.default_rng(seed)
     m, n, k = (2 ** generator.uniform(4, np.log2(largest), (3, rows))).astype(int)
     flops, size = 2 * m * n * k, 4 * (m * k + k * n + m * n)
-    time = 5e-6 + np.maximum(flops / device.peak_flops["float32"], size / device.memory_bandwidth_bytes_per_s) / efficiency
+    time = (
+        5e-6 + np.maximum(flops / device.peak_flops["float32"], size / device.memory_bandwidth_bytes_per_s) / efficiency
+    )
     columns = {
         "name": "x", "op_type": "MatMul", "family": "gemm", "dtype": "float32", "device": device.name,
         "device_type": device_json(device), "backend": "b", "stack": "s 1", "source": "synthetic",
@@ -84,7 +86,9 @@ def test_larger_shapes_are_flagged(fitted):
 def test_a_few_points_move_the_price_of_a_new_device_towards_its_own(fitted):
     slow = synthetic(gpu("slow", 15e12, 700e9), rows=230, seed=11, efficiency=0.35)
     before = np.abs(fitted.predict(slow.iloc[30:].reset_index(drop=True)) / slow["median_s"].iloc[30:].to_numpy() - 1)
-    adapted = clone(SMALL).set_params(intervals=False).fit(synthetic(gpu())).adapt(slow.iloc[:30].reset_index(drop=True))
+    adapted = (
+        clone(SMALL).set_params(intervals=False).fit(synthetic(gpu())).adapt(slow.iloc[:30].reset_index(drop=True))
+    )
     rest = slow.iloc[30:].reset_index(drop=True)
     after = np.abs(adapted.predict(rest) / rest["median_s"] - 1)
     assert after.mean() < 0.6 * before.mean()
@@ -107,7 +111,7 @@ def test_stored_and_fitted_estimators_agree(fitted, tmp_path: Path):
 def test_a_broken_model_is_an_input_error(tmp_path: Path, broken: str):
     (tmp_path / "card.json").write_text("{}")
     (tmp_path / "model.json").write_text(broken)
-    with pytest.raises(InputError, match="model|format"):
+    with pytest.raises(InputError, match=r"model|format"):
         LearnedModel(tmp_path)
 
 

@@ -9,7 +9,11 @@ from moirai_sim.errors import InputError
 from moirai_sim.profiling.published import import_published
 from moirai_sim.profiling.schema import check_profile
 
-LINEAR = "OPName,Latency,Device,B,M,N,K\nlinear,2.0,Tesla T4,1,64,128,32\nlinear,nan,Tesla T4,1,8,8,8\nlinear,1,Tesla T4,1,0,8,8\n"
+LINEAR = """OPName,Latency,Device,B,M,N,K
+linear,2.0,Tesla T4,1,64,128,32
+linear,nan,Tesla T4,1,8,8,8
+linear,1,Tesla T4,1,0,8,8
+"""
 
 
 def test_neusight_reads_the_contraction_from_n_and_milliseconds(tmp_path: Path):

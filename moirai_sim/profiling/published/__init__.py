@@ -6,6 +6,7 @@ silence.
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -73,13 +74,10 @@ def import_published(kind: str, path: Path) -> tuple[pd.DataFrame, Report]:
         raise InputError(f"unknown data set '{kind}'; {did_you_mean(kind, KINDS)}")
     if not path.exists():
         raise InputError(f"{path}: does not exist; give a file or a folder of {kind} data")
-    if kind == "neusight":
-        from moirai_sim.profiling.published.neusight import read
-    elif kind == "aiconfigurator":
-        from moirai_sim.profiling.published.aiconfigurator import read
-    else:
-        from moirai_sim.profiling.published.vidur import read
-    frame, report = read(path)
+    reader = importlib.import_module(f"moirai_sim.profiling.published.{kind}")
+    frame: pd.DataFrame
+    report: Report
+    frame, report = reader.read(path)
     report.kept = len(frame)
     if frame.empty:
         why = "; ".join(report.lines()[1:]) or f"no file in the layout of {kind} was found"

@@ -1,7 +1,7 @@
 """aiconfigurator (NVIDIA, Apache-2.0): kernels of LLM serving stacks, timed on NVIDIA GPUs.
 
-One Parquet file a table, below ``SYSTEM/GROUP/FRAMEWORK/VERSION/``; ``latency`` in ms. Several frameworks and versions are mixed,
-so each becomes a software stack of its own. Read are matrix products, attention and mixtures of experts.
+One Parquet file a table, below ``SYSTEM/GROUP/FRAMEWORK/VERSION/``; ``latency`` in ms. Several frameworks and versions
+are mixed, so each becomes a software stack of its own. Read are matrix products, attention and mixtures of experts.
 """
 
 from __future__ import annotations
@@ -33,15 +33,17 @@ DEVICES = {
 }  # fmt: skip
 """Catalog name of each device of the data set."""
 SYSTEMS = {
-    "a100_sxm": "nvidia-a100-sxm-80gb", "a100_pcie": "nvidia-a100-pcie-80gb", "a30": "nvidia-a30", "h100_sxm": "nvidia-h100-sxm",
+    "a100_sxm": "nvidia-a100-sxm-80gb", "a100_pcie": "nvidia-a100-pcie-80gb", "a30": "nvidia-a30",
+    "h100_sxm": "nvidia-h100-sxm",
     "h100_pcie": "nvidia-h100-pcie", "h200_sxm": "nvidia-h200-sxm", "b200_sxm": "nvidia-b200-sxm",
-    "b300_sxm": "nvidia-b300-sxm", "gb200": "nvidia-gb200", "gb300": "nvidia-gb300", "l4": "nvidia-l4", "l40s": "nvidia-l40s",
-    "rtx_pro_6000_server": "nvidia-rtx-pro-6000-server", "b60": "intel-arc-pro-b60",
+    "b300_sxm": "nvidia-b300-sxm", "gb200": "nvidia-gb200", "gb300": "nvidia-gb300", "l4": "nvidia-l4",
+    "l40s": "nvidia-l40s", "rtx_pro_6000_server": "nvidia-rtx-pro-6000-server", "b60": "intel-arc-pro-b60",
 }  # fmt: skip
 """Catalog name by folder, for devices whose own name is not in `DEVICES`."""
 
 _ARITHMETIC = {
-    "bfloat16": "bfloat16", "float16": "float16", "fp8": "float8", "fp8_block": "float8", "sq": "int8", "nvfp4": "float4",
+    "bfloat16": "bfloat16", "float16": "float16", "fp8": "float8", "fp8_block": "float8", "sq": "int8",
+    "nvfp4": "float4",
     "int8_wo": "bfloat16", "int4_wo": "bfloat16", "float32": "float32",
 }  # fmt: skip
 _WEIGHT_BITS = {"int8_wo": 8, "int4_wo": 4}
@@ -87,7 +89,13 @@ def read(path: Path) -> tuple[pd.DataFrame, Report]:
 
 
 def _profile(
-    file: Path, device: str, dtype: str, rows: pd.DataFrame, sizes: tuple[str, ...], build: Callable[..., Any], report: Report
+    file: Path,
+    device: str,
+    dtype: str,
+    rows: pd.DataFrame,
+    sizes: tuple[str, ...],
+    build: Callable[..., Any],
+    report: Report,
 ) -> pd.DataFrame:
     from moirai_sim.clusters.reader import read_device_type
 
@@ -121,7 +129,9 @@ def _gemm(s: dict[str, Any], dtype: str, rows: pd.DataFrame) -> tuple[dict[str, 
     columns = {
         "op_type": "MatMulNBits" if packed else "MatMul",
         "family": "gemm",
-        "attributes": [f'{{"K": {z}, "N": {y}, "bits": {_WEIGHT_BITS[dtype]}}}' for y, z in _rows(n, k)] if packed else "{}",
+        "attributes": [f'{{"K": {z}, "N": {y}, "bits": {_WEIGHT_BITS[dtype]}}}' for y, z in _rows(n, k)]
+        if packed
+        else "{}",
         "input_shapes": [f"[[{x}, {z}], [{z}, {y}]]" for x, y, z in _rows(m, n, k)],
         "output_shapes": [f"[[{x}, {y}]]" for x, y in _rows(m, n)],
         "flops": 2 * m * n * k,

@@ -32,7 +32,22 @@ DEVICES = {
 _BINARY = {"add": "Add", "div": "Div", "mul": "Mul", "pow": "Pow"}
 _UNARY = {"relu": "Relu", "gelu": "Gelu", "tanh": "Tanh", "softmax": "Softmax"}
 _READ = frozenset(
-    ["OPName", "Latency", "Device", "B", "M", "N", "K", "H", "Input_Channel", "Output_Channel", "Kernel_Szie", "Input_Size", "Stride", "Padding"]
+    [
+        "OPName",
+        "Latency",
+        "Device",
+        "B",
+        "M",
+        "N",
+        "K",
+        "H",
+        "Input_Channel",
+        "Output_Channel",
+        "Kernel_Szie",
+        "Input_Size",
+        "Stride",
+        "Padding",
+    ]
 )
 _CONV = ("B", "Input_Channel", "Output_Channel", "Kernel_Szie", "Input_Size", "Stride", "Padding")
 
@@ -104,7 +119,8 @@ def _profile(op: str, device: str, rows: pd.DataFrame) -> pd.DataFrame:
     return profile(
         {
             **columns, "name": op, "family": family(str(columns["op_type"]), first), "dtype": dtype,
-            "device": sheet.name, "device_type": device_json(sheet), "backend": "torch", "stack": "PyTorch 2.1 CUDA 12.1",
+            "device": sheet.name, "device_type": device_json(sheet), "backend": "torch",
+            "stack": "PyTorch 2.1 CUDA 12.1",
             "source": SOURCE, "time_s": rows["Latency"].to_numpy(dtype="float64") * 1e-3,
         },
         len(rows),

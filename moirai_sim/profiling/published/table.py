@@ -45,7 +45,7 @@ def require(path: Path, frame: pd.DataFrame, columns: Iterable[str]) -> None:
 def usable(
     path: Path, frame: pd.DataFrame, sizes: Iterable[str], report: Report, *, latency: str, zero: Iterable[str] = ()
 ) -> pd.DataFrame:
-    """Return the rows with a positive finite latency and sizes of at least 1 (0 for those in ``zero``); count the rest."""
+    """Return the rows with a positive finite latency and sizes of at least 1 (``zero``: at least 0); count the rest."""
     import numpy as np
     import pandas as pd
 
@@ -66,7 +66,7 @@ def usable(
 
 
 def profile(columns: Mapping[str, Any], size: int) -> pd.DataFrame:
-    """Return a profile of ``size`` rows; ``time_s`` stands for all statistics, which the data sets do not give apart."""
+    """Return a profile of ``size`` rows; ``time_s`` stands for all statistics, which data sets do not give apart."""
     import pandas as pd
 
     time: NDArray[np.float64] = columns["time_s"]

@@ -1,6 +1,6 @@
 """Vidur (MIT licence): point-to-point and all-reduce times of NCCL on A100 and A40 servers.
 
-``NAME/send_recv.csv`` and ``NAME/all_reduce.csv``: ``time_stats.COLLECTIVE.*`` in ms, ``size`` in bytes, one row a rank.
+``NAME/send_recv.csv``, ``NAME/all_reduce.csv``: ``time_stats.COLLECTIVE.*`` in ms, ``size`` in bytes, one row a rank.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _COLLECTIVES = {"send_recv": "send", "all_reduce": "all-reduce"}
 def read(path: Path) -> tuple[pd.DataFrame, Report]:
     """Read a file, or all below a folder, into a profile of links; devices are named by the folder they lie in.
 
-    Quantiles that the data set does not give are filled with the nearest it has: ``p10`` with the minimum, ``p90`` with the
-    maximum.
+    Quantiles that the data set does not give are filled with the nearest it has: ``p10`` with the minimum, ``p90`` with
+    the maximum.
 
     Raises
     ------
