@@ -87,7 +87,16 @@ def _grouped_query_attention(inputs: Sequence[Shape], attributes: Mapping[str, o
 
 _RULES: dict[str, _Rule] = {
     **dict.fromkeys(
-        ("Gelu", "BiasGelu", "FastGelu", "QuickGelu", "SimplifiedLayerNormalization", "RotaryEmbedding", "MoE"),
+        (
+            "Gelu",
+            "BiasGelu",
+            "FastGelu",
+            "QuickGelu",
+            "LayerNormalization",
+            "SimplifiedLayerNormalization",
+            "RotaryEmbedding",
+            "MoE",
+        ),
         _like_first,
     ),
     **dict.fromkeys(("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"), _skip_norm),

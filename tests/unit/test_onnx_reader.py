@@ -184,6 +184,33 @@ def test_contrib_operators_have_shapes_and_work():
     assert gelu.flops == 5 * 8 * 36
 
 
+@pytest.mark.parametrize(
+    ("op_type", "domain", "inputs", "attributes", "shapes"),
+    [
+        ("LayerNormalization", "", [(2, 4, 8), (8,)], {}, [(2, 4, 8)]),  # in opset 16: ONNX Runtime's own
+        ("SkipLayerNormalization", "com.microsoft", [(2, 4, 8), (2, 4, 8), (8,)], {}, [(2, 4, 8)]),
+        ("FusedMatMul", "com.microsoft", [(2, 4, 8), (2, 5, 8)], {"transB": 1}, [(2, 4, 5)]),
+        ("MatMulNBits", "com.microsoft", [(4, 64), (32, 2, 16)], {"K": 64, "N": 32}, [(4, 32)]),
+        ("Attention", "com.microsoft", [(2, 4, 8), (8, 48)], {"num_heads": 4}, [(2, 4, 16), (2, 2, 4, 4, 4)]),
+        ("MultiHeadAttention", "com.microsoft", [(2, 4, 8), (2, 6, 8), (2, 6, 16)], {"num_heads": 4}, [(2, 4, 16)]),
+        (
+            "GroupQueryAttention", "com.microsoft", [(2, 4, 32), (2, 4, 8), (2, 4, 8)],
+            {"num_heads": 4, "kv_num_heads": 1}, [(2, 4, 32), (2, 1, 4, 8), (2, 1, 4, 8)],
+        ),
+    ],
+)  # fmt: skip
+def test_shapes_of_operators_without_a_schema(op_type, domain, inputs, attributes, shapes):
+    names = [f"x{i}" for i in range(len(inputs))]
+    outputs = [f"y{i}" for i in range(len(shapes))]
+    node = helper.make_node(op_type, names, outputs, domain=domain, **attributes)
+    sinks = [helper.make_node("Relu", [output], [f"{output}z"]) for output in outputs]
+    values = [(name, F, shape) for name, shape in zip(names, inputs, strict=True)]
+    built = model([node, *sinks], values, [(f"{o}z", F, None) for o in outputs], opset=16, domains=["com.microsoft"])
+    operator, *_ = read_model(built, name="g")
+    assert [tensor.shape for tensor in operator.outputs] == shapes
+    assert operator.flops > 0
+
+
 def test_subgraphs_are_refused_by_name():
     body = helper.make_graph(
         [helper.make_node("Relu", ["x"], ["o"])], "b", [], [helper.make_tensor_value_info("o", F, [4])]
