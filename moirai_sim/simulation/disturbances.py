@@ -74,7 +74,7 @@ class Disturbances:
         engine = self._engine
         k = self._device.get(fault.resource)
         if k is None:
-            engine.network.set_capacity(fault.resource, fault.speed)  # type: ignore[attr-defined]
+            engine.shared.set_capacity(fault.resource, fault.speed)  # type: ignore[attr-defined]
             return
         now, plan, old = engine.env.now, engine.plan, self._speed[k]
         if old == 0:
@@ -83,13 +83,14 @@ class Disturbances:
         def revised(when: int, job: int) -> int | None:
             if job >= 0 and plan.device[job % len(plan.device)] == k:
                 return now + round((when - now) * old / fault.speed) if fault.speed else None
+            if job >= 0 or fault.speed:
+                return when
             t = ~job % plan.stride
-            touches = job < 0 and t < len(plan.edge) and k in (plan.source[t], plan.target[t])
-            return None if touches and not fault.speed else when
+            return None if t < len(plan.edge) and k in (plan.source[t], plan.target[t]) else when
 
         self.lost += engine.revise(revised)
         self._speed[k] = fault.speed
         if not fault.speed:
             engine.free[k] = -(2**60)
-            if hasattr(engine.network, "drop"):
-                self.lost += engine.network.drop(k)
+            if hasattr(engine.shared, "drop"):
+                self.lost += engine.shared.drop(k)

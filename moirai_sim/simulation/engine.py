@@ -17,7 +17,7 @@ import simpy
 
 from moirai_sim.errors import InputError, InternalError, MoiraiError
 from moirai_sim.simulation.disturbances import Disturbances
-from moirai_sim.simulation.networks import make_network
+from moirai_sim.simulation.networks import Network, make_network
 from moirai_sim.simulation.options import DEFAULT, SimulationOptions
 from moirai_sim.simulation.plan import Plan, make_plan
 from moirai_sim.simulation.schedule import Schedule, timeline_from_schedule
@@ -85,6 +85,8 @@ class Engine:
         """Ends that faults moved after observers were told: the job's new end, None where it never ends."""
         self._host_free = [0] * devices
         self.network = make_network(self)
+        self.shared: Network = getattr(self.network, "behind", self.network)
+        """The network itself, where copy engines stand before it."""
         self._arrived = getattr(self.network, "arrived", None)
         self.disturbances: Disturbances | None = None
         if options.disturbed:
@@ -139,7 +141,7 @@ class Engine:
     @property
     def link_names(self) -> list[str]:
         """The links that a fault can slow down: those that the network shares."""
-        links = getattr(self.network, "links", None)
+        links = getattr(self.shared, "links", None)
         return [] if links is None else list(links.directions)
 
     @property
@@ -228,21 +230,17 @@ class Engine:
         -------
         The jobs cancelled.
         """
-        cancelled = []
-        for when in sorted(self.ends):
-            kept = []
-            for job in self.ends[when]:
-                new = change(when, job)
-                if new == when:
-                    kept.append(job)
-                elif new is None:
-                    cancelled.append(job)
-                    self.revised[job] = None
-                else:
-                    self.at(new).append(job)
-                    self.revised[job] = new
-            self.ends[when][:] = kept
-        return cancelled
+        changed = [
+            (job, new) for when in sorted(self.ends) for job in self.ends[when] if (new := change(when, job)) != when
+        ]
+        self.revised.update(changed)
+        moving = {job for job, _ in changed}
+        for booked in self.ends.values():
+            booked[:] = [job for job in booked if job not in moving]
+        for job, new in changed:
+            if new is not None:
+                self.at(new).append(job)
+        return [job for job, new in changed if new is None]
 
     def _exit(self, request: int) -> None:
         self._exits[request] -= 1

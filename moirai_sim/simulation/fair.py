@@ -131,6 +131,8 @@ class Fair:
             return
         self._next = NEVER
         for slot in np.flatnonzero(self.flows.finish <= now).tolist():
+            if slot not in self._carries:
+                continue  # its device failed at this very instant
             job, start, latency = self._carries.pop(slot)
             engine.at(now + latency).append(~job)
             engine.on_transfer((job, start, start, now + latency))

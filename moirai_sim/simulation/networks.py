@@ -109,7 +109,7 @@ class CopyEngines:
 
     def __init__(self, engine: Engine, behind: Network, engines: int) -> None:
         self._engine = engine
-        self._behind = behind
+        self.behind = behind
         self._blocks = engines == 0
         devices = engine.plan.problem.n_devices
         self._idle = [max(1, engines)] * devices
@@ -153,7 +153,7 @@ class CopyEngines:
                 self._queue[d].popleft()
                 go.append(job)
         if go:
-            self._behind.queue(now, sorted(go))
+            self.behind.queue(now, sorted(go))
 
     def _free(self, k: int) -> bool:
         if not self._idle[k]:

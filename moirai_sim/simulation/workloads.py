@@ -345,11 +345,19 @@ class _Stream:
         lasted = max(1, int(self.done.max(initial=0)) - self._begin)
         ports: dict[str, float] = {}
         links: dict[tuple[str, int], float] = {}
+        shared = None
+        if problem.cluster is not None:
+            from moirai_sim.simulation.fair import Links
+
+            shared = Links(problem.cluster)
         for (s, t), (busy, _, size) in sorted(self._pairs.items()):
             for port in (f"send {problem.devices[s]}", f"receive {problem.devices[t]}"):
                 ports[port] = ports.get(port, 0.0) + busy / lasted
-            for link, share in self._link_shares(s, t, size / lasted).items():
-                links[link] = links.get(link, 0.0) + share
+            if shared is None:
+                continue
+            for number in shared.between(problem.devices[s], problem.devices[t])[0]:
+                link = shared.names[number], number
+                links[link] = links.get(link, 0.0) + size / lasted / shared.capacity[number]
         busiest: dict[str, float] = {}
         for (name, _), share in links.items():
             busiest[name] = max(busiest.get(name, 0.0), share)
@@ -366,16 +374,6 @@ class _Stream:
             },
             link_busy=dict(sorted(busiest.items())),
         )
-
-    def _link_shares(self, source: int, target: int, bytes_per_ns: float) -> dict[tuple[str, int], float]:
-        """Return the load of each directed link on a route, as a share of its capacity."""
-        if self.problem.cluster is None:
-            return {}
-        from moirai_sim.simulation.fair import Links
-
-        links = Links(self.problem.cluster)
-        numbers, _ = links.between(self.problem.devices[source], self.problem.devices[target])
-        return {(links.names[n], n): bytes_per_ns / links.capacity[n] for n in numbers}
 
 
 def _positive(name: str, value: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from moirai_sim.errors import InputError
 from moirai_sim.placement import Placement
 from moirai_sim.problem import UNLIMITED, PlacementProblem
 from moirai_sim.simulation.engine import simulate, simulate_schedule
+from moirai_sim.simulation.explain import critical_path
 from moirai_sim.simulation.options import SimulationOptions
 from moirai_sim.simulation.schedule import placement_from_schedule
 from moirai_sim.verify import verify
@@ -101,6 +103,17 @@ def test_knobs_at_their_neutral_values_change_nothing(seed: int, shared: bool, l
     assert simulate(problem, placement, options=SimulationOptions(asynchronous_launch=False)) == plain
     half = simulate(problem.with_network("half-duplex"), placement)
     assert simulate(problem, placement, options=SimulationOptions(copy_engines=1)).spans == half.spans
+
+
+@settings(max_examples=60, deadline=None)
+@given(network=st.sampled_from(["none", "one-port", "half-duplex", "fair"]), **CASES)
+def test_critical_paths_have_no_gaps(network: str, seed: int, shared: bool, longest_ns: int) -> None:
+    problem = random_problem(seed, network, shared=shared, longest_ns=longest_ns)
+    timeline = simulate(problem, random_placement(problem, seed))
+    steps = critical_path(timeline)
+    assert steps[0].start_ns == 0
+    assert all(one.end_ns == other.start_ns for one, other in pairwise(steps))
+    assert steps[-1].end_ns == timeline.makespan_ns
 
 
 def test_contradicting_orders_are_an_error() -> None:

@@ -231,6 +231,19 @@ def test_a_device_that_slows_down_finishes_the_rest_at_the_new_speed(build) -> N
     assert (found.healthy_ns, found.makespan_ns, found.delay_ns) == (160, 40 + 120 + 10 + 50, 60)
 
 
+def test_a_moved_end_is_moved_once(build) -> None:
+    """At half speed from 40 on, d0 ends at 160; d1 ends something at that very moment, which must not matter."""
+    problem = build([100, 160], devices=2)
+    found = losses(problem, on(0, 1), SimulationOptions(faults=(Fault("d0", 40, 0.5),)))
+    assert found.makespan_ns == 160
+
+
+def test_a_device_that_fails_as_a_flow_ends(build) -> None:
+    problem = build([10, 5], [(0, 1, 100)], 2, "fair")
+    found = losses(problem, on(0, 1), SimulationOptions(faults=(Fault("d1", 110),)))
+    assert found.lost == ("o1",)
+
+
 def test_a_device_that_fails_takes_its_work_and_all_that_reads_it(build) -> None:
     problem = build([100, 50, 30], [(0, 1, 10)], 3)
     found = losses(problem, on(0, 1, 2), SimulationOptions(faults=(Fault("d0", 40),)))
