@@ -72,11 +72,18 @@ class Executed:
         Tensors that must exist between kernels although ONNX Runtime would fuse them away.
     threads
         Threads of the sessions.
+
+    Raises
+    ------
+    InputError
+        If the model exceeds 2 GiB, has free dimensions, or ONNX Runtime refuses it.
     """
 
     def __init__(
         self, model: onnx.ModelProto, graph: OperatorGraph, kept: Sequence[str] = (), threads: int = 1
     ) -> None:
+        if model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:
+            raise InputError(f"{graph.name}: the model with its weights exceeds the 2 GiB of an ONNX file")
         known = {output.name for output in model.graph.output}
         marked = model
         if any(name not in known for name in kept):

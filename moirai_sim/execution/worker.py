@@ -225,8 +225,11 @@ class Worker:
             for tensor, targets in job.sends:
                 for target in targets:
                     self._send(target, key, tensor, request)
-            ready = max((here[t, request] for t in job.awaits), default=arrivals_ns[request])
-            record.runs.append((request, index, max(ready, min(last_end, start)) if index else ready, start, end))
+            if job.awaits:
+                ready = max(here[t, request] for t in job.awaits)
+            else:
+                ready = last_end if index else arrivals_ns[request]
+            record.runs.append((request, index, min(ready, start), start, end))
             last_end = end
             state[1] += 1
             if state[1] == len(jobs):
