@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 
 FORMAT = "moirai-sim/card@1"
 _MIN_ROWS = 30
-_NOTHING_S = 2e-9
-"""Operators that take no time that a clock can see (views) are measured, but nothing is to be learned from them."""
+_NOTHING_S = 20e-9
+"""Below what the clock and the spread of a session's overhead resolve (views): measured, but nothing to learn from."""
 _WITH_INTERVALS = ("random", "larger")
 """Splits of one fit each: intervals take five more fits."""
 _SPREAD = (0.4, 2.5)
 """Bounds of (sum of operators) / (whole model): outside of them the profile is not of what ran."""
+_UNDISTURBED = (0.85, 1.18)
+"""The same for networks of a sweep: one outside of them was disturbed, and is dropped."""
 
 
 def calibrate(profiles: Sequence[Path], out: Path, *, name: str | None = None, seed: int = 0) -> dict[str, Any]:
@@ -111,7 +113,22 @@ def _read(profiles: Sequence[Path]) -> tuple[pd.DataFrame | None, pd.DataFrame |
         found[kind].append(_reconciled(frame, facts, path) if kind == "operators" else frame)
         metadata.append(facts)
     whole = [pd.concat(frames, ignore_index=True) if frames else None for frames in found.values()]
-    return whole[0], whole[1], metadata
+    return None if whole[0] is None else _one_sheet_each(whole[0]), whole[1], metadata
+
+
+def _one_sheet_each(frame: pd.DataFrame) -> pd.DataFrame:
+    """Give every device one data sheet: the best of the limits that several profiles of it measured."""
+    merged = {}
+    for device, texts in frame.groupby("device", sort=True)["device_type"].unique().items():
+        sheets = [json.loads(text) for text in sorted(texts)]
+        sheet = dict(sheets[0])
+        sheet["memory_bandwidth_bytes_per_s"] = max(one["memory_bandwidth_bytes_per_s"] for one in sheets)
+        sheet["peak_flops"] = {
+            dtype: max(one["peak_flops"].get(dtype, 0.0) for one in sheets)
+            for dtype in sorted({dtype for one in sheets for dtype in one["peak_flops"]})
+        }
+        merged[device] = json.dumps(sheet, sort_keys=True, separators=(",", ":"))
+    return frame.assign(device_type=frame["device"].map(merged))
 
 
 def _reconciled(frame: pd.DataFrame, metadata: dict[str, Any], path: Path) -> pd.DataFrame:
@@ -122,12 +139,15 @@ def _reconciled(frame: pd.DataFrame, metadata: dict[str, Any], path: Path) -> pd
     scaled = frame.copy()
     for model, facts in metadata.get("models", {}).items():
         ratio = float(facts["ratio"])
+        rows = scaled["model"] == model
+        if model.startswith(PREFIX) and not _UNDISTURBED[0] < ratio < _UNDISTURBED[1]:
+            scaled = scaled[~rows]  # a network drawn at random can be spared
+            continue
         if not _SPREAD[0] < ratio < _SPREAD[1]:
             raise InputError(
                 f"{path}: the operators of '{model}' add up to {ratio:.2f} of the whole model; the machine was "
                 "busy, or the profile is not of what ran: profile it again"
             )
-        rows = scaled["model"] == model
         for column in ("min_s", "p10_s", "median_s", "mean_s", "p90_s"):
             scaled.loc[rows, column] /= ratio
     return scaled
@@ -136,7 +156,8 @@ def _reconciled(frame: pd.DataFrame, metadata: dict[str, Any], path: Path) -> pd
 def _fit(frame: pd.DataFrame, metadata: list[dict[str, Any]], folder: Path, card: dict[str, Any], seed: int) -> None:
     from moirai_sim.costs.catalog_model import save_cost_model
 
-    keys = np.array([key_hash(operator_key(row_operator(row))) for row in frame.to_dict("records")])
+    records: list[Any] = frame.to_dict("records")
+    keys = np.array([key_hash(operator_key(row_operator(row))) for row in records])
     lasting = (frame["median_s"] > _NOTHING_S).to_numpy()
     learned = frame[lasting].reset_index(drop=True)
     if len(learned) < _MIN_ROWS:
@@ -256,8 +277,9 @@ def _table(frame: pd.DataFrame, keys: NDArray[Any]) -> dict[str, dict[str, Times
     own = (frame["source"] == "measured").to_numpy()
     table: dict[str, dict[str, Times]] = {}
     grouped = frame[own].assign(key=keys[own]).groupby(["device", "key"], sort=True)
-    for (device, key), times in grouped[["median_s", "p10_s", "p90_s"]].mean().iterrows():  # type: ignore[misc]
-        table.setdefault(device, {})[key] = (times["median_s"], times["p10_s"], times["p90_s"])
+    means = grouped[["median_s", "p10_s", "p90_s"]].mean().reset_index()
+    for device, key, middle, low, high in means.itertuples(index=False, name=None):
+        table.setdefault(str(device), {})[str(key)] = (float(middle), float(low), float(high))
     return table
 
 

@@ -55,7 +55,7 @@ class Curve:
         rise = max(self.time_s[-1] - self.time_s[half], 1e-12)
         return (self.bytes[-1] - self.bytes[half]) / rise
 
-    def seconds(self, size: NDArray[np.int64]) -> NDArray[np.float64]:
+    def seconds(self, size: NDArray[Any]) -> NDArray[np.float64]:
         """Return the time of each size."""
         x = np.maximum(np.asarray(size, dtype=np.float64), 1.0)
         inside = np.exp(np.interp(np.log(x), np.log(self.bytes), np.log(self.time_s)))
@@ -214,6 +214,6 @@ def fit_links(frame: pd.DataFrame, name: str, *, seed: int = 0) -> LinkModel:
                     "time_weighted_ape": float((error * time_s[out]).sum() / time_s[out].sum()),
                 }
             )
-        curves[str(kind), int(count)] = fit_curve(size, time_s)
+        curves[str(kind), int(str(count))] = fit_curve(size, time_s)
     sources = sorted(frame["source"].unique())
     return LinkModel(name, curves, {"splits": splits, "sources": sources, "rows": len(frame)})

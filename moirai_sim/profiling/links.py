@@ -229,4 +229,5 @@ def _consume(memory: int, inbox_handle: int, outbox: int, spin_ns: int, cores: s
 
 
 if __name__ == "__main__":
-    _consume(*map(int, sys.argv[1:5]), {int(core) for core in sys.argv[5].split(",")})
+    shared_memory, tokens_in, tokens_out, spin = map(int, sys.argv[1:5])
+    _consume(shared_memory, tokens_in, tokens_out, spin, {int(core) for core in sys.argv[5].split(",")})

@@ -251,8 +251,8 @@ def profile_kind(path: Path) -> str:
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(f"{path}: cannot be read as Parquet ({error}); write it with 'profile'") from error
     found = metadata.get(KIND_KEY, b"none").decode(errors="replace")
-    name, _, kind = found.partition("#")
-    if name != FORMAT or kind not in _COLUMNS:
+    kind = str(found.partition("#")[2])
+    if found != f"{FORMAT}#{kind}" or kind not in _COLUMNS:
         raise InputError(
             f"{path}: format is '{found}', not '{FORMAT}'; write it with 'profile operators' or 'profile links'"
         )

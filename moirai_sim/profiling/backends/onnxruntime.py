@@ -214,7 +214,7 @@ def kernel_graph(model: bytes | Path, threads: int = 1) -> KernelGraph:
 
 def kernel_key(node: onnx.NodeProto, graph: KernelGraph) -> tuple[object, ...]:
     """Return what decides a node's time: type, attributes, and shape, type and decisive value of each input."""
-    operands = []
+    operands: list[tuple[object, ...] | None] = []
     for name in node.input:
         if not name:
             operands.append(None)

@@ -221,7 +221,8 @@ def profile_models(models: Sequence[str | Path], device: str, *, budget_s: float
 
     target = TorchDevice(device)
     before = telemetry.snapshot()
-    frames, skipped = [], {}
+    frames: list[pd.DataFrame] = []
+    skipped: dict[str, int] = {}
     for source in models:
         graph = load_graph(str(source))
         distinct = list({operator_key(operator): operator for operator in graph}.values())
