@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -281,7 +282,7 @@ def test_savings_are_those_of_a_faster_part(build) -> None:
 
 def test_the_log_of_events_does_not_depend_on_the_hash_seed() -> None:
     code = (
-        "import sys; sys.path[:0] = ['tests/property']\n"
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1] / 'property')!r})\n"
         "from test_engine import random_problem, random_placement\n"
         "from moirai_sim.simulation.engine import simulate\n"
         "for net in ('one-port', 'fair'):\n"
