@@ -81,6 +81,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Rule("Addition(Conv, *)", "ConvAdd", "same_layout"),
         Rule("ConvActivation(ConvAdd)", "FusedConv"),
     ),
+    # PyTorch's eager mode runs one kernel a module: what an exporter writes out in elementary operators is one there
+    "torch": (Rule("Add(MatMul, #)", "Gemm", "bias_of_matrix"), *_COMPOSITES),
     # A compiler that emits one loop nest for pointwise chains and row-wise reductions, and calls a library for matrix
     # products and convolutions, as TorchInductor does (Ansel et al. 2024, doi 10.1145/3620665.3640366)
     "inductor": (
