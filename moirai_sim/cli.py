@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -84,14 +84,14 @@ def _options(
 @app.command()
 def quickstart(out: Out = Path("out/quickstart"), as_json: Json = False) -> None:
     """Run the whole loop here: profile, calibrate, place, simulate, measure, compare."""
-    from moirai_sim.console import print_json, print_text
+    from moirai_sim.console import print_json, print_text, print_validation
     from moirai_sim.studies.quickstart import quickstart as run
 
     summary = run(out)
     if as_json:
         print_json(summary)
     else:
-        _print_validation(summary)
+        print_validation(summary)
         print_text(f"report: {summary['report']}")
     raise typer.Exit(1 if summary.get("failed") else 0)
 
@@ -394,14 +394,14 @@ def measure(
 @app.command()
 def validate(study: Study, out: Out, as_json: Json = False) -> None:
     """Compare predicted and measured times over models."""
-    from moirai_sim.console import print_json
+    from moirai_sim.console import print_json, print_validation
     from moirai_sim.studies.validate import validate as run
 
     summary = run(study, out)
     if as_json:
         print_json(summary)
     else:
-        _print_validation(summary)
+        print_validation(summary)
     raise typer.Exit(1 if summary.get("failed") else 0)
 
 
@@ -415,9 +415,12 @@ def evaluate(
     study: Study, out: Out, jobs: Jobs = None, ray: Ray = None, retry_failed: Retry = False, as_json: Json = False
 ) -> None:
     """Run policies x models x clusters, resumable."""
+    from moirai_sim.console import print_study
     from moirai_sim.studies.evaluate import evaluate as run
 
-    _print_study(run(study, out, jobs=jobs, ray=ray, retry_failed=retry_failed), as_json=as_json)
+    summary = run(study, out, jobs=jobs, ray=ray, retry_failed=retry_failed)
+    print_study(summary, as_json=as_json)
+    raise typer.Exit(1 if summary["failed"] else 0)
 
 
 @app.command()
@@ -425,9 +428,12 @@ def whatif(
     study: Study, out: Out, jobs: Jobs = None, ray: Ray = None, retry_failed: Retry = False, as_json: Json = False
 ) -> None:
     """Try overrides of one cluster, in scenarios."""
+    from moirai_sim.console import print_study
     from moirai_sim.studies.whatif import whatif as run
 
-    _print_study(run(study, out, jobs=jobs, ray=ray, retry_failed=retry_failed), as_json=as_json)
+    summary = run(study, out, jobs=jobs, ray=ray, retry_failed=retry_failed)
+    print_study(summary, as_json=as_json)
+    raise typer.Exit(1 if summary["failed"] else 0)
 
 
 @app.command()
@@ -467,26 +473,28 @@ def profile_operators(
     as_json: Json = False,
 ) -> None:
     """Time operators on real hardware."""
+    from moirai_sim.console import print_profile
     from moirai_sim.profiling.operators import profile_operators as run
     from moirai_sim.profiling.schema import write_profile
 
     frame = run(models, device, backend=backend, budget_s=_seconds(budget, "--budget"))
     metadata = frame.attrs["metadata"]
     write_profile(frame, out, metadata=metadata)
-    _print_profile(frame, out, metadata, as_json=as_json)
+    print_profile(len(frame), out, metadata, as_json=as_json)
 
 
 @profile.command("links")
 def profile_links(cluster: NeededCluster, out: Out, as_json: Json = False) -> None:
     """Time transfers between real devices."""
     from moirai_sim.clusters.reader import read_cluster
+    from moirai_sim.console import print_profile
     from moirai_sim.profiling.links import profile_links as run
     from moirai_sim.profiling.schema import write_profile
 
     frame = run(read_cluster(cluster))
     metadata = frame.attrs["metadata"]
     write_profile(frame, out, kind="links", metadata=metadata)
-    _print_profile(frame, out, metadata, as_json=as_json)
+    print_profile(len(frame), out, metadata, as_json=as_json)
 
 
 @profile.command("import")
@@ -499,7 +507,7 @@ def profile_import(
     """Read published measurements."""
     from dataclasses import asdict
 
-    from moirai_sim.console import say
+    from moirai_sim.console import print_profile, say
     from moirai_sim.profiling.published import import_published
     from moirai_sim.profiling.schema import write_profile
 
@@ -508,7 +516,7 @@ def profile_import(
     write_profile(frame, out, kind="links" if data_set == "vidur" else "operators", metadata=metadata)
     for line in report.lines():
         say(line)
-    _print_profile(frame, out, metadata, as_json=as_json)
+    print_profile(len(frame), out, metadata, as_json=as_json)
 
 
 @app.command()
@@ -584,33 +592,3 @@ def _print_timeline(timeline: Timeline, problem: PlacementProblem, out: Path | N
     from moirai_sim.summary import print_timeline
 
     print_timeline(timeline, problem, out)
-
-
-def _print_profile(frame: Any, out: Path, metadata: object, *, as_json: bool) -> None:  # noqa: ANN401 - a DataFrame
-    from moirai_sim.console import print_facts, print_json
-
-    if as_json:
-        print_json({"profile": str(out), "rows": len(frame), "metadata": metadata})
-    else:
-        print_facts({"profile": str(out), "rows": len(frame)})
-
-
-def _print_study(summary: dict[str, Any], *, as_json: bool) -> None:
-    from moirai_sim.console import print_facts, print_json
-
-    if as_json:
-        print_json(summary)
-    else:
-        print_facts(summary)
-    raise typer.Exit(1 if summary["failed"] else 0)
-
-
-def _print_validation(summary: dict[str, Any]) -> None:
-    from moirai_sim.console import print_facts, print_table, print_text
-
-    cases = summary["cases"]
-    if cases:
-        columns = [key for key, value in cases[0].items() if not isinstance(value, dict | list)]
-        print_table(columns, ([case.get(column) for column in columns] for case in cases))
-        print_text()
-    print_facts(summary["summary"])

@@ -69,3 +69,29 @@ def plain(value: Any) -> Any:  # noqa: ANN401 - whatever a command's result hold
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def print_profile(rows: int, out: Path, metadata: object, *, as_json: bool) -> None:
+    """Write where a profile lies and how many rows it has."""
+    if as_json:
+        print_json({"profile": out, "rows": rows, "metadata": metadata})
+    else:
+        print_facts({"profile": out, "rows": rows})
+
+
+def print_study(summary: Mapping[str, Any], *, as_json: bool) -> None:
+    """Write the counts of a study's runs."""
+    if as_json:
+        print_json(summary)
+    else:
+        print_facts(summary)
+
+
+def print_validation(summary: Mapping[str, Any]) -> None:
+    """Write the cases of a ``validate`` study as a table, and its figures."""
+    cases = summary["cases"]
+    if cases:
+        columns = [key for key, value in cases[0].items() if not isinstance(value, dict | list)]
+        print_table(columns, ([case.get(column) for column in columns] for case in cases))
+        print_text()
+    print_facts(summary["summary"])
