@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from moirai_sim.placement import Placement
-from moirai_sim.policies.bounds import lower_bound_ns
+from moirai_sim.policies.bounds import FAR, lower_bound_ns
 from moirai_sim.policies.cp_model import CpModel
 from moirai_sim.policies.decompose import decompose, near_cut_bound_ns
-from moirai_sim.policies.loads import memory_binds
+from moirai_sim.policies.loads import fits, memory_binds
 from moirai_sim.policies.modules import cut_vertices, modules_of
 from moirai_sim.policies.registry import load_policy, policy_names
 from moirai_sim.policies.search import improve
@@ -20,14 +20,19 @@ from moirai_sim.policies.starts import CHEAP, Start, find_starts, start_from
 from moirai_sim.simulation.replay import replay
 
 if TYPE_CHECKING:
+    from moirai_sim.placement import Status
     from moirai_sim.policies.base import Policy, Request
-    from moirai_sim.problem import PlacementProblem
+    from moirai_sim.problem import Network, PlacementProblem
 
 EXACT_OPERATORS = 40
 """Modules (and whole problems) of up to this size are tried exactly."""
 BOUND_OPERATORS = 3_000
 """Up to this size a bound by near-cuts is sought."""
+SURROGATES: tuple[Network, ...] = ("one-port", "none")
+"""Networks under which ``fair`` problems are answered."""
 PIPELINES = ("pipeline-dp", "milp-throughput")
+FIRST_ROUNDS = 2
+"""Rounds of search, below a second each, that are run whatever the time limit: exact methods need a good horizon."""
 FEW_DEVICES = 16
 """Decomposition looks at every pair of devices for every module; with more devices it is left out."""
 
@@ -60,8 +65,12 @@ def _latency(problem: PlacementProblem, request: Request) -> Placement:
     steps = [f"{start.policy} {start.value_ns}" for start in starts]
 
     def left_to_prove() -> bool:
-        return best is None or best.value_ns > bound
+        return bound < FAR if best is None else best.value_ns > bound
 
+    if left_to_prove() and best is not None and problem.n_operators <= BOUND_OPERATORS:
+        known = [start.placement for start in starts]
+        first = improve(problem, known, rounds=FIRST_ROUNDS, seed=request.seed, target_ns=bound)
+        best = _better(best, start_from(problem, first, request, "search"))
     series = _series(problem)
     if left_to_prove() and series and best is not None:
         outcome = decompose(
@@ -71,10 +80,13 @@ def _latency(problem: PlacementProblem, request: Request) -> Placement:
         steps.append(f"decomposition bound {outcome.bound_ns} in {outcome.solves} solves")
         if outcome.placement is not None:
             best = _better(best, start_from(problem, outcome.placement, request, "decomposition"))
-    if left_to_prove() and problem.n_operators <= EXACT_OPERATORS:
-        best, bound = _by_cp(problem, request, clock.left(0.6), best, bound, steps)
+    small = problem.n_operators <= EXACT_OPERATORS
+    if left_to_prove() and small:  # most small problems need no more than this
+        best, bound = _by_cp(problem, request, min(2.0, clock.left(0.2)), best, bound, steps)
     if left_to_prove():
-        best = _better(best, _search(problem, clock.request(0.6), starts, best, bound))
+        best = _better(best, _search(problem, clock.request(0.4 if small else 0.6), starts, best, bound))
+        if small and left_to_prove():
+            best, bound = _by_cp(problem, request, clock.left(0.8), best, bound, steps)
         if best is not None and _can_be_bounded(problem) and not series:
             near = near_cut_bound_ns(
                 problem, upper_ns=best.value_ns, time_limit_s=clock.left(0.9), workers=request.workers,
@@ -103,21 +115,26 @@ def _fair(policy: Policy, problem: PlacementProblem, request: Request) -> Placem
     """Answer for the linear networks, and let the simulator of the real one choose."""
     from moirai_sim.simulation.engine import simulate
 
-    found: list[tuple[int, Placement]] = []
+    clock = _Clock(request)
+    candidates: list[Placement] = []
     bound = 0
-    status = None
-    for network in ("one-port", "none"):
-        surrogate = replace(problem, network=network)
-        answer = policy.place(surrogate, replace(request, time_limit_s=request.time_limit_s * 0.4))
+    status: Status = "limit"
+    for network in SURROGATES:
+        answer = policy.place(replace(problem, network=network), clock.request(0.4))
         if network == "none":  # nothing is slower there than under fair sharing
             bound = answer.lower_bound_ns
-        if len(answer.device) != problem.n_operators:
+        if len(answer.device) == problem.n_operators:
+            candidates += [answer, replace(answer, order=None, transfer_order=None)]
+        else:
             status = answer.status
-            continue
-        candidates = (answer, replace(answer, order=None, transfer_order=None))
-        found += [(simulate(problem, one, engine="simpy").makespan_ns, one) for one in candidates]
+    for name in CHEAP:
+        if name in policy_names() and (not candidates or clock.left(1.0) > 0):
+            answer = load_policy(name).place(problem, clock.request(0.5))
+            if len(answer.device) == problem.n_operators and fits(problem, answer.device):
+                candidates.append(answer)
+    found = [(simulate(problem, one, engine="simpy").makespan_ns, one) for one in candidates]
     if not found:
-        return Placement(device=np.zeros(0, dtype=np.int64), status=status or "limit")
+        return Placement(device=np.zeros(0, dtype=np.int64), status=status)
     value, best = min(found, key=lambda pair: pair[0])
     return replace(best, lower_bound_ns=min(bound, value), status="feasible")
 
@@ -148,7 +165,9 @@ def _by_cp(
     steps.append(f"cp {answer.status} {answer.makespan_ns} bound {answer.bound_ns}")
     if answer.placement is not None:
         best = _better(best, start_from(problem, answer.placement, request, "cp"))
-    return best, max(bound, answer.bound_ns if best is not None else 0)
+    if best is None:
+        return None, FAR if answer.status == "infeasible" else bound
+    return best, max(bound, answer.bound_ns)
 
 
 def _search(
@@ -170,7 +189,8 @@ def _better(best: Start | None, other: Start | None) -> Start | None:
 def _answer(best: Start | None, bound: int, steps: list[str]) -> Placement:
     facts: dict[str, object] = {"steps": steps}
     if best is None:
-        return Placement(device=np.zeros(0, dtype=np.int64), status="limit", provenance=facts)
+        status: Status = "infeasible" if bound >= FAR else "limit"
+        return Placement(device=np.zeros(0, dtype=np.int64), status=status, provenance=facts)
     return replace(
         best.placement,
         status="optimal" if bound >= best.value_ns else "feasible",

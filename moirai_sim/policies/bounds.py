@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from moirai_sim.policies.base import Objective
     from moirai_sim.problem import PlacementProblem
 
-FAR = np.int64(2**60)
+FAR = 2**60
 """Stands for an impossible time; sums of a few still fit 64 bits."""
 LP_OPERATORS = 3_000
 """Problems above this size get the bounds that need no linear programme of the whole graph."""

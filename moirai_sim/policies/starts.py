@@ -23,6 +23,8 @@ CHEAP = ("single", "heft", "heft-blind", "cpop", "met", "m-topo", "m-etf", "m-sc
 """Policies that answer thousands of operators within seconds, in the order in which they are tried."""
 QUICK = ("single", "heft", "met", "m-topo", "m-etf")
 """Those of them that need no linear programme."""
+SKIPPED_OPERATORS = 2_000
+"""Above this size a policy is left out once half of the time is gone; below, none takes a second."""
 
 IMPROVED_OPERATORS = 3_000
 """Above this size a start is not improved before an exact solver gets it."""
@@ -38,11 +40,12 @@ class Start:
 
 
 def find_starts(problem: PlacementProblem, request: Request, names: Sequence[str] = QUICK) -> list[Start]:
-    """Return the answers of the named policies, best first; those that do not answer, or too late, are left out."""
+    """Return the answers of the named policies, best first; those that do not answer are left out."""
     started = time.perf_counter()
     found: list[Start] = []
     for name in names:
-        if name not in policy_names() or (found and time.perf_counter() - started > request.time_limit_s / 2):
+        late = problem.n_operators > SKIPPED_OPERATORS and time.perf_counter() - started > request.time_limit_s / 2
+        if name not in policy_names() or (found and late):
             continue
         try:
             answer = load_policy(name).place(problem, replace(request, time_limit_s=request.time_limit_s / 4))
