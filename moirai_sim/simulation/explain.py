@@ -274,7 +274,13 @@ def faster(problem: PlacementProblem, resource: str, factor: float) -> Placement
         quick = np.where(column < 0, column, np.rint(column / factor).astype(np.int64))
         device_type = problem.device_type.copy()
         device_type[k] = problem.operator_ns.shape[1]
-        return replace(problem, operator_ns=np.column_stack([problem.operator_ns, quick]), device_type=device_type)
+        return replace(
+            problem,
+            operator_ns=np.column_stack([problem.operator_ns, quick]),
+            operator_low_ns=None,  # intervals have a column a device type too
+            operator_high_ns=None,
+            device_type=device_type,
+        )
     if problem.cluster is not None and resource in problem.cluster.link:
         return _faster_link(problem, resource, factor)
     source, arrow, target = resource.partition("->")

@@ -209,3 +209,12 @@ def test_a_bare_call_shows_the_help(cli, arguments):
     answer = cli(*arguments)
     assert answer.err.startswith("Usage:") or answer.out.startswith("Usage:")
     assert answer.code in (0, 2)  # depends on the version of click
+
+
+def test_simulate_explains_a_priced_model(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    where = ["zoo:ws-32?seed=1", "--cluster", "diviml-server"]
+    assert cli("place", *where, "--policy", "heft", "-o", "placed.json").code == 0
+    answer = cli("simulate", *where, "--placement", "placed.json", "--explain", "--json")
+    assert answer.code == 0, answer.err
+    assert json.loads(answer.out)["explanation"]
