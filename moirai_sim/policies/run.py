@@ -10,6 +10,7 @@ import numpy as np
 
 from moirai_sim.errors import InputError, InternalError
 from moirai_sim.placement import Placement
+from moirai_sim.policies.base import Request
 from moirai_sim.policies.bounds import lower_bound_ns
 from moirai_sim.policies.loads import best_single_device, period_ns
 from moirai_sim.policies.reductions import contract_colocated
@@ -20,14 +21,13 @@ from moirai_sim.verify import verify
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from moirai_sim.policies.base import Request
     from moirai_sim.problem import PlacementProblem
 
 UNANSWERED = ("infeasible", "limit", "error")
 """Statuses of an answer that places nothing."""
 
 
-def place(problem: PlacementProblem, policy: str, request: Request) -> Timeline:
+def place(problem: PlacementProblem, policy: str = "auto", request: Request | None = None) -> Timeline:
     """Answer a placement problem with a named policy, and prove what can be proven about the answer.
 
     Co-location groups that can run as one are merged before the policy runs. Its answer is expanded, timed by one
@@ -46,6 +46,7 @@ def place(problem: PlacementProblem, policy: str, request: Request) -> Timeline:
         If the answer breaks the rules of ``verify``: a bug of the policy.
     """
     started = time.perf_counter()
+    request = request or Request()  # latency, a minute, seed 0
     solver = load_policy(policy)
     answer = place_reduced(problem, solver.place, request)
     timeline = time_placement(problem, answer, request)
