@@ -88,8 +88,7 @@ def decompose(
     """
     deadline = time.perf_counter() + time_limit_s
     modules = modules_of(problem, cut_vertices(problem))
-    kinds: dict[bytes, Arcs] = {}
-    chain = [kinds.setdefault(key, arcs) for key, arcs in ((m.key(), _first_bounds(m)) for m in modules)]
+    chain = _chain(modules)
     solves = 0
     with ThreadPoolExecutor(max_workers=workers) as pool:
         while True:
@@ -108,7 +107,7 @@ def decompose(
             jobs = []
             for arcs, where, slack in _jobs(chain, path, todo, forward, backward, upper_ns):
                 limit = min(left, max(solve_limit_s, 4 * float(arcs.spent[where])))
-                jobs.append((arcs, where, pool.submit(_solve, arcs, where, slack, limit, seed), limit))
+                jobs.append((arcs, where, pool.submit(_solve, arcs, where, slack, limit, deadline, seed), limit))
             for arcs, where, job, limit in jobs:
                 answer = job.result()
                 solves += 1
@@ -197,6 +196,18 @@ def _first_bounds(module: Module) -> Arcs:
     return Arcs(module, bound, exact, np.zeros(bound.shape))
 
 
+def _chain(modules: list[Module]) -> list[Arcs]:
+    """Return the arcs of each module; equal modules share theirs."""
+    kinds: dict[bytes, Arcs] = {}
+    chain = []
+    for module in modules:
+        key = module.key()
+        if key not in kinds:
+            kinds[key] = _first_bounds(module)
+        chain.append(kinds[key])
+    return chain
+
+
 def _distances(chain: list[Arcs]) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
     """Return the least distance from the start to each side of each module, and from there to the end, ns."""
     forward = [np.zeros(chain[0].bound.shape[0], dtype=np.int64)]
@@ -241,12 +252,17 @@ def _jobs(
     return list(jobs.values())
 
 
-def _solve(arcs: Arcs, where: tuple[int, int], slack_ns: int, time_limit_s: float, seed: int) -> CpAnswer:
+def _solve(
+    arcs: Arcs, where: tuple[int, int], slack_ns: int, time_limit_s: float, deadline: float, seed: int
+) -> CpAnswer:
     """Work on one arc: find its optimum, or raise its bound by a step; lengths above ``slack_ns`` are of no use."""
     module = arcs.module
     problem = module.between(where[0] if module.entry else -1, where[1] if module.exit else -1)
-    horizon = min(slack_ns, int(arcs.bound[where] * (1 + STEP)) + 1)
-    return CpModel(problem, horizon).solve(time_limit_s, seed=seed)
+    left = min(time_limit_s, deadline - time.perf_counter())
+    if left <= 0:
+        return CpAnswer("limit", None, 0, 0)
+    step = max(int(arcs.bound[where] * STEP), slack_ns // 1000) + 1
+    return CpModel(problem, min(slack_ns, int(arcs.bound[where]) + step)).solve(left, seed=seed)
 
 
 def _assemble(problem: PlacementProblem, modules: list[Module], chain: list[Arcs], path: list[int]) -> Placement:
