@@ -76,7 +76,8 @@ def anneal(
     scale = float(max(current, 1))
     for step in range(steps):
         temperature = scale * hot * (cold / hot) ** (step / steps)
-        start, target = np.int64(np.random.randint(n)), np.int64(np.random.randint(k))
+        start: np.int64 = np.int64(np.random.randint(n))
+        target = np.int64(np.random.randint(k))
         if m > 0 and np.random.random() < 0.6:  # a boundary: one end of a crossing edge joins the other
             for _ in range(30):
                 arc = np.random.randint(m)
@@ -97,9 +98,13 @@ def anneal(
             if exchange > 0:  # something of the crowded device goes where the cluster came from
                 start = np.int64(-1)
                 for _ in range(40):
-                    i = np.int64(np.random.randint(n))
-                    if device[i] == target and stamp[groups.of[i]] != step and groups.weight[groups.of[i]] > 0:
-                        start = i
+                    other = np.int64(np.random.randint(n))
+                    if (
+                        device[other] == target
+                        and stamp[groups.of[other]] != step
+                        and groups.weight[groups.of[other]] > 0
+                    ):
+                        start = other
                         break
                 if start < 0:
                     break

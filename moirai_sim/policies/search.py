@@ -80,17 +80,20 @@ def improve(
     starts
         Placements that respect supported devices, memory and co-location; so do all on the way.
     time_limit_s, rounds
-        When to stop; without a time limit, equal ``rounds`` and ``seed`` give equal answers.
+        When to stop, 10 rounds where neither is given; without a time limit, equal ``rounds`` and ``seed`` give equal
+        answers.
     target_ns
         Stop as soon as this is reached, because it is proven that nothing is better.
     """
     clock = time.perf_counter
+    rounds = 10 if rounds is None and time_limit_s is None else rounds
     deadline = None if time_limit_s is None else clock() + time_limit_s
     walk = _Walk(problem, seed)
     found = sorted((walk.start(start) for start in starts), key=lambda branch: branch.value_ns)
     branches = found[:BRANCHES]
     best = branches[0]
-    done, pace = 0, None
+    done = 0
+    pace: float | None = None
     while (rounds is None or done < rounds) and best.value_ns > target_ns:
         steps = walk.steps if done else max(1, walk.steps // 20)  # a first look, which also measures the pace
         if deadline is not None:
