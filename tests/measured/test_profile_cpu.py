@@ -70,9 +70,11 @@ def test_owner_of_a_blocked_node_is_named_after_the_tensor_it_stands_for():
     nodes = [
         node("ReorderInput", ["x"], ["t0"], name="r"), node("Conv", ["t0", "w"], ["t1"], name="y_nchwc"),
         node("ReorderOutput", ["t1"], ["y"], name="o"), node("Relu", ["y"], ["z"], name="n2"),
-        node("Copy", ["z"], ["q"], name="made-up"),
+        node("Reshape", ["z"], ["f0"], name="flat"), node("Gemm", ["f0", "v"], ["f1"], name="made-up"),
+        node("Reshape", ["f1"], ["q"], name="back"),
     ]  # fmt: skip
-    assert owners(nodes, {"w"}, {"y": "conv", "z": "relu"}) == ("conv", "conv", "conv", "relu", "relu")
+    expected = ("conv", "conv", "conv", "relu", "product", "product", "product")
+    assert owners(nodes, {"w", "v"}, {"y": "conv", "z": "relu", "q": "product"}) == expected
 
 
 @pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")

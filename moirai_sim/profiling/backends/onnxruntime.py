@@ -148,8 +148,9 @@ def owners(
     """Return the user's operator that each executed node stands for: the last one, where nodes were fused.
 
     A node in the blocked layout writes a tensor of another name, but is itself named for the tensor of the user's model
-    that it stands for. A node that ONNX Runtime inserted (a change of layout) belongs to the operator whose result it
-    converts, or to the first reader where it converts an input of the model.
+    that it stands for. A change of layout belongs to the operator whose result it converts, or to the first reader
+    where it converts an input of the model. Other nodes that ONNX Runtime made up (a matrix product and the flattening
+    around it) belong to the operator that reads their result.
 
     Parameters
     ----------
@@ -172,7 +173,7 @@ def owners(
     for node in nodes:
         names = [*node.output, _LAYOUT_SUFFIX.sub("", node.name)]
         found = next((operator_of[name] for name in names if name in operator_of), by_node.get(node.name))
-        if found is None:
+        if found is None and node.op_type.startswith("Reorder"):
             sources = (owner[writer[name]] for name in node.input if name in writer and name not in weights)
             found = next((name for name in sources if name is not None), None)
         owner.append(found)
