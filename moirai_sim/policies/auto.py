@@ -50,11 +50,9 @@ class Auto:
 
     def place(self, problem: PlacementProblem, request: Request) -> Placement:
         """Return the best answer found within the time limit, with the best bound."""
-        if problem.network == "fair":
-            return _fair(self, problem, request)
         if request.objective == "throughput":
             return _throughput(problem, request)
-        return _latency(problem, request)
+        return _fair(self, problem, request) if problem.network == "fair" else _latency(problem, request)
 
 
 def _latency(problem: PlacementProblem, request: Request) -> Placement:
@@ -98,6 +96,9 @@ def _latency(problem: PlacementProblem, request: Request) -> Placement:
 
 
 def _throughput(problem: PlacementProblem, request: Request) -> Placement:
+    if problem.network == "fair":  # a period counts the loads of devices only, as under ``none``
+        answer = _throughput(problem.with_network("none"), request)
+        return replace(answer, order=None, transfer_order=None)
     clock = _Clock(request)
     starts = find_starts(problem, clock.request(0.3), CHEAP)
     steps = [f"{start.policy} {start.value_ns}" for start in starts]
