@@ -40,7 +40,9 @@ def chain() -> Subject:
     nodes = [helper.make_node("Neg", [f"t{i}"], [f"t{i + 1}"], name=f"n{i}") for i in range(HOPS + 1)]
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [SIZE // 4]) for name in ("t0", f"t{HOPS + 1}")]
     model = helper.make_model(
-        helper.make_graph(nodes, "chain", ends[:1], ends[1:]), opset_imports=[helper.make_opsetid("", 17)], ir_version=10
+        helper.make_graph(nodes, "chain", ends[:1], ends[1:]),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=10,
     )
     return Subject(model, read_model(model, name="chain"))
 

@@ -11,6 +11,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from moirai_sim.errors import InputError
+from moirai_sim.studies.feedback import calibrate_from_runs
 from moirai_sim.studies.validate import validate
 from moirai_sim.studies.validate_summary import interval, summarise
 from moirai_sim.timeline import read_timeline
@@ -110,3 +112,43 @@ def test_a_study_runs_from_file_to_summary(study: Path, tmp_path: Path, in_fligh
         outcome = json.loads(path.read_text())["outcome"]
         assert outcome["low_ns"] <= outcome["measured_ns"] <= outcome["high_ns"]
         assert len(outcome["repeats_ns"]) == 3
+
+
+@pytest.mark.slow
+def test_feedback_corrects_a_model_that_is_wrong_by_a_factor(study: Path, tmp_path: Path):
+    """Calibrate for real, then halve every price: what was measured must bring the prices back."""
+    rng = np.random.default_rng(0)
+    widths = [32 + 8 * i for i in range(37)]
+    nodes, weights = [], []
+    for i in range(36):
+        weights.append(
+            numpy_helper.from_array(rng.standard_normal((widths[i], widths[i + 1])).astype(np.float32), f"w{i}")
+        )
+        nodes.append(helper.make_node("MatMul", [f"t{i}", f"w{i}"], [f"m{i}"], name=f"mm{i}"))
+        nodes.append(helper.make_node("Tanh", [f"m{i}"], [f"t{i + 1}"], name=f"tanh{i}"))
+    ends = [helper.make_tensor_value_info(f"t{i}", TensorProto.FLOAT, [256, widths[i]]) for i in (0, 36)]
+    graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    onnx.save(model, tmp_path / "net.onnx")
+    study.write_text(
+        study.read_text().replace("calibrate: null", "calibrate: 4 s").replace("placements: 1", "placements: 6")
+    )
+    out = tmp_path / "out"
+    assert validate(study, out)["failed"] == 0
+    table = out / "calibration" / "two" / "model" / "measured.json"
+    content = json.loads(table.read_text())
+    for times in content["devices"].values():
+        for key in times:
+            times[key] = [value / 2 for value in times[key]]
+    table.write_text(json.dumps(content))
+    for path in (out / "results").glob("*.json"):
+        document = json.loads(path.read_text())
+        for row in document["outcome"]["families"].values():
+            row[0] /= 2
+        path.write_text(json.dumps(document))
+    report = calibrate_from_runs(out, tmp_path / "better")
+    assert report["after"]["median_ape"] < report["before"]["median_ape"]
+    assert report["used"] + report["after"]["cases"] == report["cases"]
+    assert json.loads((tmp_path / "better" / "card.json").read_text())["from_runs"]["factors"] == report["factors"]
+    with pytest.raises(InputError, match="no study"):
+        calibrate_from_runs(tmp_path, tmp_path / "none")
