@@ -19,7 +19,7 @@ from moirai_sim.costs.estimator import TimeEstimator
 from moirai_sim.profiling.published import import_published
 
 HERE = Path(__file__).parent
-SETTINGS = {"trees": 200, "sharp_trees": 200, "max_rows": 40_000}
+SETTINGS = {"trees": 120, "sharp_trees": 180, "max_rows": 20_000, "interval_rows": 2_000}
 
 
 def read(data: Path) -> pd.DataFrame:
