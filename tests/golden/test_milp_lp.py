@@ -42,13 +42,29 @@ CASES = {
         "operator_order", "same_send", "same_receive", "transfer_order",
     ],
     "half-duplex": ["same_port"],
+    "throughput": ["port_load"],
+    "equal devices": ["interchangeable"],
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("network", "family"), [(n, f) for n, families in CASES.items() for f in families])
-def test_family_is_as_reviewed(network: str, family: str) -> None:
-    model = MilpModel(replace(_problem(), network=network), 30)
-    text = lp_text(model, [family])
+def _model(case: str) -> MilpModel:
+    if case == "throughput":
+        return MilpModel(_problem(), 30, "throughput")
+    if case == "equal devices":
+        same = replace(
+            _problem(),
+            operator_ns=np.array([[4], [5], [2], [7]]),
+            device_type=np.zeros(2, dtype=np.int64),
+            memory_bytes=np.array([8, 8]),
+            transfer_ns=np.array([[3, 3], [1, 1]]),
+        )
+        return MilpModel(same, 30, "throughput")
+    return MilpModel(replace(_problem(), network=case), 30)
+
+
+@pytest.mark.parametrize(("case", "family"), [(n, f) for n, families in CASES.items() for f in families])
+def test_family_is_as_reviewed(case: str, family: str) -> None:
+    text = lp_text(_model(case), [family])
     path = GOLDEN / f"{family}.lp"
     if os.environ.get("MOIRAI_SIM_UPDATE_GOLDEN"):
         path.parent.mkdir(exist_ok=True)
@@ -57,7 +73,7 @@ def test_family_is_as_reviewed(network: str, family: str) -> None:
 
 
 def test_every_family_has_a_golden_file() -> None:
-    families = set(MilpModel(_problem(), 30).families) | {"same_port"}
+    families = {family for case in CASES for family in _model(case).families}
     assert families == {path.stem for path in GOLDEN.glob("*.lp")} == {f for fs in CASES.values() for f in fs}
 
 

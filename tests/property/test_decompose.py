@@ -113,7 +113,7 @@ def test_no_rival_beats_auto(seed: int) -> None:
         memory=0.5 if seed % 2 else None,
         shared_tensors=seed % 3 == 0,
     )
-    request = Request(time_limit_s=4)
+    request = Request(time_limit_s=2)
     ours = place(problem, "auto", request)
     for rival in ("single", "heft", "cpop", "met", "m-topo", "m-etf", "m-sct", "getf", "random", "moirai"):
         theirs = place(problem, rival, request)
