@@ -23,13 +23,14 @@ SETTINGS = {"trees": 120, "sharp_trees": 180, "max_rows": 20_000, "interval_rows
 
 
 def read(data: Path) -> pd.DataFrame:
-    """All of NeuSight's sweeps; of each stack, operator and data type of aiconfigurator 1,500 rows at random."""
+    """NeuSight, and of each stack, operator and type of aiconfigurator 700 rows; at most 25,000 rows a family."""
     sweeps, report = import_published("neusight", data / "neusight/train")
     print(*report.lines(), sep="\n")
     stacks, report = import_published("aiconfigurator", data / "aiconfigurator")
     print(*report.lines(), sep="\n")
-    stacks = stacks.sample(frac=1, random_state=0).groupby(["device", "stack", "op_type", "dtype"]).head(1500)
-    return pd.concat([sweeps, stacks], ignore_index=True)
+    stacks = stacks.sample(frac=1, random_state=0).groupby(["device", "stack", "op_type", "dtype"]).head(700)
+    whole = pd.concat([sweeps, stacks], ignore_index=True).sample(frac=1, random_state=0)
+    return whole.groupby(["family", "dtype"]).head(25_000).reset_index(drop=True)
 
 
 def rows(name: str) -> list[dict[str, object]]:

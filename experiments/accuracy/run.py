@@ -64,7 +64,8 @@ def transfer() -> None:
     rows = []
     for device in sorted(frame["device"].unique()):
         own = frame[frame["device"] == device]
-        fitted = TimeEstimator(sharp_trees=0, interval_rows=4_000).fit(frame[frame["device"] != device].reset_index(drop=True))
+        others = frame[frame["device"] != device].reset_index(drop=True)
+        fitted = TimeEstimator(sharp_trees=0, interval_rows=4_000).fit(others)
         for points in (0, 10, 30, 100, 300):
             fits = []
             for seed in range(1 if points == 0 else 5):
