@@ -7,6 +7,7 @@ in the cache of another core. Nothing of it shows where only the message itself 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 SIZES = tuple(2**k for k in (10, 13, 15, 16, 17, 18, 19, 20, 21, 22, 24))
 """Tensor sizes to time: 1 KiB to 16 MiB, dense where activations are."""
 _CHAIN = 24
+_LARGE = 2**20
+"""Tensors from here on need less warming, and over slow links much time."""
+_BUDGET_S, _MIN_REPEATS = 3.0, 3
+"""Of a size: fewer repeats where they take longer, as over slow links."""
 _MEMORY_BYTES = 2**29
 """A chain's tensors fill no more than this."""
 
@@ -55,7 +60,7 @@ def time_hops(
     sizes
         Of the tensor, bytes.
     repeats
-        Runs of a chain, alternating between crossing and staying so that a slow spell of the machine meets both.
+        Runs of a chain at most, alternating between crossing and staying so that a slow spell meets both.
     """
     for size in sizes:
         length = int(np.clip(_MEMORY_BYTES // size, 4, _CHAIN))
@@ -68,9 +73,13 @@ def time_hops(
                 device = {name: pair[i % 2] for i, name in enumerate(names)}
                 loaded.append(load_order(workers, subject, device, names))
             for chain in loaded:
-                for _ in range(WARM_UP):
+                for _ in range(WARM_UP if size < _LARGE else 1):
                     chain.run()
-            took = np.array([[_makespan(chain) for chain in loaded] for _ in range(repeats)], dtype=np.float64)
+            rounds: list[list[int]] = []
+            end = time.monotonic() + _BUDGET_S
+            while len(rounds) < repeats and (len(rounds) < _MIN_REPEATS or time.monotonic() < end):
+                rounds.append([_makespan(chain) for chain in loaded])
+            took = np.array(rounds, dtype=np.float64)
             staying = np.median(took[:, 1:], axis=0).mean()  # devices may differ: half of the chain runs on each
             yield Hop(source, target, size, np.maximum(took[:, 0] - staying, 1) / (length - 1) / 1e9)
         finally:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 PORT = 4713
 PREFIX = ("unshare", "--net")
 """Starts a command in a namespace of its own."""
-_BURST_BYTES = 32768
+_BURST_BYTES, _BURST_S = 65536, 1e-3
+"""What may pass at once: the largest packet that Linux hands down, or what a timer's tick lets through."""
 _TOOLS = ("unshare", "nsenter", "ip", "tc")
 
 
@@ -104,9 +105,10 @@ def connect(cluster: Cluster, processes: Mapping[str, int]) -> dict[str, Address
         for node, pid, name in zip((a, b), pids, names, strict=True):
             ends[node].append(name)
             rate = f"{max(1, round(link.bandwidth_bytes_per_s * 8))}bit"
+            burst = str(max(_BURST_BYTES, round(link.bandwidth_bytes_per_s * _BURST_S)))
             inside = ("nsenter", "-t", pid, "-n")
             _run(*inside, "tc", "qdisc", "add", "dev", name, "root",
-                 "tbf", "rate", rate, "burst", str(_BURST_BYTES), "latency", "2s")  # fmt: skip
+                 "tbf", "rate", rate, "burst", burst, "latency", "2s")  # fmt: skip
             _run(*inside, "ip", "link", "set", name, "up")
     addresses = {}
     for number, node in enumerate(processes):
