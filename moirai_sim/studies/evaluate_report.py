@@ -59,9 +59,11 @@ def build(study: dict[str, Any], store: Store) -> Report:
 
 def problem_labels(runs: pd.DataFrame) -> pd.Series:
     """Return a short text for the problem of each row: only the columns that differ between rows."""
+    import pandas as pd
+
     varying = [name for name in PROBLEM if runs[name].nunique(dropna=False) > 1] or ["model"]
-    texts = [runs[name].map(lambda value: _short(value)) for name in varying]
-    return texts[0].str.cat(texts[1:], sep=" · ") if len(texts) > 1 else texts[0]
+    rows = zip(*(runs[name].map(_short) for name in varying), strict=True)
+    return pd.Series([" · ".join(row) for row in rows], index=runs.index)
 
 
 def _short(value: object) -> str:
