@@ -43,7 +43,10 @@ def main(out: Path) -> None:
     frame = read(Path(os.environ["MOIRAI_SIM_DATA"]))
     if "--card" not in sys.argv:
         estimator = TimeEstimator(**SETTINGS).fit(frame)
-        save_cost_model(estimator, out, gpu_card(out.name, frame, rows("splits.csv"), rows("transfer.csv")))
+        card = gpu_card(out.name, frame, rows("splits.csv"), rows("transfer.csv"))
+        card["settings"] = SETTINGS
+        card["held_out_p90_abs_log_error"] = {key: model.widths for key, model in estimator.models_.items()}
+        save_cost_model(estimator, out, card)
     else:
         write_card(out, gpu_card(out.name, frame, rows("splits.csv"), rows("transfer.csv")))
 

@@ -1,4 +1,4 @@
-"""Cost models as folders: ``card.json`` for people, ``model.json`` and one ``.onnx`` an ensemble for the machine.
+"""Cost models as folders: ``card.json`` for people, ``model.json`` and one ``.onnx.gz`` an ensemble for the machine.
 
 Nothing in such a folder can run code: JSON is read as data, and ensembles are ONNX tree operators run by onnxruntime.
 """
@@ -6,6 +6,7 @@ Nothing in such a folder can run code: JSON is read as data, and ensembles are O
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import re
 import warnings
@@ -76,8 +77,8 @@ def save_cost_model(estimator: TimeEstimator, folder: Path, card: Mapping[str, A
                 with warnings.catch_warnings():  # skl2onnx hands NumPy's integers to protobuf, which objects
                     warnings.simplefilter("ignore")
                     proto = convert_sklearn(booster, initial_types=kind, target_opset={"": 21, "ai.onnx.ml": 3})
-                plain[part] = f"{key}.{part}.onnx"
-                write_whole(folder / plain[part], proto.SerializeToString())
+                plain[part] = f"{key}.{part}.onnx.gz"
+                write_whole(folder / plain[part], gzip.compress(proto.SerializeToString(), mtime=0))
         families[key] = plain
     devices = {name: dataclasses.asdict(device) for name, device in estimator.devices_.items()}
     content = {"format": FORMAT, "devices": devices, "families": families}
@@ -119,7 +120,7 @@ class LearnedModel:
         boosters = {}
         for part in ("shared", "sharp"):
             if plain[part] is not None:
-                if not _KEY.fullmatch(key) or plain[part] != f"{key}.{part}.onnx":
+                if not _KEY.fullmatch(key) or plain[part] not in (f"{key}.{part}.onnx", f"{key}.{part}.onnx.gz"):
                     raise ValueError(f"impossible file name {plain[part]!r}")
                 boosters[part] = Ensemble(self.folder / plain[part])
         return FamilyModel(**{**plain, "shared": boosters["shared"], "sharp": boosters.get("sharp")})
@@ -165,7 +166,10 @@ class Ensemble:
 
         onnxruntime.set_default_logger_severity(3)
         try:  # from bytes, so that no external data can be named
-            return onnxruntime.InferenceSession(self.path.read_bytes(), providers=["CPUExecutionProvider"])
+            content = self.path.read_bytes()
+            if self.path.suffix == ".gz":
+                content = gzip.decompress(content)
+            return onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises exceptions of its own, without a common base
             raise InputError(f"{self.path}: cannot be loaded ({error}); calibrate the model again") from error
 

@@ -103,7 +103,7 @@ def test_stored_and_fitted_estimators_agree(fitted, tmp_path: Path):
     assert model.predict(operators, gpu()).latency_s == pytest.approx(fitted.predict(test), rel=1e-3)
     check_cost_model(model, gpu())
     check_cost_model(model, gpu("unseen", 3e12))
-    assert {p.suffix for p in (tmp_path / "m").iterdir()} == {".json", ".onnx"}
+    assert {p.suffix for p in (tmp_path / "m").iterdir()} == {".json", ".gz"}
     assert sum(p.stat().st_size for p in (tmp_path / "m").iterdir()) < 5 * 2**20
 
 
@@ -126,7 +126,7 @@ def test_a_model_cannot_name_files_outside_its_folder(fitted, tmp_path: Path):
 
 def test_an_ensemble_that_is_no_onnx_is_an_input_error(fitted, tmp_path: Path):
     save_cost_model(fitted, tmp_path, {"name": "m"})
-    (tmp_path / "gemm-vector.shared.onnx").write_bytes(b"nonsense")
+    (tmp_path / "gemm-vector.shared.onnx.gz").write_bytes(b"nonsense")
     with pytest.raises(InputError, match="cannot be loaded"):
         LearnedModel(tmp_path).predict([matmul(8, 8, 8)], gpu())
 
