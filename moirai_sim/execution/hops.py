@@ -29,7 +29,7 @@ SIZES = tuple(2**k for k in (10, 13, 15, 16, 17, 18, 19, 20, 21, 22, 24))
 _CHAIN = 24
 _LARGE = 2**20
 """Tensors from here on need less warming, and over slow links much time."""
-_BUDGET_S, _MIN_REPEATS = 3.0, 3
+_BUDGET_S, _MIN_REPEATS = 1.5, 3
 """Of a size: fewer repeats where they take longer, as over slow links."""
 _MEMORY_BYTES = 2**29
 """A chain's tensors fill no more than this."""

@@ -48,7 +48,7 @@ def chain() -> Subject:
 
 
 def namespaces() -> set[str]:
-    return {os.readlink(path) for path in Path("/proc").glob("[0-9]*/ns/net") if os.access(path, os.R_OK)}
+    return {str(path.readlink()) for path in Path("/proc").glob("[0-9]*/ns/net") if os.access(path, os.R_OK)}
 
 
 def test_tensors_cross_the_links_at_their_rate_and_arrive_whole():
