@@ -3,8 +3,8 @@
     MOIRAI_SIM_DATA=FOLDER python experiments/accuracy/run.py [PART...]
 
 PART is ``neusight``, ``models``, ``transfer``, ``splits``; all by default. Each leaves a CSV of its name here.
-Nothing that is predicted here was seen by the fit that predicts it. Where features saturate and what energy an operation
-takes were chosen with NeuSight's linear splits in view, so those figures flatter; see the README.
+Nothing that is predicted here was seen by the fit that predicts it. Where features saturate, and the energies of
+operations, were chosen with NeuSight's linear splits in view, so those figures flatter; see the README.
 """
 
 from __future__ import annotations
