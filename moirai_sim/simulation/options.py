@@ -56,6 +56,9 @@ class SimulationOptions:
     copy_engines: int | None = None
     """Transfers in which a device takes part at once. 0: it has no copy engine, so that it cannot compute meanwhile.
     None: as many as the network allows."""
+    reader_share: float = 0.0
+    """Share of a transfer's time that its first reader spends instead of the link, with its device busy: 0 where an
+    engine copies meanwhile, 1 where a core reads what lies in the cache or memory of another."""
     spread: float | Mapping[str, float] = 0.0
     """Standard deviation of the logarithm of an operator's time around its mean, which is the time of the problem: one
     for all, or by operator name; see `spread_of`."""
@@ -80,6 +83,8 @@ class SimulationOptions:
             problems.append(f"launch_ns: read {self.launch_ns}; a launch takes at least 0 ns")
         if self.copy_engines is not None and self.copy_engines < 0:
             problems.append(f"copy_engines: read {self.copy_engines}; give 0 or more, or none at all for no limit")
+        if not 0 <= self.reader_share <= 1:
+            problems.append(f"reader_share: read {self.reader_share}; a share lies between 0 and 1")
         spreads = self.spread.values() if isinstance(self.spread, Mapping) else [self.spread]
         if any(not 0 <= value < math.inf for value in spreads):
             problems.append(f"spread: read {self.spread}; a standard deviation is a finite number of at least 0")

@@ -98,6 +98,10 @@ def make_plan(
         problem.edge_tensor[crossing], problem.route_class[device[producer[crossing]], device[consumer[crossing]]]
     ]
     edge = np.flatnonzero(leader == np.arange(m))
+    if options.reader_share:
+        read = np.rint(alone * options.reader_share).astype(np.int64)
+        alone -= read
+        duration = duration + np.bincount(consumer[edge], read[edge], minlength=n).astype(np.int64)
     if placement.order is None:
         rank = upward_rank(problem, duration, alone)
         operator = np.lexsort((np.arange(n), -rank))

@@ -154,6 +154,7 @@ def _errors(cluster: Cluster, results: Sequence[Mapping[str, Any]], folder: Path
     from moirai_sim.placement import placement_from_timeline
     from moirai_sim.simulation.engine import simulate
     from moirai_sim.sources import build_problem
+    from moirai_sim.studies.validate import device_model
     from moirai_sim.timeline import read_timeline
 
     problems: dict[str, PlacementProblem] = {}
@@ -163,7 +164,8 @@ def _errors(cluster: Cluster, results: Sequence[Mapping[str, Any]], folder: Path
         if source not in problems:
             problems[source] = build_problem(load_graph(source), cluster)
         timeline = read_timeline(folder / "timelines" / f"{result['name']}-predicted.json")
-        again = simulate(problems[source], placement_from_timeline(problems[source], timeline))
+        placement = placement_from_timeline(problems[source], timeline)
+        again = simulate(problems[source], placement, options=device_model(cluster))
         errors.append(abs(again.makespan_ns / result["outcome"]["measured_ns"] - 1))
     return errors
 

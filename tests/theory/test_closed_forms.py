@@ -214,6 +214,14 @@ def test_copy_engines(build) -> None:
     assert busy.makespan_ns == 30 + 10 + 10 + 50  # the long operator started first and holds the device
 
 
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 5 + 10 + 7), (0.5, 12 + 7 + 5), (1.0, 12 + 7 + 10)])
+def test_a_reader_that_copies_is_busy_meanwhile(build, share, expected) -> None:
+    """A tensor of 10 leaves at 5 for a device that works until 12; its reader takes 7 and copies its share itself."""
+    problem = build([5, 7, 12], [(0, 1, 10)], 2, "one-port")
+    options = SimulationOptions(reader_share=share)
+    assert simulate(problem, on(0, 1, 1), options=options).makespan_ns == expected
+
+
 def test_one_copy_engine_is_a_half_duplex_port(build) -> None:
     rng = np.random.default_rng(5)
     pairs = sorted({tuple(sorted(map(int, rng.choice(30, 2, replace=False)))) for _ in range(60)})
