@@ -14,6 +14,7 @@ from moirai_sim.policies.cp_model import CpModel
 from moirai_sim.policies.decompose import decompose, near_cut_bound_ns
 from moirai_sim.policies.loads import fits, memory_binds
 from moirai_sim.policies.modules import cut_vertices, modules_of
+from moirai_sim.policies.reductions import chains, contract
 from moirai_sim.policies.registry import load_policy, policy_names
 from moirai_sim.policies.search import improve
 from moirai_sim.policies.starts import CHEAP, Start, find_starts, start_from
@@ -33,6 +34,8 @@ SURROGATES: tuple[Network, ...] = ("one-port", "none")
 PIPELINES = ("pipeline-dp", "milp-throughput")
 FIRST_ROUNDS = 2
 """Rounds of search, below a second each, that are run whatever the time limit: exact methods need a good horizon."""
+FEWER = 0.9
+"""Chains are searched as a whole where that leaves at most this share of the operators."""
 FEW_DEVICES = 16
 """Decomposition looks at every pair of devices for every module; with more devices it is left out."""
 
@@ -41,9 +44,9 @@ class Auto:
     """Every cheap policy, then an exact method by the problem's structure, or search and a bound.
 
     Small modules in series: exact by decomposition. A small problem: exact by CP-SAT. Otherwise the search of policy
-    ``search``, and a proven bound from the series structure that remains when little work is left out. The answer is
-    never worse than that of any policy it starts from. Under ``fair``, which is not linear, the candidates are found
-    under ``one-port`` and ``none`` and the simulator picks.
+    ``search``, first with chains as single operators, and a proven bound from the series structure that remains when
+    little work is left out. The answer is never worse than that of any policy it starts from. Under ``fair``, which is
+    not linear, the candidates are found under ``one-port`` and ``none`` and the simulator picks.
     """
 
     name: ClassVar[str] = "auto"
@@ -82,6 +85,8 @@ def _latency(problem: PlacementProblem, request: Request) -> Placement:
     if left_to_prove() and small:  # most small problems need no more than this
         best, bound = _by_cp(problem, request, min(2.0, clock.left(0.2)), best, bound, steps)
     if left_to_prove():
+        if not small:
+            best = _better(best, _search_chains(problem, clock.request(0.4), bound))
         best = _better(best, _search(problem, clock.request(0.4 if small else 0.6), starts, best, bound))
         if small and left_to_prove():
             best, bound = _by_cp(problem, request, clock.left(0.8), best, bound, steps)
@@ -179,6 +184,19 @@ def _search(
         return None
     answer = improve(problem, known, time_limit_s=request.time_limit_s, seed=request.seed, target_ns=bound)
     return start_from(problem, answer, request, "search")
+
+
+def _search_chains(problem: PlacementProblem, request: Request, bound: int) -> Start | None:
+    """Search with every chain as one operator: far fewer choices, and most good answers keep chains together."""
+    coarse = contract(problem, chains(problem))
+    if coarse.problem.n_operators > FEWER * problem.n_operators:
+        return None
+    clock = _Clock(request)
+    starts = [start.placement for start in find_starts(coarse.problem, clock.request(0.3), CHEAP)]
+    if not starts:
+        return None
+    answer = improve(coarse.problem, starts, time_limit_s=clock.left(0.9), seed=request.seed, target_ns=bound)
+    return start_from(problem, coarse.invert(answer), request, "search of chains")
 
 
 def _better(best: Start | None, other: Start | None) -> Start | None:

@@ -5,16 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
 from moirai_sim.policies.auto import Auto
 from moirai_sim.policies.milp import Milp
-from moirai_sim.policies.reductions import contract
+from moirai_sim.policies.reductions import chains, contract
 from moirai_sim.policies.run import require_latency
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from moirai_sim.placement import Placement
     from moirai_sim.policies.base import Request
     from moirai_sim.problem import PlacementProblem
@@ -43,19 +39,3 @@ class Moirai:
         answer = coarse.invert(solver.place(coarse.problem, request))
         facts = {"coarse_operators": coarse.problem.n_operators, "solver": solver.name}
         return replace(answer, provenance={**answer.provenance, **facts})
-
-
-def chains(problem: PlacementProblem) -> NDArray[np.int64]:
-    """Return a group for each operator, [n]: equal along chains of one consumer and one producer, -1 elsewhere."""
-    n = problem.n_operators
-    pairs = np.unique(problem.edges, axis=0) if len(problem.edges) else np.zeros((0, 2), dtype=np.int64)
-    single_out = np.bincount(pairs[:, 0], minlength=n) == 1
-    single_in = np.bincount(pairs[:, 1], minlength=n) == 1
-    linked = single_out[pairs[:, 0]] & single_in[pairs[:, 1]]
-    follower = dict(pairs[linked].tolist())
-    group = np.full(n, -1, dtype=np.int64)
-    for i in problem.topological_order.tolist():
-        if i in follower:
-            group[i] = i if group[i] < 0 else group[i]
-            group[follower[i]] = group[i]
-    return group

@@ -51,7 +51,7 @@ class Contraction:
 
     def _expand_orders(
         self, placement: Placement, device: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
         if placement.order is None:
             raise ValueError("the placement has no order to expand")
         n = self.original.n_operators
@@ -62,6 +62,8 @@ class Contraction:
         minor = np.concatenate([topological, np.full(len(leaders), n)])
         rank = np.empty(len(keys), dtype=np.int64)
         rank[np.lexsort((minor, keys))] = np.arange(len(keys))
+        if placement.transfer_order is None:  # each transfer takes the position of its producer
+            return rank, None
         transfer_order = np.full(len(self.original.edges), -1, dtype=np.int64)
         transfer_order[leaders] = rank[n:]
         return rank[:n], transfer_order
@@ -120,6 +122,22 @@ def contract(problem: PlacementProblem, groups: NDArray[np.int64]) -> Contractio
     )
     lossless = _lossless(problem, label, last)
     return Contraction(original=problem, problem=smaller, label=label, lossless=lossless)
+
+
+def chains(problem: PlacementProblem) -> NDArray[np.int64]:
+    """Return a group for each operator, [n]: equal along chains of one consumer and one producer, -1 elsewhere."""
+    n = problem.n_operators
+    pairs = np.unique(problem.edges, axis=0) if len(problem.edges) else np.zeros((0, 2), dtype=np.int64)
+    single_out = np.bincount(pairs[:, 0], minlength=n) == 1
+    single_in = np.bincount(pairs[:, 1], minlength=n) == 1
+    linked = single_out[pairs[:, 0]] & single_in[pairs[:, 1]]
+    follower = dict(pairs[linked].tolist())
+    group = np.full(n, -1, dtype=np.int64)
+    for i in problem.topological_order.tolist():
+        if i in follower:
+            group[i] = i if group[i] < 0 else group[i]
+            group[follower[i]] = group[i]
+    return group
 
 
 def contract_colocated(problem: PlacementProblem) -> Contraction | None:
