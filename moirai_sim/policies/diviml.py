@@ -12,8 +12,7 @@ from moirai_sim.policies.auto import Auto
 from moirai_sim.policies.cp_model import CpModel
 from moirai_sim.policies.milp_throughput import MilpThroughput
 from moirai_sim.policies.modules import Module, cut_vertices, modules_of
-from moirai_sim.policies.moirai import chains
-from moirai_sim.policies.reductions import Contraction, contract
+from moirai_sim.policies.reductions import Contraction, chains, contract
 from moirai_sim.policies.starts import Start, find_starts, start_from
 
 if TYPE_CHECKING:
