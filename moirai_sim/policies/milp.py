@@ -134,6 +134,7 @@ def solve(model: MilpModel, request: Request, start: Start | None, time_limit_s:
         "time_limit": time_limit_s, "threads": request.workers, "random_seed": request.seed, "mip_rel_gap": 0.0,
         "mip_abs_gap": 1e-9, "mip_feasibility_tolerance": TOLERANCE, "primal_feasibility_tolerance": TOLERANCE,
     }  # fmt: skip
+    highspy.Highs.resetGlobalScheduler(True)  # else it keeps the first solve's threads, and refuses any other number
     result = chain.solver.solve_via_data(data, start is not None, False, options, cache)
     info, solution = result["info"], result["solution"]
     columns = None

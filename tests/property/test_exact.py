@@ -39,6 +39,15 @@ def _problem(seed: int, operators: int = 4) -> PlacementProblem:
     )
 
 
+def test_the_number_of_threads_may_change_within_a_process() -> None:
+    problem = small_problem(0)
+    best = optimal_makespan_ns(problem)
+    for workers in (1, 2, 1):
+        answer = Milp().place(problem, Request(workers=workers))
+        assert answer.provenance["solver_status"] == "optimal"
+        assert answer.lower_bound_ns == best
+
+
 @pytest.mark.parametrize("policy", EXACT)
 @pytest.mark.parametrize("seed", range(16))
 def test_exact_policies_find_what_brute_force_finds(policy: type[Milp | Cp], seed: int) -> None:
