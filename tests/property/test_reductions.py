@@ -38,6 +38,20 @@ def test_expanded_orders_replay_no_slower(seed: int) -> None:
     assert timeline.makespan_ns <= schedule.makespan_ns
 
 
+def test_orders_without_an_order_of_transfers_stay_without() -> None:
+    problem = replace(small_problem(3, operators=6, density=0.6), colocation=np.array([0, 0, -1, -1, -1, -1]))
+    contraction = contract_colocated(problem)
+    assert contraction is not None
+    small = contraction.problem
+    device = np.arange(small.n_operators) % 2
+    position = np.empty(small.n_operators, dtype=np.int64)
+    position[small.topological_order] = np.arange(small.n_operators)
+    answer = contraction.invert(Placement(device=device, order=position))
+    assert answer.order is not None
+    assert answer.transfer_order is None
+    time_placement(problem, answer, Request())  # verifies
+
+
 def test_groups_that_would_close_a_cycle_stay_apart() -> None:
     # 0 -> 1 -> 2: merging 0 and 2 would need 1 before and after the merged operator
     problem = replace(
