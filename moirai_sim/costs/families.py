@@ -118,22 +118,20 @@ def dimensions(
 def describe(operators: Sequence[Operator]) -> tuple[list[str], NDArray[np.float64]]:
     """Return the family of every operator and its row of `COLUMNS`, [n, len(COLUMNS)]."""
     names: list[str] = []
-    rows: list[tuple[float, ...]] = []
+    flat: list[float] = []  # one list: millions of small tuples would keep the garbage collector busy
     seen: dict[tuple[Any, ...], tuple[str, Dimensions]] = {}
     for op in operators:
-        inputs = tuple(t.shape for t in op.inputs)
+        inputs = tuple([t.shape for t in op.inputs])
         attributes = op.attributes
         key = (op.op_type, inputs, op.outputs[0].shape if op.outputs else (), repr(attributes) if attributes else "")
         known = seen.get(key)
         if known is None:
-            known = (
-                family(op.op_type, inputs),
-                dimensions(op.op_type, inputs, [t.shape for t in op.outputs], attributes),
-            )
+            outputs = [t.shape for t in op.outputs]
+            known = family(op.op_type, inputs), dimensions(op.op_type, inputs, outputs, attributes)
             seen[key] = known
         names.append(known[0])
-        rows.append(
-            (*known[1], op.flops, op.read_bytes, op.write_bytes, op.weight_bytes,
-             DTYPE_BITS.get(op.dtype, 32), len(op.parts))
+        flat += known[1]
+        flat += (
+            op.flops, op.read_bytes, op.write_bytes, op.weight_bytes, DTYPE_BITS.get(op.dtype, 32), len(op.parts)
         )  # fmt: skip
-    return names, np.array(rows, dtype=np.float64).reshape(-1, len(COLUMNS))
+    return names, np.array(flat, dtype=np.float64).reshape(-1, len(COLUMNS))

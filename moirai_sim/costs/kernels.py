@@ -157,7 +157,8 @@ def predict_rows(
     seen = seen and group in model.groups
     launch = launch_of(model.launch_s, group)
     x, base = inputs_of(design.features, design.limit_s, np.full(len(rows.table), launch))
-    x[:, -1] = [model.ops.get(op, 0.0) for op in rows.op_type]
+    op_types = rows.op_type.tolist()
+    x[:, -1] = [model.ops.get(op, 0.0) for op in op_types]
     log_time = base + model.shared(x)
     if seen and model.sharp is not None:
         code = np.full((len(x), 1), model.groups.index(group), dtype=np.float32)
@@ -168,7 +169,7 @@ def predict_rows(
     low, high = (np.asarray(edge) for edge in model.domain)
     larger = (sizes > high * 1.0001).any(axis=1)
     outside = larger | (sizes < low * 0.9999).any(axis=1)
-    outside |= np.array([op not in model.ops for op in rows.op_type])
+    outside |= np.array([op not in model.ops for op in op_types], dtype=bool)
     outside |= stand_in != key or rows.dtype not in model.dtypes or not seen
     bins = np.searchsorted(model.bins, np.log(design.limit_s / launch))
     width = np.asarray(model.widths["random"])[bins]
