@@ -75,13 +75,12 @@ class Subject:
         return [name for name in self.whole.outputs if name in self.whole.writer]
 
     def reference(self, workers: Crew, repeats: int = 3) -> tuple[list[NDArray[Any]], list[int]]:
-        """Return the outputs of the unsplit model in a plain session, and its times in ns."""
+        """Return the outputs of the unsplit model in a plain session on the first device, and its times in ns."""
         if self._reference is None:
             name = workers.names[0]
-            answer = workers.call(
-                [name], "reference", self.model.SerializeToString(), self.feeds, self.outputs, repeats, 1, limit_s=300.0
-            )
-            self._reference = answer[name]
+            model, threads = self.model.SerializeToString(), workers.threads[name]
+            arguments = (model, self.feeds, self.outputs, repeats, threads)
+            self._reference = workers.call([name], "reference", *arguments, limit_s=300.0)[name]
         return self._reference
 
 
@@ -257,7 +256,7 @@ def load_order(
         raise InputError(f"placement: no worker for device '{unknown[0]}'; workers: {', '.join(workers.names)}")
     executed = execute_as(subject.model, subject.graph, device, subject.whole)
     parts = tuple(split(executed, device, order))
-    assignments, tensors = _assignments(executed, parts, subject, in_flight)
+    assignments, tensors = _assignments(executed, parts, subject, in_flight, workers.threads)
     key = workers.load(assignments)
     return Loaded(workers, key, subject, executed, parts, dict(device), tuple(tensors), tuple(assignments))
 
@@ -365,7 +364,7 @@ def load_subject(source: str | Path, graph: OperatorGraph) -> Subject:
 
 
 def _assignments(
-    executed: Executed, parts: Sequence[Part], subject: Subject, slots: int
+    executed: Executed, parts: Sequence[Part], subject: Subject, slots: int, threads: Mapping[str, int]
 ) -> tuple[dict[str, Assignment], list[str]]:
     names = list(dict.fromkeys(name for part in parts for name in (*part.inputs, *part.outputs)))
     names = [name for name in names if name not in subject.feeds]
@@ -393,6 +392,7 @@ def _assignments(
             results=tuple(n for n in executed.outputs if any(n in part.outputs for part in own)),
             peers=tuple(peer for peer in by_device if peer != device),
             slots=slots,
+            threads=threads[device],
         )
         for device, own in by_device.items()
     }, names

@@ -81,6 +81,7 @@ class RayWorkers:
         import ray
 
         self.names = [device.name for device in cluster.devices]
+        self.threads = {device.name: device.threads for device in cluster.devices}
         self._keys = 0
         self._ours = not ray.is_initialized()
         if self._ours:

@@ -56,6 +56,7 @@ class Workers:
             namespaces.check_emulated(cluster)
         users = Counter(core for own in cores.values() for core in own)
         self.names = [device.name for device in cluster.devices]
+        self.threads = {device.name: device.threads for device in cluster.devices}
         self._controls: dict[str, Connection] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._keys = 0

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,26 @@ def subject() -> Subject:
 def workers():
     with Workers(cluster()) as crew:
         yield crew
+
+
+def test_a_device_of_several_threads_runs_its_parts_on_as_many(subject):
+    class Crew:
+        names, threads = ["c0", "c1"], {"c0": 1, "c1": 3}
+
+        def load(self, assignments):
+            self.threads_of = {name: assignment.threads for name, assignment in assignments.items()}
+            return 1
+
+    crew = Crew()
+    load_order(crew, subject, random_device(subject, 0), list(subject.graph.operators))
+    assert crew.threads_of == crew.threads
+    one = cluster(1)
+    with Workers(replace(one, devices=(replace(one.devices[0], threads=2),))) as real:
+        before = psutil.Process(real.processes["c0"]).num_threads()
+        loaded = load_order(real, subject, dict.fromkeys(subject.graph.operators, "c0"), list(subject.graph.operators))
+        assert psutil.Process(real.processes["c0"]).num_threads() > before
+        loaded.run()
+        assert loaded.check() < 1e-3
 
 
 def random_device(subject: Subject, seed: int, devices: int = 2) -> dict[str, str]:
