@@ -30,7 +30,7 @@ _WITH_INTERVALS = ("random", "larger")
 _SPREAD = (0.4, 2.5)
 """Bounds of (sum of operators) / (whole model): outside of them the profile is not of what ran."""
 _UNDISTURBED = (0.85, 1.18)
-"""The same for networks of a sweep: one outside of them was disturbed, and is dropped."""
+"""The same for networks of a sweep: one outside of them was disturbed, and is dropped; the card names it."""
 
 
 def calibrate(profiles: Sequence[Path], out: Path, *, name: str | None = None, seed: int = 0) -> dict[str, Any]:
@@ -57,14 +57,15 @@ def calibrate(profiles: Sequence[Path], out: Path, *, name: str | None = None, s
     -------
     dict
         The card. ``splits``: rows of split, family, n, mean and median absolute percentage error (fractions) and
-        coverage of the 90 % interval.
+        coverage of the 90 % interval. ``dropped``: networks of a sweep that were disturbed when they were timed, with
+        the ratio that tells, so neither fitted nor among the errors.
 
     Raises
     ------
     InputError
         If a profile cannot be read, or there is too little to hold anything out: such a model is not called calibrated.
     """
-    operators, links, metadata = _read(profiles)
+    operators, links, metadata, dropped = _read(profiles)
     name = name or out.name
     card: dict[str, Any] = {
         "format": FORMAT,
@@ -72,6 +73,7 @@ def calibrate(profiles: Sequence[Path], out: Path, *, name: str | None = None, s
         "seed": seed,
         "inputs": {path.name: sha256(path) for path in profiles},
         "splits": [],
+        "dropped": dropped,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
@@ -98,7 +100,10 @@ def calibrate(profiles: Sequence[Path], out: Path, *, name: str | None = None, s
     return card
 
 
-def _read(profiles: Sequence[Path]) -> tuple[pd.DataFrame | None, pd.DataFrame | None, list[dict[str, Any]]]:
+def _read(
+    profiles: Sequence[Path],
+) -> tuple[pd.DataFrame | None, pd.DataFrame | None, list[dict[str, Any]], dict[str, float]]:
+    """Return rows of operators and of links, the metadata of each profile, and the ratios of networks left out."""
     import pandas as pd
 
     from moirai_sim.profiling.schema import profile_kind
@@ -106,14 +111,18 @@ def _read(profiles: Sequence[Path]) -> tuple[pd.DataFrame | None, pd.DataFrame |
     if not profiles:
         raise InputError("no profile to calibrate from; write one with 'profile operators' or 'profile links'")
     found: dict[str, list[pd.DataFrame]] = {"operators": [], "links": []}
-    metadata = []
+    metadata: list[dict[str, Any]] = []
+    dropped: dict[str, float] = {}
     for path in profiles:
         kind = profile_kind(path)
         frame, facts = read_profile(path, kind=kind)
-        found[kind].append(_reconciled(frame, facts, path) if kind == "operators" else frame)
+        if kind == "operators":
+            frame, disturbed = _reconciled(frame, facts, path)
+            dropped |= disturbed
+        found[kind].append(frame)
         metadata.append(facts)
     whole = [pd.concat(frames, ignore_index=True) if frames else None for frames in found.values()]
-    return None if whole[0] is None else _one_sheet_each(whole[0]), whole[1], metadata
+    return None if whole[0] is None else _one_sheet_each(whole[0]), whole[1], metadata, dropped
 
 
 def _one_sheet_each(frame: pd.DataFrame) -> pd.DataFrame:
@@ -131,17 +140,18 @@ def _one_sheet_each(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(device_type=frame["device"].map(merged))
 
 
-def _reconciled(frame: pd.DataFrame, metadata: dict[str, Any], path: Path) -> pd.DataFrame:
+def _reconciled(frame: pd.DataFrame, metadata: dict[str, Any], path: Path) -> tuple[pd.DataFrame, dict[str, float]]:
     """Scale the operators of each model so that they add up to the time of the whole model.
 
+    Returns that and the ratios of the networks that were disturbed, whose rows are left out.
     A model's rows and its whole run are told by its name, so a profile that was reconciled before is not scaled again.
     """
-    scaled = frame.copy()
+    scaled, disturbed = frame.copy(), {}
     for model, facts in metadata.get("models", {}).items():
         ratio = float(facts["ratio"])
         rows = scaled["model"] == model
         if model.startswith(PREFIX) and not _UNDISTURBED[0] < ratio < _UNDISTURBED[1]:
-            scaled = scaled[~rows]  # a network drawn at random can be spared
+            scaled, disturbed[model] = scaled[~rows], ratio  # a network drawn at random can be spared
             continue
         if not _SPREAD[0] < ratio < _SPREAD[1]:
             raise InputError(
@@ -150,7 +160,7 @@ def _reconciled(frame: pd.DataFrame, metadata: dict[str, Any], path: Path) -> pd
             )
         for column in ("min_s", "p10_s", "median_s", "mean_s", "p90_s"):
             scaled.loc[rows, column] /= ratio
-    return scaled
+    return scaled, disturbed
 
 
 def _fit(frame: pd.DataFrame, metadata: list[dict[str, Any]], folder: Path, card: dict[str, Any], seed: int) -> None:

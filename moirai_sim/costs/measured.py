@@ -110,7 +110,10 @@ class MeasuredModel:
         )
 
     def _same(self, device: DeviceType) -> DeviceType:
-        """Return the measured device that a core of this machine is, where its CPU was measured; else ``device``."""
+        """Return the measured device that a core of this machine is, where its CPU was measured; else ``device``.
+
+        Virtual machines give many CPUs one name, so the vector units and the level 2 cache must be the same too.
+        """
         from moirai_sim.clusters.local import LOCAL_CORE
 
         if device.name != LOCAL_CORE:
@@ -118,6 +121,14 @@ class MeasuredModel:
         from moirai_sim.profiling.telemetry import cpu_model
 
         here = cpu_model()
-        alike = [name for name, cpu in self.cpus.items() if cpu == here and name in self.sheets]
-        alike.sort(key=lambda name: (self.sheets[name].compute_units or 1, name))
-        return self.sheets[alike[0]] if alike else device
+        alike = [self.sheets[name] for name, cpu in self.cpus.items() if cpu == here and name in self.sheets]
+        if alike:
+            from moirai_sim.profiling.cpu import device_type_name, l2_cache_bytes
+
+            cache = l2_cache_bytes()
+            alike = [
+                sheet
+                for sheet in alike
+                if sheet.l2_cache_bytes == cache and sheet.name.startswith(device_type_name(sheet.compute_units or 1))
+            ]
+        return min(alike, key=lambda sheet: (sheet.compute_units or 1, sheet.name), default=device)

@@ -1,6 +1,7 @@
 """Calibration: reconciled, held out, whole or not at all; measured operators are answered by their measurement."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -98,6 +99,31 @@ def test_equal_operators_are_never_on_both_sides_of_a_split(tmp_path):
     frame = pd.concat([write(tmp_path / "a", ops, model="a"), write(tmp_path / "b", ops, model="b")], ignore_index=True)
     keys = np.array([str(i) for i in range(40)] * 2)
     assert all(row["split"] != "model" for row in held_out(frame, keys, 0))
+
+
+def test_networks_of_a_sweep_that_were_disturbed_are_left_out_and_named(tmp_path):
+    ops = operators()
+    write(tmp_path / "good.parquet", ops[:50], model="sweep-1")
+    write(tmp_path / "disturbed.parquet", ops[50:], model="sweep-2", ratio=0.7)
+    card = calibrate([tmp_path / "good.parquet", tmp_path / "disturbed.parquet"], tmp_path / "model")
+    assert card["dropped"] == {"sweep-2": 0.7}
+    assert card["models"] == ["sweep-1"]
+    assert card["rows"] == 50
+
+
+@pytest.mark.parametrize(("name", "cache", "same"), [("", 0, True), ("-other-simd", 0, False), ("", 1, False)])
+def test_a_core_of_this_machine_is_a_measured_one_only_where_units_and_cache_agree(calibrated, name, cache, same):
+    from moirai_sim.clusters.local import local_core
+    from moirai_sim.profiling.cpu import device_type_name, l2_cache_bytes
+    from moirai_sim.profiling.telemetry import cpu_model
+
+    folder, _, _ = calibrated
+    measured = device_type_name(1).removesuffix("-1t") + name + "-1t"
+    sheet = replace(SHEET, name=measured, l2_cache_bytes=(l2_cache_bytes() or 0) + cache or None)
+    model = load_cost_model(folder / "model")
+    model.sheets, model.cpus = {measured: sheet}, {measured: cpu_model()}
+    model.devices = {measured: model.devices[SHEET.name]}
+    assert (model.predict(operators()[:2], local_core()).measured is not None) is same
 
 
 def test_a_broken_table_is_an_input_error(calibrated, tmp_path):
