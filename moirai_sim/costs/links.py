@@ -47,13 +47,13 @@ class Curve:
 
     @property
     def bandwidth_bytes_per_s(self) -> float:
-        """Bytes per second that one more byte gets at the large end."""
+        """Bytes per second that one more byte gets at the large end; of the largest transfer if noise hides that."""
         if len(self.bytes) < 2:
             return self.bytes[-1] / self.time_s[-1]
         half = int(np.searchsorted(self.bytes, self.bytes[-1] / 4))
         half = min(half, len(self.bytes) - 2)
-        rise = max(self.time_s[-1] - self.time_s[half], 1e-12)
-        return (self.bytes[-1] - self.bytes[half]) / rise
+        rise = self.time_s[-1] - self.time_s[half]
+        return (self.bytes[-1] - self.bytes[half]) / rise if rise > 0 else self.bytes[-1] / self.time_s[-1]
 
     def seconds(self, size: NDArray[Any]) -> NDArray[np.float64]:
         """Return the time of each size."""

@@ -78,6 +78,11 @@ def test_file_round_trip_and_whole_nanoseconds(tmp_path):
         load_link_model(tmp_path)
 
 
+def test_a_curve_that_noise_made_flat_still_charges_for_more_bytes():
+    flat = Curve((1 << 10, 1 << 20, 1 << 21, 1 << 22), (1e-5, 1e-3, 1e-3, 1e-3))
+    assert flat.seconds(np.array([1 << 30]))[0] == pytest.approx(256 * 1e-3, rel=0.01)
+
+
 def test_all_reduce_scales_as_a_ring():
     model = LinkModel("x", {("all-reduce", 2): Curve((1 << 20, 1 << 30), (1e-6, 1e-1))}, {})
     big = np.array([1 << 32])
