@@ -105,16 +105,16 @@ def profile_operators(
     """
     if not models:
         raise InputError("no model to profile; give ONNX files or zoo:NAME")
-    if backend == "torch":
-        from moirai_sim.profiling.backends.torch import profile_models
-
-        return profile_models(models, device, budget_s=budget_s)
-    if backend != "onnxruntime":
+    if backend not in ("onnxruntime", "torch"):
         raise InputError(f"unknown backend '{backend}'; known: onnxruntime, torch")
-    cores = parse_cores(device)
     before = os.sched_getaffinity(0)
+    cores = before if backend == "torch" and not device.startswith("cpu") else parse_cores(device)
     os.sched_setaffinity(0, cores)
     try:
+        if backend == "torch":
+            from moirai_sim.profiling.backends.torch import profile_models
+
+            return profile_models(models, device, budget_s=budget_s)
         return _profile(models, threads=len(cores), budget_s=budget_s)
     finally:
         os.sched_setaffinity(0, before)

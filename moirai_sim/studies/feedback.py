@@ -68,6 +68,7 @@ def calibrate_from_runs(folder: Path, out: Path, *, seed: int = 0) -> dict[str, 
         raise InputError(f"{folder}: {len(found)} runs are too few to keep half of them apart; measure more placements")
     cluster = _priced(clusters[0], models[0])
     factors = _family_factors(used)
+    out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
         shutil.copytree(models[0], work, dirs_exist_ok=True)

@@ -33,6 +33,8 @@ DTYPES: dict[str, str] = {
 _WARM_UP = 3
 _BATCHES = 15
 _MIN_BATCH_S = 200e-6
+_TICK_MS = 5e-4
+"""Resolution of device events (CUDA's documentation): less than a tick may read as nothing."""
 _MAX_COPIES = 32
 _COPY_BYTES, _GEMM = 512 << 20, {"cuda": 8192, "cpu": 1536}
 
@@ -107,7 +109,7 @@ class TorchDevice:
             run()
         end.record()
         end.synchronize()
-        return float(begin.elapsed_time(end)) * 1e-3 / batch
+        return max(float(begin.elapsed_time(end)), _TICK_MS) * 1e-3 / batch
 
     def time_operator(self, operator: Operator, budget_s: float) -> NDArray[np.float64]:
         """Return timings of an operator on rotating random inputs, seconds.
