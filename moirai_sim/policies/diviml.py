@@ -94,6 +94,8 @@ def start_from_devices(problem: PlacementProblem, device: NDArray[np.int64]) -> 
 def _throughput(problem: PlacementProblem, request: Request) -> Placement:
     merged = _coarse(problem)
     answer = merged.invert(MilpThroughput().place(merged.problem, request))
+    if not len(answer.device) and not merged.lossless:  # merged operators are harder to fit into memory
+        answer = Auto().place(problem, request)
     return replace(answer, order=None, transfer_order=None)
 
 

@@ -37,5 +37,8 @@ class Moirai:
         small = coarse.problem.n_operators <= MILP_OPERATORS and problem.network != "fair"
         solver = Milp() if small else Auto()
         answer = coarse.invert(solver.place(coarse.problem, request))
+        if not len(answer.device) and not coarse.lossless:  # merged operators are harder to fit into memory
+            solver = Auto()
+            answer = solver.place(problem, request)
         facts = {"coarse_operators": coarse.problem.n_operators, "solver": solver.name}
         return replace(answer, provenance={**answer.provenance, **facts})

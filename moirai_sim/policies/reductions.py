@@ -32,8 +32,9 @@ class Contraction:
 
     def invert(self, placement: Placement) -> Placement:
         """Return the same answer for the original operators; the members of a group run one after another."""
-        if len(placement.device) != self.problem.n_operators:  # no answer
-            return placement
+        if len(placement.device) != self.problem.n_operators:  # no answer; what is merged may fit only apart
+            proven = placement.status != "infeasible" or self.lossless
+            return placement if proven else replace(placement, status="limit")
         device = placement.device[self.label]
         order = transfer_order = None
         if placement.order is not None:
@@ -86,13 +87,13 @@ class Contraction:
 
 
 def contract(problem: PlacementProblem, groups: NDArray[np.int64]) -> Contraction:
-    """Merge operators of equal group (-1: alone) that can run as one; groups that would close a cycle stay apart.
+    """Merge operators of equal group (-1: alone); groups that close a cycle, or fit no device as one, stay apart.
 
     A merged operator takes the sum of its members' times and weights, starts when all inputs of all members are
     there, and hands out its tensors at its end. The contraction is lossless if that changes no schedule: where the
     members must share a device anyway, only the last of them takes time, and only it feeds others (a fused kernel).
     """
-    label = _acyclic(problem, _number(np.asarray(groups, dtype=np.int64)))
+    label = _acyclic(problem, _runnable(problem, _number(np.asarray(groups, dtype=np.int64))))
     size = int(label.max()) + 1 if len(label) else 0
     first = np.full(size, problem.n_operators, dtype=np.int64)
     np.minimum.at(first, label, np.arange(problem.n_operators))
@@ -157,6 +158,20 @@ def _number(groups: NDArray[np.int64]) -> NDArray[np.int64]:
     distinct = groups.copy()
     distinct[alone] = groups.max(initial=-1) + 1 + np.arange(alone.sum())
     return np.unique(distinct, return_inverse=True)[1].astype(np.int64)
+
+
+def _runnable(problem: PlacementProblem, label: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Dissolve the groups that no device can run as one, or has the memory for."""
+    size = int(label.max(initial=-1)) + 1
+    runs = np.ones((size, problem.operator_ns.shape[1]), dtype=bool)
+    np.logical_and.at(runs, label, problem.operator_ns >= 0)
+    weight = np.zeros(size, dtype=np.int64)
+    np.add.at(weight, label, problem.weight_bytes)
+    somewhere = np.zeros(size, dtype=bool)
+    for kind in np.unique(problem.device_type).tolist():
+        room = problem.memory_bytes[problem.device_type == kind].max()
+        somewhere |= runs[:, kind] & (weight <= room)
+    return _number(np.where(somewhere[label], label, -1))
 
 
 def _acyclic(problem: PlacementProblem, label: NDArray[np.int64]) -> NDArray[np.int64]:

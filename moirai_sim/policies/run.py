@@ -76,6 +76,8 @@ def place_reduced(
     """Merge what must run together, solve the smaller problem, and return the answer for the original operators."""
     if problem.operator_low_ns is not None:  # no policy reads them, and every reduction would have to keep them
         problem = replace(problem, operator_low_ns=None, operator_high_ns=None)
+    if not problem.n_operators:
+        return Placement(device=np.zeros(0, dtype=np.int64))
     contraction = contract_colocated(problem)
     if contraction is None:
         return _checked(problem, solve(problem, request))

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from moirai_sim.placement import Placement
-from moirai_sim.policies.base import Request
+from moirai_sim.policies.base import Objective, Request
 from moirai_sim.policies.reductions import contract, contract_colocated
-from moirai_sim.policies.run import time_placement
+from moirai_sim.policies.run import place, time_placement
+from moirai_sim.problem import UNSUPPORTED
 from moirai_sim.simulation.replay import replay
 from moirai_sim.simulation.schedule import placement_from_schedule
 from moirai_sim.testing.brute_force import optimal_makespan_ns
@@ -100,3 +101,35 @@ def test_fused_kernels_contract_without_loss(seed: int) -> None:
 def test_merging_free_operators_is_not_called_lossless() -> None:
     problem = small_problem(1, operators=4, density=1.0)
     assert not contract(problem, np.array([0, 0, -1, -1])).lossless
+
+
+def test_what_no_device_runs_or_holds_as_one_stays_apart() -> None:
+    chain = replace(
+        small_problem(0, operators=4, density=0.0), edges=np.array([[0, 1], [2, 3]]), edge_tensor=np.array([-1, -1])
+    )
+    groups = np.array([0, 0, 1, 1])
+    assert contract(chain, groups).problem.n_operators == 2
+    times = chain.operator_ns.copy()
+    times[0, 0] = times[1, 1] = UNSUPPORTED
+    assert contract(replace(chain, operator_ns=times), groups).problem.n_operators == 3
+    heavy = replace(chain, weight_bytes=np.array([6, 6, 1, 1]), memory_bytes=np.array([10, 10]))
+    assert contract(heavy, groups).problem.n_operators == 3
+
+
+@pytest.mark.parametrize("policy", ["moirai", "diviml"])
+def test_merged_chains_that_do_not_fit_together_are_placed_apart(policy: str) -> None:
+    ends = np.array([[0, 1], [2, 3], [4, 5]])  # each chain fits a device, but three do not fit two devices
+    problem = replace(small_problem(0, operators=6, density=0.0), edges=ends, edge_tensor=np.full(3, -1))
+    tight = replace(problem, weight_bytes=np.full(6, 10), memory_bytes=np.full(2, 30))
+    objective: Objective = "latency" if policy == "moirai" else "throughput"
+    assert place(tight, policy, Request(objective=objective, time_limit_s=5)).spans
+
+
+@pytest.mark.parametrize("policy", ["milp", "moirai", "heft", "auto"])
+def test_what_can_be_placed_nowhere_has_no_answer_and_nothing_is_placed_at_once(policy: str) -> None:
+    problem = small_problem(1, operators=5, colocated=True)
+    times = problem.operator_ns.copy()
+    times[0, 0] = times[1, 1] = UNSUPPORTED  # but 0 and 1 must share a device
+    answer = place(replace(problem, operator_ns=times), policy, Request(time_limit_s=5))
+    assert answer.status == ("limit" if policy == "heft" else "infeasible")
+    assert place(small_problem(1, operators=0), policy).status == "optimal"
