@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moirai_sim.execution.channel import Inbox, Segment, post
+from moirai_sim.execution.channel import ALIGNMENT, Inbox, Segment, post
 from moirai_sim.execution.tcp import TcpLinks
 
 if TYPE_CHECKING:
@@ -77,6 +77,32 @@ class Record:
     """Time in which the worker wanted to run and something else had its core; 0 where the system does not tell."""
 
 
+class _Pool:
+    """Buffers of tensors that stay on the device, used again once their last reader has run: warm, and few."""
+
+    def __init__(self) -> None:
+        self._free: list[NDArray[np.uint8]] = []
+        self._whole: dict[int, NDArray[np.uint8]] = {}
+        """The buffer that begins at an address."""
+
+    def take(self, spec: TensorSpec) -> NDArray[Any]:
+        """Return an array of a tensor, in the buffer freed last of those that are large enough."""
+        fitting = [i for i, buffer in enumerate(self._free) if buffer.nbytes >= spec.bytes]
+        buffer = self._free.pop(fitting[-1]) if fitting else _aligned(spec.bytes)
+        self._whole[buffer.ctypes.data] = buffer
+        return buffer[: spec.bytes].view(spec.dtype).reshape(spec.shape)
+
+    def give_back(self, array: NDArray[Any]) -> None:
+        """Free the buffer of an array."""
+        self._free.append(self._whole[array.ctypes.data])
+
+
+def _aligned(size: int) -> NDArray[np.uint8]:
+    memory = np.zeros(size + ALIGNMENT, dtype=np.uint8)  # touched now, so that no run faults pages
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + max(size, 1)]
+
+
 class _Loaded:
     """An assignment made ready to run: sessions, buffers, bindings."""
 
@@ -86,22 +112,29 @@ class _Loaded:
         self.assignment = assignment
         self.names = list(assignment.tensors)
         segment = Segment(assignment.shared, handle, slots=assignment.slots) if assignment.shared else None
-        self.sessions = [make_session(job.model, assignment.threads, optimize=False) for job in assignment.jobs]
+        self.sessions = [
+            make_session(job.model, assignment.threads, optimize=False, shared=True) for job in assignment.jobs
+        ]
         self.slots = [self._bind(segment, slot) for slot in range(assignment.slots)]
 
     def _bind(self, segment: Segment | None, slot: int) -> tuple[dict[str, NDArray[Any]], list[Any]]:
         """Return the buffers of one slot and one binding a session: kernels read and write the buffers in place."""
         assignment = self.assignment
         buffers: dict[str, NDArray[Any]] = dict(assignment.feeds)
-        for job in assignment.jobs:
+        pool = _Pool()
+        last_use = {name: i for i, job in enumerate(assignment.jobs) for name in (*job.inputs, *job.outputs)}
+        kept = {*assignment.results, *assignment.feeds, *assignment.shared}
+        for i, job in enumerate(assignment.jobs):
             for name in (*job.inputs, *job.outputs):
                 if name in buffers:
                     continue
                 if segment is not None and name in assignment.shared:
                     buffers[name] = segment.array(name, slot)
                 else:
-                    spec = assignment.tensors[name]
-                    buffers[name] = np.zeros(spec.shape, dtype=spec.dtype)  # touched now, so that no run faults pages
+                    buffers[name] = pool.take(assignment.tensors[name])
+            for name in dict.fromkeys((*job.inputs, *job.outputs)):
+                if last_use[name] == i and name not in kept:
+                    pool.give_back(buffers[name])
         bindings = []
         for job, session in zip(assignment.jobs, self.sessions, strict=True):
             binding = session.io_binding()

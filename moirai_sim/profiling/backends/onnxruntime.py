@@ -12,6 +12,7 @@ import re
 import tempfile
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,19 @@ _LAYOUT_SUFFIX = re.compile(r"(_bn|_mul)?_nchwc$")
 _PROBE_IN, _PROBE_OUT = "probe_in", "probe_out"
 
 
-def make_session(model: bytes | Path, threads: int = 1, *, optimize: bool = True, save: Path | None = None) -> Any:  # noqa: ANN401
+@cache
+def share_memory() -> None:
+    """Let the sessions of this process that ask for it take working memory from one pool.
+
+    The parts of a model run one after the other; with a pool each, every part would work in memory that is cold.
+    """
+    place = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(place, None)
+
+
+def make_session(
+    model: bytes | Path, threads: int = 1, *, optimize: bool = True, save: Path | None = None, shared: bool = False
+) -> Any:  # noqa: ANN401
     """Return an ``onnxruntime.InferenceSession`` on the CPU.
 
     Operators run one after the other (sequential mode) on ``threads`` threads that sleep when they wait: a spinning
@@ -50,6 +63,8 @@ def make_session(model: bytes | Path, threads: int = 1, *, optimize: bool = True
         All graph optimizations; False runs the nodes as they stand (for graphs that were optimized before).
     save
         Where ONNX Runtime writes the graph that it runs.
+    shared
+        Take working memory from the pool of the process; see `share_memory`.
 
     Raises
     ------
@@ -65,6 +80,9 @@ def make_session(model: bytes | Path, threads: int = 1, *, optimize: bool = True
     options.log_severity_level = _FATAL  # it warns that a saved graph runs only on like hardware: known and meant
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    if shared:
+        share_memory()
+        options.add_session_config_entry("session.use_env_allocators", "1")
     if save is not None:
         options.optimized_model_filepath = str(save)
     try:
