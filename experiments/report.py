@@ -1,0 +1,69 @@
+"""How wrong are our numbers? ``python experiments/report.py VALIDATION_FOLDER...`` writes ``experiments/REPORT.md``.
+
+It gathers what the accuracy experiment, the shipped cost models and validation studies measured; nothing is typed in.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from moirai_sim.files import write_whole
+from moirai_sim.studies.store import read_folder
+
+HERE = Path(__file__).parent
+FIGURES = ["cases", "median_ape", "mean_ape", "p95_ape", "max_ape", "rank_correlation", "regret", "noise_median_ape"]
+
+
+def main() -> None:
+    """Write the report."""
+    parts = [
+        "# How wrong are our numbers?\n\n",
+        "Made by `python experiments/report.py`; errors are shares of the measured time.\n",
+    ]
+    for folder in map(Path, sys.argv[1:]):
+        parts += validation(folder)
+    for path in sorted((HERE / "accuracy").glob("*.csv")):
+        parts.append(f"\n## Cost model accuracy: {path.stem}\n\n{table(pd.read_csv(path))}")
+    for path in sorted((HERE.parent / "cost_models").glob("*/card.json")):
+        parts += card(path)
+    write_whole(HERE / "REPORT.md", "".join(parts))
+
+
+def validation(folder: Path) -> list[str]:
+    """Return what a validation study found: overall, by model, operator family and link."""
+    study, store = read_folder(folder)
+    summary: dict[str, Any] = json.loads((store.folder / "summary.json").read_text(encoding="utf-8"))
+    hardware = summary["machine"]["hardware"]
+    parts = [
+        f"\n## Predicted against measured placements: {study['name']}\n\n{study['description']} "
+        f"{hardware['cpu']}, {hardware['cores']} cores.\n\n",
+        table(pd.DataFrame([{name: summary[name] for name in FIGURES}])),
+    ]
+    by = ("models", "families", "links")
+    return [*parts, *(f"\nBy {name}:\n\n{table(pd.DataFrame(summary[name]))}" for name in by)]
+
+
+def card(path: Path) -> list[str]:
+    """Return the held-out errors that a cost model ships with."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    splits = pd.DataFrame(found.get("splits", []))
+    body = (
+        table(splits) if len(splits) else "No held-out table: see `held_out` in the card; do not call it calibrated.\n"
+    )
+    return [f"\n## Shipped cost model: {path.parent.name}\n\n{body}"]
+
+
+def table(frame: pd.DataFrame) -> str:
+    """Return a Markdown table with four significant digits."""
+    text = frame.map(lambda value: f"{value:.4g}" if isinstance(value, float) else str(value))
+    head = "| " + " | ".join(map(str, text.columns)) + " |\n" + "|---" * len(text.columns) + "|\n"
+    return head + "".join("| " + " | ".join(row) + " |\n" for row in text.itertuples(index=False, name=None))
+
+
+if __name__ == "__main__":
+    main()

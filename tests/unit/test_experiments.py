@@ -1,0 +1,32 @@
+"""The experiments run at a smoke size, and their results become the tables of their pages."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moirai_sim.studies.evaluate import evaluate
+from moirai_sim.studies.store import Store
+from moirai_sim.studies.study import read_study
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+
+@pytest.mark.parametrize("name", ["moirai", "diviml"])
+def test_smoke_size_runs_and_is_summarised(name, tmp_path):
+    summary = evaluate(EXPERIMENTS / name / "smoke.yaml", tmp_path / "out", jobs=1)
+    assert summary["runs"] > 5
+    assert summary["failed"] == 0, [r["outcome"].get("error") for r in Store(tmp_path / "out").read()]
+    command = [sys.executable, EXPERIMENTS / "summarise.py", tmp_path / "out", tmp_path / "kept"]
+    subprocess.run(command, check=True)
+    assert "| policy | runs |" in (tmp_path / "kept" / "results.md").read_text()
+    assert len((tmp_path / "kept" / "results.csv").read_text().splitlines()) == summary["runs"] + 1
+
+
+@pytest.mark.parametrize(
+    "path", sorted(EXPERIMENTS.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}"
+)
+def test_every_study_file_is_right(path):
+    kind = path.read_text().split("kind: ", 1)[1].split()[0]
+    assert read_study(path, kind).models
