@@ -26,6 +26,7 @@ def build(study: dict[str, Any], store: Store) -> Report:
     summary = json.loads((store.folder / "summary.json").read_text(encoding="utf-8"))
     cases = cases_table(store)
     measured = cases.dropna(subset=["measured_ms"])
+    shown = cases.drop(columns=["name"] if (cases["problem"] != "").any() else ["name", "problem"])
     cards = [
         ("cases", f"{summary['cases']:,}"),
         ("median error", _percent(summary["median_ape"])),
@@ -43,7 +44,7 @@ def build(study: dict[str, Any], store: Store) -> Report:
             picture=_scatter(measured),
         ),
         Section("Error by model and placement", picture=_errors(measured)),
-        Section("Cases", "Click a heading to sort. Errors are shares of the measured time.", rows=cases),
+        Section("Cases", "Click a heading to sort. Errors are shares of the measured time.", rows=shown),
     ]
     for title, name in (("Residuals by operator family", "families"), ("Residuals by link", "links")):
         if summary.get(name):
