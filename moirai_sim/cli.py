@@ -155,13 +155,16 @@ def predict(
     import json
 
     from moirai_sim.clusters.reader import read_device_type
-    from moirai_sim.console import plain, print_json, print_text
+    from moirai_sim.console import plain, print_json, print_text, say
+    from moirai_sim.costs.card import known_errors
     from moirai_sim.costs.catalog_model import load_cost_model
     from moirai_sim.files import write_whole
     from moirai_sim.operators_file import read_operators
 
     lines = read_operators(operators)
-    answer = load_cost_model(cost_model).predict([operator for _, operator in lines], read_device_type(device))
+    model = load_cost_model(cost_model)
+    answer = model.predict([operator for _, operator in lines], read_device_type(device))
+    say(f"{model.name}: {known_errors(model.card)}")
     columns = zip(answer.latency_s, answer.low_s, answer.high_s, answer.extrapolated, strict=True)
     keys = ("latency_s", "low_s", "high_s", "extrapolated")
     priced = [line | plain(dict(zip(keys, row, strict=True))) for (line, _), row in zip(lines, columns, strict=True)]

@@ -86,6 +86,8 @@ def _topologies() -> _Lister:
 
 
 def _cost_models() -> _Lister:
+    from moirai_sim.costs.card import known_errors
+
     def describe(name: str) -> dict[str, Any]:
         folder = catalog.find("cost-models", name)
         path = folder / ("card.json" if (folder / "card.json").is_file() else "links.json")
@@ -94,8 +96,9 @@ def _cost_models() -> _Lister:
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: cannot be read ({error})") from error
         card = card.get("card", card) if isinstance(card, dict) else {}
-        about = next((card[key] for key in ("description", "data", "source") if isinstance(card.get(key), str)), "")
-        return {"folder": str(folder), "about": about}
+        data = card.get("data") or card.get("sources") or ""
+        about = data if isinstance(data, str) else ", ".join(map(str, data))
+        return {"folder": str(folder), "about": about, "errors": known_errors(card)}
 
     return catalog.list_names("cost-models"), describe
 

@@ -1,4 +1,4 @@
-"""Model cards: held-out errors by split and family, and what a model rests on."""
+"""Model cards: held-out errors by split and family, what a model rests on, and what may be said of it."""
 
 from __future__ import annotations
 
@@ -89,15 +89,49 @@ def _summary(split: str, errors: Mapping[str, NDArray[Any]]) -> list[dict[str, A
     return rows
 
 
+def known_errors(card: Mapping[str, Any]) -> str:
+    """Return one line on how wrong a model is on what it did not see, as far as its card knows.
+
+    A model is called calibrated only where errors on a hold-out stand in its card.
+    """
+    whole = [row for row in card.get("splits", ()) if row["family"] == "all"]
+    if whole:
+        return "calibrated; median error held out: " + _by_split(
+            {row["split"]: f"{row['median_ape']:.0%} ({row['n']} kernels)" for row in whole}
+        )
+    if card.get("splits"):
+        worst = max(row["median_ape"] for row in card["splits"])
+        return f"calibrated; median error held out: at most {worst:.0%} in {len(card['splits'])} splits"
+    widths = card.get("held_out_p90_abs_log_error")
+    if not widths:
+        return "uncalibrated: nothing was held out"
+    found = {}
+    for split in ("random", "larger", "device"):
+        each = [np.exp(width) for family in widths.values() for width in family[split]]
+        found[split] = f"{min(each):.2f} to {max(each):.2f}"
+    return "not calibrated (no errors by split); 90% of held-out kernels within a factor of " + _by_split(found)
+
+
+def _by_split(figures: Mapping[str, str]) -> str:
+    return ", ".join(f"{split} {figure}" for split, figure in figures.items())
+
+
 def write_card(folder: Path, card: Mapping[str, Any]) -> None:
     """Write ``card.json`` into a model's folder."""
     write_whole(folder / "card.json", json.dumps(dict(card), indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def gpu_card(
-    name: str, profile: pd.DataFrame, splits: Sequence[Mapping[str, Any]], learning: Sequence[Mapping[str, Any]]
+    name: str,
+    profile: pd.DataFrame,
+    splits: Sequence[Mapping[str, Any]],
+    learning: Sequence[Mapping[str, Any]],
+    widths: Mapping[str, Mapping[str, Sequence[float]]],
 ) -> dict[str, Any]:
-    """Return the card of a model that was fitted to published measurements of GPUs."""
+    """Return the card of a model that was fitted to published measurements of GPUs.
+
+    ``splits`` may be empty where nobody measured them; ``widths`` (of `FamilyModel`, by key) say what is known then.
+    """
     hardware = profile.drop_duplicates("device")[["device", "device_type"]]
     return {
         "format": FORMAT,
@@ -108,6 +142,7 @@ def gpu_card(
         "hardware": {device: json.loads(sheet) for device, sheet in hardware.itertuples(index=False)},
         "stack": sorted(profile["stack"].unique().tolist()),
         "splits": [dict(row) for row in splits],
+        "held_out_p90_abs_log_error": {key: dict(kinds) for key, kinds in widths.items()},
         "learning_curve": [dict(row) for row in learning],
         "not_for": (
             "CPUs and devices other than NVIDIA GPUs; training steps; kernels beside others on one device; sums of "

@@ -9,6 +9,7 @@ import pytest
 
 from moirai_sim.clusters.cluster import DeviceType
 from moirai_sim.costs.calibrate import calibrate, held_out
+from moirai_sim.costs.card import known_errors
 from moirai_sim.costs.catalog_model import load_cost_model
 from moirai_sim.errors import InputError
 from moirai_sim.graphs.work import make_operator
@@ -51,6 +52,18 @@ def test_card_holds_out_and_says_what_it_is_for(calibrated):
         assert set(row) >= {"split", "family", "n", "mean_ape", "median_ape", "coverage"}
     assert json.loads((folder / "model" / "card.json").read_text())["not_for"]
     assert not list(folder.glob(".model*"))
+
+
+def test_only_a_hold_out_makes_a_model_calibrated(calibrated):
+    _, _, card = calibrated
+    figure = next(row["median_ape"] for row in card["splits"] if (row["split"], row["family"]) == ("random", "all"))
+    assert known_errors(card).startswith("calibrated; ")
+    assert f"random {figure:.0%}" in known_errors(card)
+    assert known_errors({"splits": []}).startswith("uncalibrated")
+    widths = {"gemm": {"random": [0.1, 0.2], "larger": [0.3, 0.3], "device": [0.5, 0.7]}}
+    quantiles = known_errors({"splits": [], "held_out_p90_abs_log_error": widths})
+    assert quantiles.startswith("not calibrated")
+    assert "random 1.11 to 1.22, larger 1.35 to 1.35, device 1.65 to 2.01" in quantiles
 
 
 def test_measured_operators_are_answered_by_their_reconciled_measurement(calibrated):
