@@ -337,9 +337,7 @@ def verify(
 
     timeline = read_timeline(file)
     if not no_memory and memory_scale is None:
-        made_for = timeline.provenance.get("problem")
-        made_for = made_for if isinstance(made_for, dict) else {}
-        no_memory, memory_scale = made_for.get("memory") == "unlimited", made_for.get("memory_scale")
+        no_memory, memory_scale = timeline.memory
     problem = _problem(
         source, cluster, network or timeline.network or None, no_memory=no_memory, memory_scale=memory_scale, fuse=fuse
     )

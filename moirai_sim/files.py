@@ -37,6 +37,17 @@ def write_whole(path: Path, content: str | bytes) -> None:
                 temporary.unlink()
 
 
+def refuse_constant(constant: str) -> None:
+    """Refuse the NaN and Infinity that Python's JSON reader lets through: its ``parse_constant``.
+
+    Raises
+    ------
+    ValueError
+        Always.
+    """
+    raise ValueError(f"{constant} is no JSON number")
+
+
 def sha256(path: Path) -> str:
     """Return the hex digest of a file's content."""
     with path.open("rb") as file:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from moirai_sim.errors import InputError, did_you_mean
+from moirai_sim.files import refuse_constant
 from moirai_sim.graphs.operator import DTYPE_BITS
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def read_operators(path: Path) -> list[tuple[dict[str, Any], Operator]]:
             continue
         place = f"{path}:{number}"
         try:
-            line = json.loads(text)
+            line = json.loads(text, parse_constant=refuse_constant)
             form = OperatorLine.model_validate(line)
             operator = make_operator(
                 form.name, form.op_type, form.input_shapes, form.output_shapes, form.attributes, form.dtype
@@ -80,6 +81,8 @@ def read_operators(path: Path) -> list[tuple[dict[str, Any], Operator]]:
                 )
         except InputError as error:
             problems += [f"{place}: {problem}" for problem in error.problems]
+        except ValueError as error:
+            problems.append(f"{place}: not JSON ({error}); write finite numbers")
     if not found and not problems:
         problems.append(f"{path}: there is no operator in it; write one JSON object a line")
     if problems:

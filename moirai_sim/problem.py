@@ -183,7 +183,7 @@ class PlacementProblem:
 
     def with_memory_scale(self, factor: float) -> PlacementProblem:
         """Return the same problem where every device holds ``factor`` times the total weight bytes of the model."""
-        capacity = int(factor * float(self.weight_bytes.sum()))
+        capacity = int(min(factor * float(self.weight_bytes.sum()), float(UNLIMITED // 2)))
         return replace(
             self,
             memory_bytes=np.full(self.n_devices, capacity, dtype=np.int64),

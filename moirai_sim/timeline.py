@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from moirai_sim.errors import InputError
-from moirai_sim.files import write_whole
+from moirai_sim.files import refuse_constant, write_whole
+from moirai_sim.placement import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from moirai_sim.placement import Status
+    from collections.abc import Callable, Mapping, Sequence
 
 FORMAT = "moirai-sim/timeline@1"
 
@@ -89,6 +88,15 @@ class Timeline:
         value = self.objective_ns
         return 0.0 if value <= 0 else max(0.0, (value - self.lower_bound_ns) / value)
 
+    @property
+    def memory(self) -> tuple[bool, float | None]:
+        """What it was made for: whether memory was lifted, and the scale that was given, as far as the file says."""
+        made_for = self.provenance.get("problem")
+        made_for = made_for if isinstance(made_for, dict) else {}
+        scale = made_for.get("memory_scale")
+        known = isinstance(scale, int | float) and not isinstance(scale, bool)
+        return made_for.get("memory") == "unlimited", scale if known else None
+
     def _repr_html_(self) -> str:
         from moirai_sim.display import timeline_html
 
@@ -126,38 +134,28 @@ def read_timeline(path: Path) -> Timeline:
     InputError
         If the file cannot be read, is no JSON, or misses fields; every problem is listed.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot read it ({error})") from error
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path}:{error.lineno}:{error.colno}: not JSON ({error.msg}); write it with 'place'"
-        ) from error
+    document = read_json(path)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise InputError(f'{path}: not a timeline; its "format" must be "{FORMAT}"')
-    if not isinstance(document.get("placement"), dict):
-        raise InputError(f'{path}: "placement" must be an object that maps operators to devices')
-    problems: list[str] = []
-    spans = [
-        span
-        for index, entry in enumerate(document.get("spans", []))
-        if (span := _read_span(entry, f"{path}: spans[{index}]", problems)) is not None
-    ]
-    for key in ("makespan_ns", "lower_bound_ns", "period_ns"):
-        value = document.get(key, 0)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            problems.append(f'{path}: "{key}" must be a whole number of nanoseconds, read {value!r}')
+    placed = document.get("placement")
+    if not isinstance(placed, dict) or not _texts(list(placed.values())):
+        raise InputError(f'{path}: "placement" must be an object that maps names of operators to names of devices')
+    problems = [f'{path}: "{key}" must be {what}, read {document[key]!r}' for key, what in _wrong(document, _FIELDS)]
+    spans: list[Span] = []
+    entries = document.get("spans", [])
+    if isinstance(entries, list):
+        found = (_read_span(entry, f"{path}: spans[{index}]", problems) for index, entry in enumerate(entries))
+        spans = [span for span in found if span is not None]
     if problems:
         raise InputError(problems)
     return Timeline(
         status=document.get("status", "feasible"),
-        policy=str(document.get("policy", "")),
-        network=str(document.get("network", "")),
+        policy=document.get("policy", ""),
+        network=document.get("network", ""),
         makespan_ns=document.get("makespan_ns", 0),
-        placement={str(k): str(v) for k, v in document["placement"].items()},
+        placement=placed,
         spans=spans,
-        objective=str(document.get("objective", "latency")),
+        objective=document.get("objective", "latency"),
         period_ns=document.get("period_ns"),
         lower_bound_ns=document.get("lower_bound_ns", 0),
         solve_seconds=float(document.get("solve_seconds", 0.0)),
@@ -165,14 +163,80 @@ def read_timeline(path: Path) -> Timeline:
     )
 
 
+def read_json(path: Path) -> Any:  # noqa: ANN401
+    """Read a JSON file of a stranger.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, or is no JSON: no NaN, nothing too deep, no whole number of thousands of digits.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse_constant)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot read it ({error})") from error
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path}:{error.lineno}:{error.colno}: not JSON ({error.msg}); write it with 'place'"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON ({error}); write it with 'place'") from error
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+def _wrong(entry: Mapping[str, Any], fields: Mapping[str, _Field]) -> list[tuple[str, str]]:
+    """Return key and rule of every entry that breaks its rule; keys that are not there break none."""
+    return [(key, what) for key, (what, good) in fields.items() if key in entry and not good(entry[key])]
+
+
+_Field: TypeAlias = "tuple[str, Callable[[Any], bool]]"
+_NS: _Field = ("a whole number of nanoseconds", lambda value: _whole(value) and value >= 0)
+_TEXT: _Field = ("text", lambda value: isinstance(value, str))
+_FIELDS: dict[str, _Field] = {
+    "status": (f"one of {', '.join(get_args(Status))}", lambda value: value in get_args(Status)),
+    "objective": ("latency or throughput", lambda value: value in ("latency", "throughput")),
+    "policy": _TEXT,
+    "network": _TEXT,
+    "spans": ("a list", lambda value: isinstance(value, list)),
+    "provenance": ("an object", lambda value: isinstance(value, dict)),
+    "makespan_ns": _NS,
+    "lower_bound_ns": _NS,
+    "period_ns": _NS,
+    "solve_seconds": (
+        "a number of seconds",
+        lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e18,
+    ),
+}
+_TIME: _Field = ("a whole number", _whole)
+_SPAN_FIELDS: dict[str, _Field] = {
+    "name": _TEXT,
+    "resource": _TEXT,
+    "producer": _TEXT,
+    "source": _TEXT,
+    "target": _TEXT,
+    "ready_ns": _TIME,
+    "start_ns": _TIME,
+    "end_ns": _TIME,
+    "consumers": ("a list of names", _texts),
+    "operators": ("a list of names", _texts),
+    "bytes": ("a whole number or null", lambda value: value is None or (_whole(value) and value >= 0)),
+}
+
+
 def _read_span(entry: Any, place: str, problems: list[str]) -> Span | None:  # noqa: ANN401
     if not isinstance(entry, dict) or entry.get("kind") not in ("operator", "transfer"):
         problems.append(f'{place}: must be an object whose "kind" is "operator" or "transfer"')
         return None
-    text = ("name", "resource") if entry["kind"] == "operator" else ("name", "producer", "source", "target")
-    wrong = [key for key in text if not isinstance(entry.get(key), str)]
-    times = ("ready_ns", "start_ns", "end_ns")
-    wrong += [key for key in times if not isinstance(entry.get(key), int) or isinstance(entry.get(key), bool)]
+    needed = ("name", "resource") if entry["kind"] == "operator" else ("name", "producer", "source", "target")
+    wrong = [key for key in (*needed, "ready_ns", "start_ns", "end_ns") if key not in entry]
+    wrong += [key for key, _ in _wrong(entry, _SPAN_FIELDS)]
     if wrong:
         problems.append(f"{place}: missing or of the wrong type: {', '.join(wrong)}")
         return None

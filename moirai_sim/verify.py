@@ -44,6 +44,8 @@ def verify(problem: PlacementProblem, timeline: Timeline) -> list[str]:
     _check_links(problem, timeline, found)
     _check_limits(problem, device, found)
     _check_figures(problem, timeline, device, found)
+    late = (span for span in timeline.spans if not 0 <= span.ready_ns <= span.start_ns)
+    found += [f"'{span.name}' is ready at {span.ready_ns} ns but starts at {span.start_ns} ns" for span in late]
     return found
 
 
@@ -135,6 +137,8 @@ def _transfer_spans(
         tensor = (exact or fitting or candidates)[0]
         candidates.remove(tensor)
         arrivals[tensor, target] = span
+        if not fitting:
+            found.append(f"transfer '{span.name}' carries {span.bytes} bytes instead of {problem.tensor_bytes[tensor]}")
         if source != device[producer]:
             found.append(f"transfer '{span.name}' leaves '{span.source}', where its producer does not run")
         elif not _duration_fits(problem, span, tensor, source, target):

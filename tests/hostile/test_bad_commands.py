@@ -46,6 +46,8 @@ def folder(tmp_path):
     (tmp_path / "empty.onnx").write_bytes(b"")
     (tmp_path / "table.xls").write_bytes(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600))
     (tmp_path / "lines.jsonl").write_text('{"op_type": "Relu"}\n{\n{"op_type": "Relu", "dtype": "fp32"}\n')
+    shapes = '"input_shapes": [[1, 3, 8, 8], [4, 3, 3, 3]], "output_shapes": [[1, 4, 6, 6]]'
+    (tmp_path / "nan.jsonl").write_text(f'{{"op_type": "Conv", {shapes}, "attributes": {{"group": NaN}}}}\n')
     return tmp_path
 
 
@@ -95,6 +97,7 @@ LOCAL = ["--cluster", "local-cpu", "--policy", "single"]
         (["simulate", "chain.onnx", "--cluster", "local-cpu", "--placement", "notes.txt"], "notes.txt:1:1: not JSON"),
         (["measure", "chain.onnx", "--cluster", "local-cpu", "--placement", "missing.json"], "unknown operator 'zz'"),
         (["predict", "lines.jsonl", "--cost-model", "roofline", "--device", "nvidia-t4"], "lines.jsonl:3: dtype"),
+        (["predict", "nan.jsonl", "--cost-model", "roofline", "--device", "nvidia-t4"], "nan.jsonl:1: not JSON (NaN"),
         (["predict", "lines.jsonl", "--cost-model", "nope", "--device", "nvidia-t4"], "lines.jsonl:2"),
         (["graph", "zoo:gpt9"], "gpt9"),
         (["catalog", "polices"], "did you mean 'policies'?"),

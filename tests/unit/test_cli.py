@@ -77,6 +77,10 @@ def test_place_exits_3_without_an_answer(cli, instance):
     assert json.loads(answer.out)["spans"] == []
 
 
+def test_a_huge_memory_scale_lifts_the_limit(cli, instance):
+    assert cli("place", instance, "--policy", "single", "--memory-scale", "1e300").code == 0
+
+
 def test_place_shows_the_bound_and_the_best_single_device(cli, instance):
     answer = cli("place", instance, "--policy", "heft", "--no-memory")
     assert "lower bound" in answer.out

@@ -1,6 +1,7 @@
 """Timeline files: what is written comes back, what is broken is named."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -42,6 +43,16 @@ def test_round_trip(tmp_path):
         (lambda d: d.update(makespan_ns=1.5), "whole number of nanoseconds"),
         (lambda d: d["spans"][0].pop("start_ns"), r"spans\[0\]: missing or of the wrong type: start_ns"),
         (lambda d: d["spans"][1].update(kind="wait"), r"spans\[1\]"),
+        (lambda d: d.update(placement={"a": ["d0"]}), '"placement" must be'),
+        (lambda d: d.update(spans=None), '"spans" must be a list'),
+        (lambda d: d.update(provenance=[]), '"provenance" must be an object'),
+        (lambda d: d.update(status={}), '"status" must be one of optimal'),
+        (lambda d: d.update(solve_seconds="long"), '"solve_seconds" must be a number'),
+        (lambda d: d.update(lower_bound_ns=float("nan")), "NaN is no JSON number"),
+        (lambda d: d["spans"][0].update(end_ns=10**30), "wrong type: end_ns"),
+        (lambda d: d["spans"][0].update(operators=3), "wrong type: operators"),
+        (lambda d: d["spans"][1].update(consumers=None), "wrong type: consumers"),
+        (lambda d: d["spans"][1].update(consumers=[["b"]], bytes="x"), "wrong type: consumers, bytes"),
     ],
 )
 def test_names_what_is_broken(tmp_path, change, complaint):
@@ -58,6 +69,19 @@ def test_truncated_file_names_the_line(tmp_path):
     path.write_text(json.dumps(_timeline().to_json(), indent=1)[:60])
     with pytest.raises(InputError, match=r"t\.json:\d+:\d+: not JSON"):
         read_timeline(path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5_000])
+def test_json_that_python_cannot_hold_is_refused(tmp_path, text):
+    path = tmp_path / "t.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match="not JSON"):
+        read_timeline(path)
+
+
+@pytest.mark.parametrize("made_for", [{"memory_scale": "x"}, {"memory_scale": True}, "text"])
+def test_memory_that_makes_no_sense_is_not_taken_from_the_file(made_for):
+    assert replace(_timeline(), provenance={"problem": made_for}).memory == (False, None)
 
 
 def test_orders_come_back_from_the_spans():

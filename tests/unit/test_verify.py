@@ -79,6 +79,11 @@ def _move(timeline, name, by, stretch=0):
         (lambda t: _move(t, "a->b", -1), "before its producer ends"),
         (lambda t: _move(t, "b", 0, stretch=-1), "lasts 6 ns instead of 7 ns"),
         (lambda t: _move(t, "c->d", 0, stretch=1), "alone it takes 3 ns"),
+        (
+            lambda t: replace(t, spans=[replace(s, ready_ns=s.start_ns + 1) for s in t.spans]),
+            "'a' is ready at 1 ns but",
+        ),
+        (lambda t: replace(t, spans=[replace(s, bytes=7) for s in t.spans]), "carries 7 bytes instead of 100"),
         (lambda t: replace(t, makespan_ns=18), "the last span ends at 19"),
         (lambda t: replace(t, lower_bound_ns=20), "exceeds the objective"),
         (lambda t: replace(t, lower_bound_ns=18), "'optimal' but"),
