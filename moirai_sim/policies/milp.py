@@ -101,9 +101,13 @@ def longest_ns(problem: PlacementProblem) -> int:
 
 def proven_ns(model: MilpModel, bound: float) -> int:
     """Return the solver's bound in ns, less its tolerance, rounded up to the next possible makespan."""
-    margin = 1e-6 * max(1.0, model.horizon)
-    steps = (bound - margin) * model.unit_ns / model.step_ns
+    steps = (bound - _margin(model)) * model.unit_ns / model.step_ns
     return max(0, ceil(steps)) * model.step_ns
+
+
+def _margin(model: MilpModel) -> float:
+    """Return how far the solver's bound may be off, in units of the model."""
+    return 1e-6 * max(1.0, model.horizon)
 
 
 def solve(model: MilpModel, request: Request, start: Start | None, time_limit_s: float) -> MilpAnswer:
@@ -130,9 +134,11 @@ def solve(model: MilpModel, request: Request, start: Start | None, time_limit_s:
         whole[column_of[continuous.id] + np.arange(free)] = values[model.n_binary :]
         first.col_value = whole.tolist()
         cache["HIGHS"] = (None, None, {"model_status": "kOptimal", "solution": first})  # as after an earlier solve
+    # A bound less than a step below the answer is proof enough: `proven_ns` rounds it up.
+    close = max(1e-9, model.step_ns / model.unit_ns - 2 * _margin(model))
     options = {
         "time_limit": time_limit_s, "threads": request.workers, "random_seed": request.seed, "mip_rel_gap": 0.0,
-        "mip_abs_gap": 1e-9, "mip_feasibility_tolerance": TOLERANCE, "primal_feasibility_tolerance": TOLERANCE,
+        "mip_abs_gap": close, "mip_feasibility_tolerance": TOLERANCE, "primal_feasibility_tolerance": TOLERANCE,
     }  # fmt: skip
     highspy.Highs.resetGlobalScheduler(True)  # else it keeps the first solve's threads, and refuses any other number
     result = chain.solver.solve_via_data(data, start is not None, False, options, cache)
