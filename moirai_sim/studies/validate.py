@@ -119,9 +119,7 @@ def _calibrated(cluster: Cluster, sources: Sequence[str], study: ValidateStudy, 
     folder = out / "calibration" / cluster.name
     profiles = [folder / "links.parquet"]
     write_profile(_crossings(cluster), profiles[0], kind="links", metadata=_machine())
-    addresses: dict[
-        int, str
-    ] = {}  # one profile for all devices of as many threads: cores of one machine are taken to be equal
+    addresses: dict[int, str] = {}  # by threads: cores of one machine are taken to be equal, so one profile serves all
     for device in cluster.devices:
         addresses.setdefault(device.threads, f"cpu:{device.address.partition(':')[2]}")
     budget_s = parse_ns(str(study.calibrate)) / 1e9 / len(addresses)
