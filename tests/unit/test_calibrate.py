@@ -41,7 +41,8 @@ def write(path, ops, *, ratio=1.0, model="m"):
 def calibrated(tmp_path_factory):
     folder = tmp_path_factory.mktemp("calibrated")
     frame = write(folder / "p.parquet", operators(), ratio=0.8)
-    card = calibrate([folder / "p.parquet"], folder / "model")
+    write(folder / "disturbed.parquet", operators(70)[60:], model="sweep-2", ratio=0.7)
+    card = calibrate([folder / "p.parquet", folder / "disturbed.parquet"], folder / "model")
     return folder, frame, card
 
 
@@ -114,14 +115,11 @@ def test_equal_operators_are_never_on_both_sides_of_a_split(tmp_path):
     assert all(row["split"] != "model" for row in held_out(frame, keys, 0))
 
 
-def test_networks_of_a_sweep_that_were_disturbed_are_left_out_and_named(tmp_path):
-    ops = operators()
-    write(tmp_path / "good.parquet", ops[:50], model="sweep-1")
-    write(tmp_path / "disturbed.parquet", ops[50:], model="sweep-2", ratio=0.7)
-    card = calibrate([tmp_path / "good.parquet", tmp_path / "disturbed.parquet"], tmp_path / "model")
+def test_networks_of_a_sweep_that_were_disturbed_are_left_out_and_named(calibrated):
+    _, frame, card = calibrated
     assert card["dropped"] == {"sweep-2": 0.7}
-    assert card["models"] == ["sweep-1"]
-    assert card["rows"] == 50
+    assert card["models"] == ["m"]
+    assert card["rows"] == len(frame)
 
 
 @pytest.mark.parametrize(("name", "cache", "same"), [("", 0, True), ("-other-simd", 0, False), ("", 1, False)])
