@@ -59,6 +59,8 @@ class Milp:
         started = time.perf_counter()
         start = improved_start(problem, request)
         model = MilpModel(problem, start.value_ns if start else longest_ns(problem))
+        known_bound = lower_bound_ns(problem)
+        model.lower[model.at["T"]] = min(known_bound / model.unit_ns, model.horizon)
         built = time.perf_counter() - started
         answer = solve(model, request, start, max(0.1, request.time_limit_s - built))
         facts: dict[str, object] = {
@@ -77,7 +79,7 @@ class Milp:
                 placement, value = found, makespan
         if placement is None:
             return Placement(device=np.zeros(0, dtype=np.int64), status="limit", provenance=facts)
-        bound = max(min(proven_ns(model, answer.bound), value), lower_bound_ns(problem))
+        bound = max(min(proven_ns(model, answer.bound), value), known_bound)
         return Placement(
             device=placement.device,
             order=placement.order,
