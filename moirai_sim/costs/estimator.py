@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.ensemble import HistGradientBoostingRegressor
+from threadpoolctl import threadpool_limits
 
 from moirai_sim.costs.families import COLUMNS
 from moirai_sim.costs.features import Design
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 
+_FEW_ROWS = 20_000
 _NOISE = 0.12
 """Scatter of log time that no correction of a device's level explains; sets the weight of the ridge prior."""
 
@@ -99,6 +101,12 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         seconds = np.asarray(X["median_s"] if y is None else y, dtype=np.float64)
         if len(X) == 0 or not (np.isfinite(seconds) & (seconds > 0)).all():
             raise InputError("profile: needs rows, all with a positive finite time")
+        # On few rows threads mostly wait for each other, and on a busy machine for long. The trees are the same.
+        with threadpool_limits(1 if len(X) < _FEW_ROWS else None, user_api="openmp"):
+            self._fit(X, seconds)
+        return self
+
+    def _fit(self, X: pd.DataFrame, seconds: Array) -> None:  # noqa: N803
         self.devices_: dict[str, DeviceType] = {}
         self.models_: dict[str, FamilyModel] = {}
         generator = np.random.default_rng(self.random_state)
@@ -111,7 +119,6 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
                 few = _Samples(key, _thin(parts, self.interval_rows, generator), seconds)
                 self._calibrate_intervals(model, few, generator)
             self.models_[key] = model
-        return self
 
     def adapt(self, X: pd.DataFrame, y: Array | None = None) -> Self:  # noqa: N803
         """Sharpen the prices of a device that `fit` never saw by a few of its measurements.
