@@ -31,7 +31,7 @@ BOUND_OPERATORS = 3_000
 """Up to this size a bound by near-cuts is sought."""
 SURROGATES: tuple[Network, ...] = ("one-port", "none")
 """Networks under which ``fair`` problems are answered."""
-PIPELINES = ("pipeline-dp", "milp-throughput")
+PIPELINES = ("pipeline-dp", "diviml", "milp-throughput")
 FIRST_ROUNDS = 2
 """Rounds of search, below a second each, that are run whatever the time limit: exact methods need a good horizon."""
 FEWER = 0.9
