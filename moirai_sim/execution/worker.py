@@ -123,7 +123,8 @@ class _Loaded:
         buffers: dict[str, NDArray[Any]] = dict(assignment.feeds)
         pool = _Pool()
         last_use = {name: i for i, job in enumerate(assignment.jobs) for name in (*job.inputs, *job.outputs)}
-        kept = {*assignment.results, *assignment.feeds, *assignment.shared}
+        crossing = {self.names[t] for job in assignment.jobs for t in (*job.awaits, *(sent for sent, _ in job.sends))}
+        kept = {*assignment.results, *assignment.feeds, *crossing}  # what crosses may still be on its way
         for i, job in enumerate(assignment.jobs):
             for name in (*job.inputs, *job.outputs):
                 if name in buffers:
