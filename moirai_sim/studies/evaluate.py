@@ -85,7 +85,4 @@ def evaluate(
     named = {run_name(key): key for key in expand(study)}
     store = Store(out)
     store.open(study.model_dump(mode="json", by_alias=True))
-    missing = {name: key for name, key in named.items() if not store.has(name, failed_too=not retry_failed)}
-    run_all(runs.run, missing, store, jobs=jobs, ray=ray, label=study.name)
-    failed = sum(result["outcome"]["status"] == "error" for result in store.read(list(named)))
-    return {"study": study.name, "runs": len(named), "failed": failed, "resumed": len(named) - len(missing)}
+    return run_all(runs.run, named, store, name=study.name, jobs=jobs, ray=ray, retry_failed=retry_failed)

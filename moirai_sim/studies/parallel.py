@@ -20,8 +20,17 @@ Run = Callable[[Key], tuple[dict[str, Any], float]]
 Finished = tuple[str, dict[str, Any], float]
 
 
-def run_all(run: Run, keys: Mapping[str, Key], store: Store, *, jobs: int | None, ray: str | None, label: str) -> None:
-    """Run every key and write each result as it comes, so that a kill loses only what was in flight.
+def run_all(
+    run: Run,
+    keys: Mapping[str, Key],
+    store: Store,
+    *,
+    name: str,
+    jobs: int | None = None,
+    ray: str | None = None,
+    retry_failed: bool = False,
+) -> dict[str, Any]:
+    """Run every key whose result is not there yet, and write each result as it comes: a kill loses what was in flight.
 
     Parameters
     ----------
@@ -29,24 +38,37 @@ def run_all(run: Run, keys: Mapping[str, Key], store: Store, *, jobs: int | None
         Returns outcome and seconds of a key; must be importable by a worker process.
     keys
         Keys by result name.
+    store
+        Where results are kept.
+    name
+        Of the study.
     jobs
         Worker processes; None takes one a core, fewer where memory is short.
     ray
         Address of a Ray cluster ("auto", "HOST:PORT", or "local" to start one here); None takes processes of this
         machine. Files that the keys name must exist under the same path on every node.
+    retry_failed
+        Run failed runs again.
+
+    Returns
+    -------
+    dict
+        ``study``, ``runs``, ``failed`` and ``resumed``: how many runs were there before.
 
     Raises
     ------
     InputError
         If there are no workers, Ray is not installed, or no cluster answers.
     """
-    if not keys:
-        return
-    finished = _on_this_machine(run, keys, jobs) if ray is None else _on_ray(run, keys, ray)
-    with progress(label, total=len(keys)) as advance:
-        for name, outcome, seconds in finished:
-            store.write(name, keys[name], outcome, seconds)
-            advance()
+    missing = {one: key for one, key in keys.items() if not store.has(one, failed_too=not retry_failed)}
+    if missing:
+        finished = _on_this_machine(run, missing, jobs) if ray is None else _on_ray(run, missing, ray)
+        with progress(name, total=len(missing)) as advance:
+            for one, outcome, seconds in finished:
+                store.write(one, missing[one], outcome, seconds)
+                advance()
+    failed = sum(result["outcome"]["status"] == "error" for result in store.read(list(keys)))
+    return {"study": name, "runs": len(keys), "failed": failed, "resumed": len(keys) - len(missing)}
 
 
 def _named(run: Run, name: str, key: Key) -> Finished:

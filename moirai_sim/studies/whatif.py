@@ -142,10 +142,7 @@ def whatif(
     named = _named_keys(study)
     store = Store(out)
     store.open(study.model_dump(mode="json", by_alias=True))
-    missing = {name: key for name, key in named.items() if not store.has(name, failed_too=not retry_failed)}
-    run_all(run_variant, missing, store, jobs=jobs, ray=ray, label=study.name)
-    failed = sum(result["outcome"]["status"] == "error" for result in store.read(list(named)))
-    return {"study": study.name, "runs": len(named), "failed": failed, "resumed": len(named) - len(missing)}
+    return run_all(run_variant, named, store, name=study.name, jobs=jobs, ray=ray, retry_failed=retry_failed)
 
 
 def _named_keys(study: WhatIfStudy) -> dict[str, dict[str, Any]]:
