@@ -1,30 +1,43 @@
 """Measure a device with PyTorch in one command: operators where they say most, links, whole models, energy.
 
-    python experiments/profiles/sweep.py --device cuda:0 --minutes 20 -o my-gpu
+    python experiments/profiles/sweep.py --device cuda:0 --minutes 25 -o my-gpu
 
-writes ``operators.parquet`` and ``links.parquet`` (versioned profiles) and ``facts.json`` (whole models eager and
-compiled, energy, noise floor, telemetry). ``moirai-sim calibrate my-gpu/*.parquet -o my-model`` does the rest.
-Of the time, two thirds of the operators go to a space-filling design, one third to where a first fit is least certain.
+Each section runs in a process of its own (a failed kernel or a hang ends that section only), writes as it goes and is
+tried twice; the same command again takes up what is missing. ``operators.parquet`` and ``links.parquet`` are versioned
+profiles, ``facts.json`` holds the rest. ``moirai-sim calibrate my-gpu/*.parquet -o my-model`` fits a cost model.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import sections
 
 from moirai_sim.files import write_whole
 from moirai_sim.graphs.operator import Operator
 from moirai_sim.graphs.work import make_operator
 from moirai_sim.profiling import telemetry
-from moirai_sim.profiling.backends.torch import TorchDevice, finish, profile_graph_operators, stack
-from moirai_sim.profiling.schema import statistics, write_profile
+from moirai_sim.profiling.backends.torch import TorchDevice, Unsupported, finish, profile_graph_operators, stack
+from moirai_sim.profiling.schema import (
+    device_type_from_json,
+    device_type_json,
+    operator_key,
+    operator_row,
+    read_profile,
+    row_operator,
+    write_profile,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +47,16 @@ if TYPE_CHECKING:
 AWKWARD = (1, 2, 3, 7, 17, 31, 33, 63, 65, 127, 129, 251, 255, 257, 509, 1021, 1025, 2047, 4093, 8191)
 """Primes, and sizes off by one from tiles."""
 CUDA_DTYPES = ("float32", "tf32", "float16", "bfloat16")
+LISTED = Path(__file__).with_name("real-operators.parquet")
+GROUP = 100
+"""Operators in a file."""
+SHARES = {
+    "limits": 0.03, "links": 0.1, "filling": 0.32, "whole-models": 0.12, "placements": 0.1, "real": 0.12,
+    "uncertain": 0.14, "noise": 0.03, "energy": 0.04,
+}  # fmt: skip
+"""Sections in the order in which they run, and their shares of the time."""
+ZOO = ("zoo:resnet50?batch={batch}", "zoo:bert-base?batch={batch}&seq=128", "zoo:gpt2?batch={batch}&seq=64",
+       "zoo:swin-t?batch={batch}", "zoo:alphafold2-87m?batch={batch}")  # fmt: skip
 
 
 def log_uniform(u: float, low: int, high: int) -> int:
@@ -47,6 +70,8 @@ def log_uniform(u: float, low: int, high: int) -> int:
 
 def matmul(u: np.ndarray, dtype: str, side: int) -> Operator:
     m, n, k = (log_uniform(x, 1, side) for x in u[:3])
+    if dtype == "bfloat16" and u[3] < 0.4 and side > 4096:  # 8-bit floats where the device has them, sides that fit
+        dtype, (m, n, k) = "float8", (16 * -(-size // 16) for size in (m, n, k))
     return make_operator("matmul", "MatMul", [(m, k), (k, n)], [(m, n)], dtype=dtype)
 
 
@@ -72,7 +97,7 @@ def convolution(u: np.ndarray, dtype: str, side: int) -> Operator:
 def streaming(u: np.ndarray, dtype: str, side: int) -> Operator:
     """Draw one of the families that are bound by memory, from 1 KiB up to 1 GiB (64 MiB on a CPU)."""
     width = log_uniform(u[1], 8, 16384)
-    rows = max(1, log_uniform(u[0], 1 << 8, 1 << (28 if side > 4096 else 22)) // width)
+    rows = max(1, log_uniform(u[0], 1 << 8, 1 << (30 if side > 4096 else 22)) // width)
     shape = (rows, width)
     kind = ("Add", "Mul", "Relu", "Gelu", "Tanh", "LayerNormalization", "Softmax", "ReduceMean", "Transpose", "Concat",
             "Gather", "MaxPool")[int(u[2] * 12)]  # fmt: skip
@@ -113,11 +138,9 @@ FAMILIES: tuple[tuple[Callable[[np.ndarray, str, int], Operator], float], ...] =
 
 def design(count: int, seed: int, device: TorchDevice, memory: int) -> list[Operator]:
     """Return a space-filling (scrambled Sobol) design over families, data types and sizes that fit the device."""
-    from scipy.stats import qmc
-
     side = 16384 if device.kind == "cuda" else 1024
     dtypes = CUDA_DTYPES if device.kind == "cuda" else ("float32",)
-    points = qmc.Sobol(8, seed=seed).random_base2(math.ceil(math.log2(max(count, 2))))[:count]
+    points = device.torch.quasirandom.SobolEngine(8, scramble=True, seed=seed).draw(count).numpy().clip(0, 1 - 1e-6)
     shares = np.cumsum([share for _, share in FAMILIES])
     limit = 2e13 if device.kind == "cuda" else 2e9
     chosen = []
@@ -146,123 +169,226 @@ def least_certain(
     return [candidates[i] for i in order[:count]]
 
 
-def links(device: TorchDevice, budget_s: float) -> pd.DataFrame:
-    """Time copies of 1 KiB to 1 GiB: host to device, device to host (pinned and pageable), within the device."""
+def limits(device: TorchDevice) -> dict[str, Any]:
+    """Measure copy bandwidth and large-product rates; 8-bit floats where the device has them."""
+    sheet = device.device_type()
+    facts: dict[str, Any] = {"float8": "not on this device"}
+    if device.kind == "cuda":
+        side = 8192
+        try:
+            product = make_operator("mm", "MatMul", [(side, side), (side, side)], [(side, side)], dtype="float8")
+            rate = round(2 * side**3 / float(device.time_operator(product, 1.0).min()), -9)
+            sheet = replace(sheet, peak_flops={**sheet.peak_flops, "float8": rate})
+            facts["float8"] = rate
+        except Exception as error:  # noqa: BLE001 - older boards have none; the run goes on
+            facts["float8"] = str(error)[:300]
+    return facts | {"sheet": json.loads(device_type_json(sheet))}
+
+
+def operators(device: TorchDevice, todo: Sequence[Operator], name: str, out: Path, budget_s: float) -> dict[str, Any]:
+    """Time operators in groups, a file each; a group that ended the process before is left out when run again."""
+    sheet = device_type_from_json(json.dumps(json.loads((out / "limits.json").read_text())["sheet"]))
+    end, done, skipped = time.perf_counter() + budget_s, 0, {}
+    groups = [todo[i : i + GROUP] for i in range(0, len(todo), GROUP)]
+    for number, group in enumerate(groups):
+        path, mark = out / "parts" / f"{name}-{number:03}.parquet", out / "parts" / f"{name}-{number:03}.started"
+        if path.exists() or mark.exists():
+            continue
+        left = end - time.perf_counter()
+        if left <= 0:
+            skipped["no time left"] = len(todo) - number * GROUP
+            break
+        write_whole(mark, "")
+        frame, missed = profile_graph_operators(device, group, left / (len(groups) - number))
+        device.synchronize()
+        for reason, count in missed.items():
+            skipped[reason] = skipped.get(reason, 0) + count
+        if len(frame):
+            write_profile(finish(frame, sheet, stack(device.torch)), path, metadata={"telemetry": telemetry.snapshot()})
+        done += len(frame)
+        print(f"{name}: group {number + 1} of {len(groups)}, {done} operators, {max(left, 0):.0f} s left", flush=True)
+    return {"operators": done, "skipped": skipped}
+
+
+def measured(out: Path, *names: str) -> pd.DataFrame:
+    """Return what the groups of some sections hold so far."""
     import pandas as pd
 
-    torch, rows = device.torch, []
-    sizes = [1 << e for e in range(10, 31 if device.kind == "cuda" else 25)]
-    pins = (True, False) if device.kind == "cuda" else (False,)
-    for pinned in pins:
-        for size in sizes:
-            host = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
-            here = torch.empty(size, dtype=torch.uint8, device=device.device)
-            other = torch.empty_like(here)
-            label = "pinned" if pinned else "pageable"
-            copies = [("host", "device", here, host), ("device", "host", host, here)]
-            copies += [("device", "device", other, here)] if pinned == pins[0] else []
-            for source, target, into, out in copies:
-                samples = device.time(
-                    lambda a=into, b=out: a.copy_(b, non_blocking=True), budget_s / (5 * len(sizes))
-                )  # fmt: skip
-                rows.append(
-                    {"source_device": source, "target_device": target, "collective": f"copy {source}-{target} {label}",
-                     "participants": 2, "bytes": size, "source": "measured", **statistics(samples)}
-                )  # fmt: skip
-    return pd.DataFrame(rows)
+    paths = [path for name in names for path in sorted((out / "parts").glob(f"{name}-*.parquet"))]
+    return pd.concat([read_profile(path)[0] for path in paths], ignore_index=True) if paths else pd.DataFrame()
 
 
-def whole_models(device: TorchDevice) -> list[dict[str, Any]]:
-    """Time an encoder block and a residual block whole: eager, compiled, and on a GPU as a CUDA graph."""
-    torch = device.torch
-    nn = torch.nn
-    hidden = 1024 if device.kind == "cuda" else 256
-    models = {
-        "encoder": (nn.TransformerEncoderLayer(hidden, hidden // 64, 4 * hidden, batch_first=True), (128, hidden)),
-        "convolutions": (
-            nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1)), (64, 56, 56),
-        ),
-    }  # fmt: skip
-    rows = []
-    for name, (model, shape) in models.items():
-        module = model.eval().to(device.device)
-        for batch in (1, 8, 32) if device.kind == "cuda" else (1,):
-            x = torch.randn(batch, *shape, device=device.device)
-            modes = {"eager": module}
-            if device.kind == "cuda":
-                modes |= {
-                    "compiled": torch.compile(module),
-                    "cuda-graph": torch.compile(module, mode="reduce-overhead"),
-                }
-            for mode, run in modes.items():
-                with torch.no_grad():
-                    samples = device.time(lambda f=run, a=x: f(a), 1.0)
-                rows.append({"model": name, "batch": batch, "mode": mode, **statistics(samples)})
-    return rows
+def real_operators(*, small: bool) -> list[Operator]:
+    """Return every distinct operator of the light ONNX models and of the zoo's.
+
+    Without the ``onnx`` package they are read from ``real-operators.parquet`` beside this file (``--list-operators``).
+    """
+    import pandas as pd
+
+    if importlib.util.find_spec("onnx") is None:
+        return [row_operator(row) for _, row in pd.read_parquet(LISTED).iterrows()][: 20 if small else None]
+    from moirai_sim.graphs.light import light_models
+    from moirai_sim.graphs.load import load_graph
+
+    sources = [str(path) for path in light_models().values()][: 1 if small else None]
+    for batch in () if small else (1, 8, 32):
+        sources += [source.format(batch=batch) for source in ZOO]
+    found: dict[str, Operator] = {}
+    for source in sources:
+        try:
+            found |= {operator_key(operator): operator for operator in load_graph(source)}
+        except Exception as error:  # noqa: BLE001 - one model that cannot be read takes no other with it
+            print(f"real: {source}: {type(error).__name__}: {error}", flush=True)
+    return list(found.values())
 
 
-def energy(device: TorchDevice, operators: Sequence[Operator], seconds: float) -> list[dict[str, Any]]:
-    """Return joules of one run by the board's counter over a long repeat; empty where there is no counter."""
-    rows: list[dict[str, Any]] = []
-    gpus = telemetry.gpu_snapshot()
-    if device.kind != "cuda" or not gpus or gpus[0]["energy_j"] is None:
-        return rows
-    for operator in operators:
-        before, count, end = telemetry.gpu_snapshot()[0]["energy_j"], 0, time.perf_counter() + seconds
-        while time.perf_counter() < end:
-            count += len(device.time_operator(operator, 0.2))
-        used = telemetry.gpu_snapshot()[0]["energy_j"] - before
-        rows.append(
-            {"operator": operator.op_type, "dtype": operator.dtype, "flops": operator.flops, "joules": used / count}
-        )
-    return rows
+def noise(device: TorchDevice, out: Path, budget_s: float) -> dict[str, Any]:
+    """Time 200 operators again and return the spread against the first time."""
+    frame = measured(out, "filling")
+    rows = frame.iloc[np.unique(np.linspace(0, len(frame) - 1, min(200, len(frame))).astype(int))]
+    ratios: list[float] = []
+    for index, (_, row) in enumerate(rows.iterrows()):
+        try:
+            again = device.time_operator(row_operator(row), budget_s / len(rows))
+        except Unsupported:
+            continue
+        ratios.append(float(np.median(again) / row["median_s"]))
+        if index % 50 == 0:
+            print(f"noise: {index} of {len(rows)}", flush=True)
+    off = np.abs(np.array(ratios) - 1)
+    return {"points": len(off), "median_ape": float(np.median(off)), "p90_ape": float(np.percentile(off, 90)),
+            "ratios": ratios}  # fmt: skip
 
 
-def sweep(device_name: str, minutes: float, out: Path, seed: int) -> dict[str, Any]:
-    """Run all parts and write their files; return the facts."""
+def shares(out: Path) -> dict[str, Any]:
+    """Return by family and data type the median share of the limit that binds: copy bandwidth or product rate."""
+    frame = measured(out, "filling", "uncertain", "real")
+    sheet = json.loads((out / "limits.json").read_text())["sheet"]
+    peak = frame["dtype"].map(sheet["peak_flops"]).fillna(max(sheet["peak_flops"].values()))
+    bound = np.maximum(
+        (frame["read_bytes"] + frame["write_bytes"]) / sheet["memory_bandwidth_bytes_per_s"], frame["flops"] / peak
+    )  # fmt: skip
+    grouped = (bound / frame["median_s"]).groupby([frame["family"], frame["dtype"]])
+    return {
+        f"{family} {dtype}": {"operators": len(share), "median_share": float(share.median()), "top": float(share.max())}
+        for (family, dtype), share in grouped
+    }
+
+
+def collect(rows: Iterable[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+    """Write rows as they come, so that what ends the process loses none of them; return them."""
+    kept = []
+    for row in rows:
+        kept.append(row)
+        write_whole(path, json.dumps(kept, indent=1) + "\n")
+        if len(kept) % 20 == 0:
+            print(f"{path.stem}: {len(kept)} rows", flush=True)
+    return kept
+
+
+def section(name: str, device_name: str, seconds: float, out: Path, seed: int) -> dict[str, Any]:
+    """Run one section in this process; return what is to be remembered of it."""
     import pandas as pd
 
     device = TorchDevice(device_name)
-    before = telemetry.snapshot()
-    sheet, versions = device.device_type(), stack(device.torch)
-    budget = minutes * 60
-    count = int(np.clip(budget * (8 if device.kind == "cuda" else 2), 40, 10_000))
-    filling = design(count * 2 // 3, seed, device, sheet.memory_bytes)
-    first, skipped = profile_graph_operators(device, filling, budget * 0.5)
-    first = finish(first, sheet, versions)
-    candidates = design(count * 2, seed + 1, device, sheet.memory_bytes)
-    second, more = profile_graph_operators(
-        device, least_certain(first, candidates, count // 3, sheet, versions), budget * 0.25
-    )
-    again = filling[: min(200, len(filling))]
-    repeat, _ = profile_graph_operators(device, again, budget * 0.1)
-    frame = pd.concat([first, finish(second, sheet, versions)], ignore_index=True)
-    both = first.drop_duplicates("input_shapes").merge(
-        repeat, on=["op_type", "dtype", "input_shapes", "attributes"], suffixes=("", "_again")
-    )  # fmt: skip
-    noise = float(np.median(np.abs(both["median_s_again"] / both["median_s"] - 1)))
-    facts = {
-        "hardware": telemetry.hardware(), "versions": telemetry.versions(), "skipped": skipped | more,
-        "noise_median_ape": noise, "whole_models": whole_models(device),
-        "energy": energy(device, again[:20], budget * 0.002),
-        "telemetry": {"before": before, "after": telemetry.snapshot()}, "minutes": minutes, "seed": seed,
-    }  # fmt: skip
-    write_profile(frame, out / "operators.parquet", metadata=facts)
-    write_profile(links(device, budget * 0.1), out / "links.parquet", kind="links", metadata=facts)
+    if name == "limits":
+        return limits(device)
+    cuda = device.kind == "cuda"
+    if name == "links":
+        rows = collect(sections.links(device, seconds), out / "links-rows.json")
+        write_profile(pd.DataFrame(rows), out / "links.parquet", kind="links", metadata=telemetry.versions())
+        return {"rows": len(rows)}
+    whole = {"whole-models": sections.whole_models, "placements": sections.placements}
+    if name in whole:
+        return {"rows": collect(whole[name](device, seconds), out / f"{name}-rows.json")}
+    known = json.loads((out / "limits.json").read_text())["sheet"]
+    sheet, count = device_type_from_json(json.dumps(known)), 7000 if cuda else 60
+    if name == "filling":
+        return operators(device, design(count, seed, device, sheet.memory_bytes), name, out, seconds)
+    if name == "uncertain":
+        candidates, how = design(count, seed + 1, device, sheet.memory_bytes), "widest intervals of a first fit"
+        try:
+            first = measured(out, "filling")
+            chosen = least_certain(first, candidates, count // 2, sheet, stack(device.torch))
+        except Exception as error:  # noqa: BLE001 - without scikit-learn, more of the space-filling design
+            chosen, how = candidates[: count // 2], f"space-filling: {type(error).__name__}: {error}"
+        return operators(device, chosen, name, out, seconds) | {"chosen": how}
+    if name == "real":
+        return operators(device, real_operators(small=not cuda), name, out, seconds)
+    if name == "noise":
+        return noise(device, out, seconds)
+    frame = measured(out, "filling")
+    frame = frame[frame["median_s"] > 2e-5] if cuda else frame
+    picked = frame.groupby(["family", "dtype"]).head(2)
+    return {"rows": collect(sections.energy(device, [row_operator(r) for _, r in picked.iterrows()], seconds),
+                            out / "energy-rows.json")}  # fmt: skip
+
+
+def gather(out: Path, minutes: float, seed: int, device_name: str) -> dict[str, Any]:
+    """Join the groups into ``operators.parquet`` and all facts into ``facts.json``."""
+    import pandas as pd
+
+    facts: dict[str, Any] = {"hardware": telemetry.hardware(), "versions": telemetry.versions(), "minutes": minutes,
+                             "seed": seed, "device": device_name, "telemetry": telemetry.snapshot()}  # fmt: skip
+    for name in SHARES:
+        path = out / f"{name}.json"
+        facts[name] = json.loads(path.read_text()) if path.exists() else {"error": "did not end; see the log"}
+        rows = out / f"{name}-rows.json"
+        if not path.exists() and rows.exists():
+            facts[name]["rows"] = json.loads(rows.read_text())
+    if not (out / "links.parquet").exists() and "rows" in facts["links"]:
+        write_profile(pd.DataFrame(facts["links"]["rows"]), out / "links.parquet", kind="links", metadata={})
+    frame = measured(out, "filling", "uncertain", "real")
+    if len(frame):
+        facts["shares_of_limits"] = shares(out)
+        write_profile(frame, out / "operators.parquet", metadata=facts)
     write_whole(out / "facts.json", json.dumps(facts, indent=1) + "\n")
     return facts | {"operators": len(frame)}
 
 
 def main() -> None:
-    """Read the command line."""
+    """Read the command line; run each section in a process of its own, twice if it fails, and join the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda:0")
-    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--minutes", type=float, default=25.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("--section", choices=SHARES, help="run this one only, in this process")
+    parser.add_argument("-o", "--out", type=Path)
+    parser.add_argument("--list-operators", action="store_true", help="write real-operators.parquet (needs onnx)")
     given = parser.parse_args()
-    facts = sweep(given.device, given.minutes, given.out, given.seed)
-    print(f"{facts['operators']} operators, noise floor {facts['noise_median_ape']:.1%}, written to {given.out}")
+    if given.list_operators:
+        import pandas as pd
+
+        rows = [operator_row(operator) for operator in real_operators(small=False)]
+        pd.DataFrame(rows).to_parquet(LISTED, compression="zstd", index=False)
+        return
+    if given.out is None:
+        parser.error("name a folder with -o")
+    if given.section:
+        found = section(given.section, given.device, 60 * given.minutes, given.out, given.seed)
+        write_whole(given.out / f"{given.section}.json", json.dumps(found, indent=1) + "\n")
+        return
+    errors = {}
+    for name, share in SHARES.items():
+        for attempt in (1, 2):
+            if (given.out / f"{name}.json").exists():
+                break
+            start, minutes = time.perf_counter(), given.minutes * share / attempt
+            print(f"== {name}: {minutes:.1f} minutes", flush=True)
+            command = [sys.executable, __file__, "--device", given.device, "--minutes", str(minutes), "--seed",
+                       str(given.seed), "--section", name, "-o", str(given.out)]  # fmt: skip
+            try:
+                code = subprocess.run(command, timeout=120 + 90 * minutes, check=False).returncode
+            except subprocess.TimeoutExpired:
+                code = "hung and was ended"
+            if code:
+                errors[f"{name} {attempt}"] = str(code)
+            print(f"== {name}: ended with {code} after {time.perf_counter() - start:.0f} s", flush=True)
+    try:
+        facts = gather(given.out, given.minutes, given.seed, given.device)
+        print(f"{facts['operators']} operators, written to {given.out}; failures: {errors or 'none'}")
+    finally:
+        write_whole(given.out / "errors.json", json.dumps(errors) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moirai_sim.costs.card import FORMAT
 from moirai_sim.costs.measured import Times, key_hash, write_table
 from moirai_sim.errors import InputError
 from moirai_sim.files import sha256
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-FORMAT = "moirai-sim/card@1"
 _MIN_ROWS = 30
 _NOTHING_S = 20e-9
 """Below what the clock and the spread of a session's overhead resolve (views): measured, but nothing to learn from."""
@@ -79,15 +79,20 @@ def calibrate(profiles: Sequence[Path], out: Path, *, name: str | None = None, s
     folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
         if links is not None:
-            from moirai_sim.costs.links import fit_links
+            from moirai_sim.costs.links_fit import fit_links
 
             link_model = fit_links(links, name, seed=seed)
             link_model.write(folder)
-            card["links"] = {"sources": link_model.card["sources"], "rows": len(links)}
+            card["links"] = {key: link_model.card[key] for key in ("sources", "hardware", "stack", "rows", "groups")}
             card["splits"] += link_model.card["splits"]
         if operators is not None:
             _fit(operators, metadata, folder, card, seed)
         else:
+            card["data"] = card["links"]["sources"]
+            card["not_for"] = (
+                "devices and libraries other than those under 'links', links that others use at the same time, and "
+                "numbers of participants across other wires than those measured: see the split of those left out"
+            )
             _write_card(folder, card)
         folder.chmod(0o755)
         if out.exists():
@@ -217,8 +222,9 @@ def make_estimator(frame: pd.DataFrame, *, intervals: bool) -> Any:  # noqa: ANN
         return TimeEstimator(intervals=intervals)
     several = frame["device"].nunique() > 1
     return TimeEstimator(
-        trees=300, sharp_trees=60 if several else 0, leaves=8, learning_rate=0.05, min_leaf=3, intervals=intervals
-    )
+        trees=300, leaves=8, sharp_trees=60 if several else 0, sharp_leaves=8, learning_rate=0.05, min_leaf=3,
+        intervals=intervals,
+    )  # fmt: skip
 
 
 def held_out(frame: pd.DataFrame, keys: NDArray[Any], seed: int) -> list[dict[str, Any]]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 FORMAT = "moirai-sim/cost-model@1"
 _KEY = re.compile(r"[a-z-]+")
+_CHUNK = 4096
 
 
 def load_cost_model(name_or_dir: str | Path) -> CostModel:
@@ -147,7 +150,7 @@ class LearnedModel:
             index = np.array(members)
             op_types = np.array([operators[i].op_type for i in members])
             rows = Rows(table[index], op_types, device, dtype, self.stack, index)
-            found = predict_rows(self._families, self.devices, arithmetic(family, dtype), rows)
+            found = predict_rows(self._families, self.devices, arithmetic(family, dtype, device.kind), rows)
             out[:, index], flag[index] = np.stack(found[:3]), found[3]
         return Prediction(out[0], out[1], out[2], flag)
 
@@ -177,6 +180,27 @@ class Ensemble:
             raise InputError(f"{self.path}: cannot be loaded ({error}); calibrate the model again") from error
 
     def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return the log ratio of each row of ``x``, [n]."""
-        found: NDArray[np.float64] = self._session.run(None, {"x": x})[0].ravel().astype(np.float64)
-        return found
+        """Return the log ratio of each row of ``x``, [n]; many rows are shared out among threads.
+
+        Raises
+        ------
+        InputError
+            If the ensemble was fitted to other features than those of this version.
+        """
+        session = self._session
+        inputs = session.get_inputs()[0].shape[-1]
+        if inputs != x.shape[1]:
+            raise InputError(
+                f"{self.path.parent}: takes {inputs} features of an operator where this version of moirai-sim has "
+                f"{x.shape[1]}; fit it again with 'calibrate' from its profiles"
+            )
+
+        def price(start: int) -> NDArray[np.float64]:
+            found: NDArray[np.float64] = session.run(None, {"x": x[start : start + _CHUNK]})[0].ravel()
+            return found.astype(np.float64)
+
+        starts = range(0, max(len(x), 1), _CHUNK)
+        if len(starts) == 1:
+            return price(0)
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, len(starts))) as pool:
+            return np.concatenate(list(pool.map(price, starts)))

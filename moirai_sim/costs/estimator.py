@@ -17,23 +17,24 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.ensemble import HistGradientBoostingRegressor
 from threadpoolctl import threadpool_limits
 
+from moirai_sim.costs import tiles
 from moirai_sim.costs.families import COLUMNS
-from moirai_sim.costs.features import Design
 from moirai_sim.costs.kernels import (
     DOMAIN,
     FamilyModel,
     Rows,
-    family_of_key,
+    design_of,
     few_shot_basis,
     inputs_of,
     launch_of,
     predict_rows,
     rows_of,
+    tiled,
 )
 from moirai_sim.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import pandas as pd
     from numpy.typing import NDArray
@@ -53,9 +54,11 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
 
     Parameters
     ----------
-    trees, sharp_trees
-        Trees of the shared and of the sharp ensemble of each family.
-    leaves, learning_rate, min_leaf
+    trees, leaves
+        Size of the shared ensemble of each family: small, since detail is what does not carry over.
+    sharp_trees, sharp_leaves
+        Size of the sharp ensemble of each family.
+    learning_rate, min_leaf
         Of both; see `sklearn.ensemble.HistGradientBoostingRegressor`.
     max_rows
         A family with more rows is thinned at random to this many.
@@ -76,19 +79,21 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
 
     def __init__(
         self,
-        trees: int = 250,
+        trees: int = 60,
+        leaves: int = 10,
         sharp_trees: int = 150,
-        leaves: int = 31,
-        learning_rate: float = 0.08,
-        min_leaf: int = 15,
-        max_rows: int = 60_000,
+        sharp_leaves: int = 255,
+        learning_rate: float = 0.1,
+        min_leaf: int = 10,
+        max_rows: int = 100_000,
         intervals: bool = True,
         interval_rows: int = 15_000,
         random_state: int = 0,
     ) -> None:
         self.trees = trees
-        self.sharp_trees = sharp_trees
         self.leaves = leaves
+        self.sharp_trees = sharp_trees
+        self.sharp_leaves = sharp_leaves
         self.learning_rate = learning_rate
         self.min_leaf = min_leaf
         self.max_rows = max_rows
@@ -123,8 +128,10 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
     def adapt(self, X: pd.DataFrame, y: Array | None = None) -> Self:  # noqa: N803
         """Sharpen the prices of a device that `fit` never saw by a few of its measurements.
 
-        A ridge regression on a handful of features corrects what the shared ensemble predicts; its prior spreads are
-        those between devices, so that few points move little but the level.
+        Matrix products on matrix units of GPUs: the parameters of the tile model are fitted to the points, around what
+        the devices already known make them expect, and the interval becomes what five-fold fits miss. Elsewhere a ridge
+        regression on a handful of features corrects what the shared ensemble predicts; its prior spreads are those
+        between devices, so that few points move little but the level.
 
         Parameters
         ----------
@@ -135,6 +142,9 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         for key, parts in rows_of(X).items():
             for name in sorted({part.device.name for part in parts}) if key in self.models_ else ():
                 own = [part for part in parts if part.device.name == name]
+                if tiled(key, own[0].device):
+                    _adapt_tiles(self.models_[key], own, np.log(seconds))
+                    continue
                 pairs = [few_shot_basis(self.models_[key], key, part) for part in own]
                 basis = np.concatenate([pair[0] for pair in pairs])
                 base = np.concatenate([pair[1] for pair in pairs])
@@ -157,11 +167,13 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
                 out[:, part.index], flag[part.index] = np.stack(found[:3]), found[3]
         return out[0], out[1], out[2], flag
 
-    def _boost(self, x: NDArray[np.float32], y: Array, trees: int) -> HistGradientBoostingRegressor:
+    def _boost(
+        self, x: NDArray[np.float32], y: Array, trees: int, leaves: int, rising: Sequence[int] | None = None
+    ) -> HistGradientBoostingRegressor:
         leaf = min(self.min_leaf, max(len(y) // 20, 1))
         booster = HistGradientBoostingRegressor(
-            max_iter=trees, max_leaf_nodes=self.leaves, learning_rate=self.learning_rate, min_samples_leaf=leaf,
-            early_stopping=False, random_state=self.random_state,
+            max_iter=trees, max_leaf_nodes=leaves, learning_rate=self.learning_rate, min_samples_leaf=leaf,
+            early_stopping=False, random_state=self.random_state, monotonic_cst=rising,
         )  # fmt: skip
         return booster.fit(x, y)
 
@@ -171,12 +183,14 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         y = samples.log_time - base
         ops = {op: float(y[rows].mean()) for op in samples.op_names if (rows := train[samples.op[train] == op]).size}
         x[:, -1] = [ops.get(op, 0.0) for op in samples.op]
-        shared = self._boost(x[train], y[train], self.trees)
+        general = x[train]
+        general[:, samples.own] = 0  # what is constant is never split on
+        shared = self._boost(general, y[train], self.trees, self.leaves, samples.rising)
         rest = y[train] - shared.predict(x[train])
         sharp = None
         if self.sharp_trees:
             coded = np.column_stack([x, samples.group_code.astype(np.float32)])
-            sharp = self._boost(coded[train], rest, self.sharp_trees)
+            sharp = self._boost(coded[train], rest, self.sharp_trees, self.sharp_leaves)
         load = samples.load(launch)[train]
         table = samples.table[train][:, DOMAIN]
         return FamilyModel(
@@ -190,6 +204,7 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
             bins=np.quantile(load, [0.25, 0.5, 0.75]).tolist(),
             widths={"random": [0.3] * 4, "larger": [0.5] * 4, "device": [0.7] * 4},
             defaults=samples.defaults(),
+            tiles=samples.tiles(train),
         )
 
     def _calibrate_intervals(self, model: FamilyModel, samples: _Samples, generator: np.random.Generator) -> None:
@@ -221,6 +236,24 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
             model.widths[kind] = [max(a, b) for a, b in zip(model.widths[kind], at_least, strict=True)]
 
 
+def _adapt_tiles(model: FamilyModel, parts: list[Rows], log_time: Array) -> None:
+    """Fit the tile model of a device that was not measured to a few points of it, each data type by itself."""
+    name = parts[0].device.name
+    if any(group.startswith(f"{name}|") for group in model.groups):
+        return
+    for dtype in sorted({part.dtype for part in parts}):
+        own = [part for part in parts if part.dtype == dtype]
+        table = np.concatenate([part.table for part in own])
+        points = log_time[np.concatenate([part.index for part in own])]
+        key = f"{name}|{dtype}"
+        others = {k: v for k, v in model.tiles.items() if k != key}
+        centre = tiles.parameters_of(others, name, dtype)
+        model.tiles[key], width = tiles.refit(table, points, dtype, own[0].device, centre)
+        model.tile_widths.pop(key, None)
+        if width is not None:
+            model.tile_widths[key] = width
+
+
 def _conformal(load: Array, residual: Array, bins: list[float]) -> list[float]:
     """Return the finite-sample 90 % quantile of the residuals in each bin, or of all where a bin holds too few."""
     widths = []
@@ -249,20 +282,28 @@ class _Samples:
     """All rows of one family, stacked."""
 
     def __init__(self, key: str, parts: list[Rows], seconds: Array) -> None:
-        designs = [Design(family_of_key(key), part.table, part.dtype, part.device) for part in parts]
+        designs = [design_of(key, part.table, part.dtype, part.device) for part in parts]
+        self.key = key
         self.table = np.concatenate([part.table for part in parts])
         self.limit = np.concatenate([d.limit_s for d in designs])
         self.features = np.concatenate([d.features for d in designs])
+        inputs = (*designs[0].names, "share", "op")
+        self.rising = [int(name.startswith("limit_")) for name in inputs]
+        """Never faster for a worse limit."""
+        self.own = [i for i, name in enumerate(inputs) if name.startswith("alone_")]
+        """Columns that do not carry over: how much of the traffic its caches spare is each device's own."""
         self.index = np.concatenate([part.index for part in parts])
         self.log_time = np.log(seconds[self.index])
         self.target = seconds[self.index]
         self.op = np.concatenate([part.op_type for part in parts])
         self.op_names = sorted({str(op) for op in self.op})
         self.dtypes = [part.dtype for part in parts]
+        self.devices = [part.device for part in parts]
         names = [f"{part.device.name}|{part.stack}" for part in parts]
         self.groups = sorted(set(names))
         sizes = [len(part.index) for part in parts]
         self.group_code = np.repeat([self.groups.index(n) for n in names], sizes)
+        self.part_code = np.repeat(np.arange(len(parts)), sizes)
         devices = sorted({part.device.name for part in parts})
         self.device_code = np.repeat([devices.index(part.device.name) for part in parts], sizes)
 
@@ -304,6 +345,20 @@ class _Samples:
             best[self.groups[i].split("|", 1)[0]] = self.groups[i]
         return best
 
+    def tiles(self, train: NDArray[np.int64]) -> dict[str, list[float]]:
+        """Return the parameters of the tile model of each GPU and data type, where there is such a model."""
+        alike: dict[str, list[int]] = {}
+        for i, (device, dtype) in enumerate(zip(self.devices, self.dtypes, strict=True)):
+            if tiled(self.key, device):
+                alike.setdefault(f"{device.name}|{dtype}", []).append(i)
+        found = {}
+        for name, parts in sorted(alike.items()):
+            rows = train[np.isin(self.part_code[train], parts)]
+            if rows.size:
+                device, dtype = self.devices[parts[0]], self.dtypes[parts[0]]
+                found[name] = tiles.fit(self.table[rows], self.log_time[rows], dtype, device)
+        return found
+
     def residual(self, model: FamilyModel, test: NDArray[np.int64], *, known: bool) -> Array:
         """Return log(measured / predicted) of the test rows."""
         x, base = self.inputs(model.launch_s)
@@ -311,4 +366,11 @@ class _Samples:
         predicted = base[test] + model.shared(x[test])
         if known and model.sharp is not None:
             predicted += model.sharp(np.column_stack([x[test], self.group_code[test].astype(np.float32)]))
+        if not known and model.tiles:
+            for i in np.unique(self.part_code[test]):
+                here = self.part_code[test] == i
+                if tiled(self.key, self.devices[i]):
+                    parameters = tiles.parameters_of(model.tiles, self.devices[i].name, self.dtypes[i])
+                    rows = self.table[test[here]]
+                    predicted[here] = tiles.log_seconds(parameters, rows, self.dtypes[i], self.devices[i])
         return np.asarray(self.log_time[test] - predicted)

@@ -92,11 +92,14 @@ def dimensions(
             axis = int(attributes.get("axis", 1 if op_type in ("BatchNormalization", "LRN") else -1))
             axis += len(first) if axis < 0 else 0
             k = float(math.prod(first[axis:]) if rule == "normalization" else first[axis]) if first else 1.0
-        return 1.0, size / max(k, 1.0), 1.0, max(k, 1.0), 1.0, 0.0
-    if rule == "pooling":  # m results, each from a window of k values
+        run = float(math.prod(first[2:])) if op_type == "BatchNormalization" else last  # width: values of one factor
+        return 1.0, size / max(k, 1.0), 1.0, max(k, 1.0), run, 0.0
+    if rule == "pooling":  # m results, each from a window of k values; n channels; width: row, extra: stride
         shape = attributes.get("kernel_shape")
         seen = float(math.prod(shape)) if shape else float(math.prod(first)) / max(elements, 1.0)
-        return 1.0, elements, 1.0, seen, 1.0, 0.0
+        strides = attributes.get("strides") or (1,)
+        channels = float(first[1]) if len(first) > 1 else 1.0
+        return 1.0, elements, channels, seen, float(first[-1]) if first else 1.0, float(strides[0])
     if rule == "attention":  # batch x width heads; m queries, n keys, k values a head; extra: key-value heads
         key = inputs[1] if len(inputs) > 1 else first
         if len(first) == 4:
@@ -112,7 +115,42 @@ def dimensions(
         m = float(math.prod(first[:-1])) if first else 1.0
         n = elements if not experts else float(experts[-2])
         return float(experts[0]), m, n, float(first[-1]) if first else 1.0, float(attributes.get("k", 1)), share
-    return 1.0, elements, float(len(inputs)), last, 1.0, 0.0  # elementwise, movement: m results, n operands
+    # Element-wise and movement: m results, n operands; width: values in a row that are treated alike.
+    if rule == "movement":
+        return 1.0, elements, float(len(inputs)), last, _moved(op_type, inputs, out, attributes), float(len(first))
+    run, constant = _alike(inputs, out)
+    return 1.0, elements, float(len(inputs)), last, run, constant
+
+
+def _alike(inputs: Sequence[Shape], out: Shape) -> tuple[float, float]:
+    """Return how many values in a row meet the same kinds of operands, and whether one of those is constant there."""
+    run, first = 1.0, None
+    for axis in range(1, len(out) + 1):
+        if out[-axis] == 1:
+            continue
+        kinds = [len(shape) >= axis and shape[-axis] != 1 for shape in inputs]
+        first = first or kinds
+        if kinds != first:
+            break
+        run *= out[-axis]
+    return run, float(first is not None and not all(first))
+
+
+def _moved(op_type: str, inputs: Sequence[Shape], out: Shape, attributes: Mapping[str, Any]) -> float:
+    """Return how many values in a row are moved together."""
+    first = inputs[0] if inputs else ()
+    if op_type == "Transpose":
+        perm = list(attributes.get("perm") or range(len(first))[::-1])
+        stay = 0
+        while stay < len(perm) and perm[-1 - stay] == len(perm) - 1 - stay:
+            stay += 1
+        return float(math.prod(first[len(first) - stay :]))
+    if op_type in ("Concat", "Split", "Gather"):
+        axis = int(attributes.get("axis", 0))
+        shape = out if op_type == "Split" else first
+        axis += len(shape) if axis < 0 else 0
+        return float(math.prod(shape[axis + (op_type == "Gather") :]))
+    return float(out[-1]) if out else 1.0
 
 
 def describe(operators: Sequence[Operator]) -> tuple[list[str], NDArray[np.float64]]:

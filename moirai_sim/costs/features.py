@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moirai_sim.costs.cpu_features import cpu_design
 from moirai_sim.costs.families import COLUMNS
 
 if TYPE_CHECKING:
@@ -35,7 +36,14 @@ _INSTEAD = {
     "float8": ("int8", "bfloat16", "float16", "float32"), "int8": ("float8", "bfloat16", "float16", "float32"),
     "float4": ("float8", "int8", "bfloat16", "float16", "float32"), "float64": ("float32",),
 }  # fmt: skip
-_ENERGY = {"tf32": 0.18, "float16": 0.09, "bfloat16": 0.09, "float8": 0.045, "int8": 0.045, "float4": 0.0225}
+_RIVALS = ((2, 4), (1, 2), (0, 1), (3, 4), (3, 2), (1, 4))
+"""Pairs of tiles, by position, whose comparison tells which one a library takes."""
+_RESIDENT = 4
+"""Tiles that share a compute unit; how many is not known, 2 and 8 tell the same."""
+
+_JOULES = (17e-12, 15e-12, 7.5e-12, 5e-12)
+"""Energy of a single-precision operation at the lowest voltage, by `generation`."""
+_ENERGY = {"tf32": 0.24, "float16": 0.12, "bfloat16": 0.12, "float8": 0.06, "int8": 0.06, "float4": 0.03}
 """Energy of an operation on matrix units as a share of one in single precision on vector units."""
 _MATRIX_FAMILIES = ("gemm", "batched-matmul", "conv")
 
@@ -65,16 +73,14 @@ def generation(device: DeviceType) -> int:
 def sustained_flops(device: DeviceType, dtype: str) -> float:
     """Return the arithmetic rate that a GPU's power limit lets it hold, FLOP/s.
 
-    Boards of 70 W promise peaks that they cannot power for longer than a moment: the clock falls, and the voltage with
-    it, so that the rate goes with less than the first power of the headroom. The energies are of the order that
-    process nodes have (25 pJ a single-precision operation at 16 nm).
+    Boards of 70 W promise peaks that they cannot power for longer than a moment: the clock falls until the voltage is
+    at its lowest, and from there the rate goes with the power that idling leaves.
     """
     peak = peak_flops(device, dtype)
     if device.kind != "gpu" or not device.peak_watts:
         return peak
-    energy = 25e-12 * (1.0, 0.8, 0.55, 0.4)[generation(device)] * _ENERGY.get(dtype, 1.0)
-    headroom = (device.peak_watts - (device.idle_watts or 0.1 * device.peak_watts)) / (peak * energy)
-    return float(peak * min(headroom, 1.0) ** 0.7)
+    watts = device.peak_watts - (device.idle_watts or 0.1 * device.peak_watts)
+    return float(min(peak, watts / (_JOULES[generation(device)] * _ENERGY.get(dtype, 1.0))))
 
 
 def roofline_s(flops: Table, size: Table, device: DeviceType, dtype: str) -> Table:
@@ -101,7 +107,7 @@ class Design:
         [n, f] float32, the columns are called `names`.
     """
 
-    def __init__(self, family: str, table: Table, dtype: str, device: DeviceType) -> None:
+    def __init__(self, family: str, table: Table, dtype: str, device: DeviceType, *, cpu: bool = False) -> None:
         self._columns = {name: table[:, i] for i, name in enumerate(COLUMNS)}
         self.peak = sustained_flops(device, dtype)
         self.generation = float(generation(device))
@@ -110,7 +116,9 @@ class Design:
         self.cache = float(device.l2_cache_bytes or 4e6)
         self._found: dict[str, Table] = {}
         self._size = np.maximum(self["read_bytes"] + self["write_bytes"], 1.0)
-        if family in _MATRIX_FAMILIES:
+        if cpu:
+            self.limit_s, self._found = cpu_design(family, self._columns, self.peak, device)
+        elif family in _MATRIX_FAMILIES:
             self._matrix(VECTOR_TILES if dtype in ("float32", "float64") else TENSOR_TILES, window=family == "conv")
         elif family == "attention":
             self._attention()
@@ -142,7 +150,7 @@ class Design:
         element = self["bits"] / 8
         per_unit = self.peak / self.units
         once = np.maximum(self._size, 1.0)
-        times, loads = [], []
+        times, loads, alone, paddings, occupied = [], [], [], [], []
         for tile_n, tile_m in tiles:
             columns, rows = _whole(n / tile_n), _whole(m / tile_m)
             count = columns * rows * b
@@ -156,16 +164,26 @@ class Design:
             per_wave = (wave_columns * tile_n + wave_rows * tile_m) * k * element
             traffic = b * (columns * rows / (wave_columns * wave_rows)) * per_wave + b * m * n * element
             times.append(compute)
+            padding = _log(columns * tile_n * rows * tile_m / (n * m))
+            seats = self.units * _RESIDENT
+            paddings.append(padding)
+            occupied.append(padding + _log(_whole(count / seats) * seats / count))
             loads.append(np.maximum(traffic, once))
+            alone.append(columns * rows * b * (tile_n + tile_m) * k * element / self.bandwidth)
         limits = np.array([np.maximum(c, t / self.bandwidth) for c, t in zip(times, loads, strict=True)])
         best = limits.argmin(axis=0)
         pick = np.arange(len(best))
         compute, load = np.array(times)[best, pick], np.array(loads)[best, pick]
         self._common(compute, load / self.bandwidth)
         self._add(quantisation=_log(compute / (flops / self.peak)), reload=np.clip(_log(load / once), 0, 5))
-        for (tile_n, tile_m), limit, time in zip(tiles, limits, times, strict=True):
+        for (tile_n, tile_m), limit, time, unshared in zip(tiles, limits, times, alone, strict=True):
+            self._add(**{f"alone_{tile_n}x{tile_m}": np.clip(_log(unshared / self.limit_s), -4, 4)})
             self._add(**{f"limit_{tile_n}x{tile_m}": np.clip(_log(limit / self.limit_s), 0, 3)})
             self._add(**{f"pad_{tile_n}x{tile_m}": np.clip(_log(time / (flops / self.peak)), 0, 4)})
+        for one, other in _RIVALS:
+            name = "{}x{}_or_{}x{}".format(*tiles[one], *tiles[other])
+            self._add(**{f"pad_{name}": np.clip(paddings[one] - paddings[other], -3, 3)})
+            self._add(**{f"fill_{name}": np.clip(occupied[one] - occupied[other], -3, 3)})
         tile_n, tile_m = tiles[0]
         count = b * n * m / (tile_n * tile_m) / self.units
         self._add(

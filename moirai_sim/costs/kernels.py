@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moirai_sim.clusters.cluster import DeviceType
+from moirai_sim.costs import tiles
 from moirai_sim.costs.families import COLUMNS, dimensions, family
 from moirai_sim.costs.features import Design
 from moirai_sim.errors import InputError
@@ -27,11 +28,17 @@ if TYPE_CHECKING:
 Booster = Callable[["NDArray[np.float32]"], "Array"]
 """A fitted ensemble: [n, features] float32 -> [n] log ratio."""
 
+_CPU = "-cpu"
 DOMAIN = tuple(COLUMNS.index(c) for c in ("batch", "m", "n", "k", "flops", "read_bytes", "write_bytes"))
 
 
-def arithmetic(family_name: str, dtype: str) -> str:
-    """Return the key of the ensemble that serves a family and data type: matrix units behave as another machine."""
+def arithmetic(family_name: str, dtype: str, kind: str = "gpu") -> str:
+    """Return the key of the ensemble that serves a family, a data type and a kind of device.
+
+    CPUs have ensembles of their own, and so have matrix units, which behave as another machine.
+    """
+    if kind == "cpu":
+        return family_name + _CPU
     if family_name not in ("gemm", "batched-matmul", "conv", "attention", "moe"):
         return family_name
     return f"{family_name}-{'vector' if dtype in ('float32', 'float64') else 'tensor'}"
@@ -39,7 +46,17 @@ def arithmetic(family_name: str, dtype: str) -> str:
 
 def family_of_key(key: str) -> str:
     """Return the family that an ensemble's key names."""
-    return key.removesuffix("-vector").removesuffix("-tensor")
+    return key.removesuffix("-vector").removesuffix("-tensor").removesuffix(_CPU)
+
+
+def design_of(key: str, table: Array, dtype: str, device: DeviceType) -> Design:
+    """Return the limits and features that the ensemble of a key reads."""
+    return Design(family_of_key(key), table, dtype, device, cpu=key.endswith(_CPU))
+
+
+def tiled(key: str, device: DeviceType) -> bool:
+    """Return whether the tile model prices what was not measured: matrix products on matrix units of GPUs."""
+    return key == "gemm-tensor" and device.kind == "gpu"
 
 
 @dataclass
@@ -78,6 +95,10 @@ class FamilyModel:
     """Coefficients of the few-shot correction, by device."""
     defaults: dict[str, str] = field(default_factory=dict)
     """The group that answers for a device when no stack is asked for."""
+    tiles: dict[str, list[float]] = field(default_factory=dict)
+    """Parameters of the tile model, which prices GPUs that were not measured, by ``device|dtype``; see `tiled`."""
+    tile_widths: dict[str, float] = field(default_factory=dict)
+    """Half-widths of the 90 % interval of those that a few points were fitted to, by ``device|dtype``."""
 
 
 def rows_of(profile: pd.DataFrame) -> dict[str, list[Rows]]:
@@ -104,7 +125,7 @@ def rows_of(profile: pd.DataFrame) -> dict[str, list[Rows]]:
         name, dtype, text, stack = (str(part) for part in found_key)  # type: ignore[attr-defined]  # four keys
         index = np.asarray(members, dtype=np.int64)
         rows = Rows(table[index], op_types[index], devices[text], dtype, stack, index)
-        found.setdefault(arithmetic(name, dtype), []).append(rows)
+        found.setdefault(arithmetic(name, dtype, rows.device.kind), []).append(rows)
     return found
 
 
@@ -149,7 +170,7 @@ def predict_rows(
     if stand_in is None:
         raise InputError(f"the model has no ensemble for {family_of_key(key)}; known: {', '.join(models)}")
     model = models[stand_in]
-    design = Design(family_of_key(stand_in), rows.table, rows.dtype, rows.device)
+    design = design_of(stand_in, rows.table, rows.dtype, rows.device)
     group = f"{rows.device.name}|{rows.stack}"
     seen = devices.get(rows.device.name) == rows.device
     if seen and group not in model.groups:
@@ -159,12 +180,17 @@ def predict_rows(
     x, base = inputs_of(design.features, design.limit_s, np.full(len(rows.table), launch))
     op_types = rows.op_type.tolist()
     x[:, -1] = [model.ops.get(op, 0.0) for op in op_types]
-    log_time = base + model.shared(x)
-    if seen and model.sharp is not None:
-        code = np.full((len(x), 1), model.groups.index(group), dtype=np.float32)
-        log_time += model.sharp(np.column_stack([x, code]))
-    elif rows.device.name in model.corrections:
-        log_time += _few_shot(design, x) @ np.asarray(model.corrections[rows.device.name])
+    by_tiles = not seen and bool(model.tiles) and tiled(stand_in, rows.device)
+    if by_tiles:
+        parameters = tiles.parameters_of(model.tiles, rows.device.name, rows.dtype)
+        log_time = tiles.log_seconds(parameters, rows.table, rows.dtype, rows.device)
+    else:
+        log_time = base + model.shared(x)
+        if seen and model.sharp is not None:
+            code = np.full((len(x), 1), model.groups.index(group), dtype=np.float32)
+            log_time += model.sharp(np.column_stack([x, code]))
+        elif rows.device.name in model.corrections:
+            log_time += _few_shot(design, x) @ np.asarray(model.corrections[rows.device.name])
     sizes = rows.table[:, DOMAIN]
     low, high = (np.asarray(edge) for edge in model.domain)
     larger = (sizes > high * 1.0001).any(axis=1)
@@ -176,13 +202,16 @@ def predict_rows(
     width = np.where(outside, np.asarray(model.widths["larger"])[bins], width)
     if not seen or stand_in != key:
         width = np.maximum(width, np.asarray(model.widths["device"])[bins])
+    if by_tiles:
+        own = model.tile_widths.get(f"{rows.device.name}|{rows.dtype}")
+        width = width if own is None else np.full(len(width), own)
     seconds = np.exp(log_time)
     return seconds, seconds * np.exp(-width), seconds * np.exp(width), outside
 
 
 def few_shot_basis(model: FamilyModel, key: str, rows: Rows) -> tuple[Array, Array]:
     """Return the basis of the few-shot correction, [n, b], and the log time that the shared ensemble predicts, [n]."""
-    design = Design(family_of_key(key), rows.table, rows.dtype, rows.device)
+    design = design_of(key, rows.table, rows.dtype, rows.device)
     launch = launch_of(model.launch_s, f"{rows.device.name}|{rows.stack}")
     x, base = inputs_of(design.features, design.limit_s, np.full(len(rows.table), launch))
     x[:, -1] = [model.ops.get(op, 0.0) for op in rows.op_type]
@@ -213,4 +242,6 @@ def _few_shot(design: Design, x: NDArray[np.float32]) -> Array:
 def _stand_ins(key: str) -> list[str]:
     """Return the ensembles that may answer, best first; all but the first are extrapolations."""
     name = family_of_key(key)
-    return [key, f"{name}-vector", f"{name}-tensor", "elementwise", "normalization", "gemm-vector", "gemm-tensor"]
+    gpu = [f"{name}-vector", f"{name}-tensor", "elementwise", "normalization", "gemm-vector", "gemm-tensor"]
+    cpu = [name + _CPU, "elementwise" + _CPU, "normalization" + _CPU, "gemm" + _CPU, "conv" + _CPU]
+    return [key, *cpu, *gpu] if key.endswith(_CPU) else [key, *gpu, *cpu]

@@ -1,4 +1,4 @@
-"""What a transfer or a collective costs: curves of time over size, fitted to measured transfers.
+"""What a transfer or a collective costs: curves of time over size, fitted to measured transfers by `links_fit`.
 
 A curve is monotone: below the smallest size it is the latency, above the largest it goes on at the bandwidth reached
 there, and between them it interpolates log(time) over log(size), so the efficiency of every size is that of the
@@ -8,7 +8,7 @@ measurement. Stored as JSON.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +20,29 @@ from moirai_sim.files import write_whole
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import pandas as pd
     from numpy.typing import NDArray
 
     from moirai_sim.clusters.cluster import Route
 
 FORMAT = "moirai-sim/links@1"
-_KNOTS = 24
-_HOLD_OUT = 0.2
-_LARGEST = 0.1
+_STEEPEST = 1.0
+"""Most that log time is let to rise with log participants, at equal bytes: a ring's latency goes with their number."""
+
+
+@dataclass(frozen=True, order=True)
+class Group:
+    """Who takes part in a transfer or collective."""
+
+    collective: str
+    """``send`` for point to point, ``part`` for the start of a part, else ``all-reduce``, ``all-gather``, ..."""
+    participants: int
+    """Devices; 2 for ``send``."""
+    nodes: int = 1
+    """Machines that they lie in."""
+    device: str = ""
+    """Device type; empty where the model is of the one machine that it was measured on."""
+    stack: str = ""
+    """Library and version; empty where only one was measured."""
 
 
 @dataclass(frozen=True)
@@ -64,63 +78,127 @@ class Curve:
 
 
 class LinkModel:
-    """Fitted curves by collective and number of participants.
+    """Fitted curves of one or several kinds of machine.
 
     Parameters
     ----------
     name
         Of the catalog entry or the folder.
     curves
-        (collective, participants) -> curve. ``("send", 2)`` is point to point.
+        Curve of each group that was measured.
     card
         Data, hardware, held-out errors.
     """
 
-    def __init__(self, name: str, curves: Mapping[tuple[str, int], Curve], card: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, curves: Mapping[Group, Curve], card: Mapping[str, Any]) -> None:
         self.name = name
         self.curves = dict(sorted(curves.items()))
         self.card = card
 
-    def transfer_ns(self, size: int | NDArray[np.int64], route: Route | None = None) -> Any:  # noqa: ANN401
-        """Return the time of point-to-point transfers, whole ns: an int for an int, an array [q] for an array [q].
+    @property
+    def by_device(self) -> bool:
+        """Whether any curve is of a type of devices, and not of the one machine that was profiled."""
+        return any(group.device for group in self.curves)
 
-        ``route`` may be given where the caller has one: links slower than those measured then bound the bandwidth.
-        """
-        seconds = self.collective_s("send", 2, np.atleast_1d(np.asarray(size)))
-        nanoseconds = np.ceil(seconds * 1e9 - 1e-6).astype(np.int64)
-        if route is not None:
-            slowest = np.ceil(np.atleast_1d(size) / route.bandwidth_bytes_per_s * 1e9).astype(np.int64)
-            measured = self.curves["send", 2].bandwidth_bytes_per_s
-            if route.bandwidth_bytes_per_s < measured / 4:  # another kind of link than the one that was measured
-                nanoseconds = np.maximum(nanoseconds, route.latency_ns + slowest)
-        return int(nanoseconds[0]) if np.ndim(size) == 0 else nanoseconds
+    def serves(self, device: str, collective: str = "send", nodes: int = 1) -> bool:
+        """Return whether that collective was measured among devices of a type, or on the one machine of the model."""
+        return bool(self._alike(collective, nodes, device, None))
 
-    def collective_s(self, collective: str, participants: int, size: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the time of a collective among ``participants`` devices, seconds, [q].
-
-        A number of participants that was not measured takes the nearest one that was, with the bytes that each device
-        sends in a ring (2 (p - 1) / p of the size for all-reduce) made equal (Patarasu and Yuan, JPDC 2009).
+    def curve(
+        self, collective: str, participants: int = 2, *, nodes: int = 1, device: str = "", stack: str | None = None
+    ) -> Curve:
+        """Return the curve of a group that was measured.
 
         Raises
         ------
         InputError
-            If that collective was never measured.
+            If it was not.
         """
-        known = [count for kind, count in self.curves if kind == collective]
+        found = self._alike(collective, nodes, device, stack).get(participants)
+        if found is None:
+            raise self._unknown(f"'{collective}' among {participants} devices")
+        return found
+
+    def transfer_ns(
+        self, size: int | NDArray[np.int64], route: Route | None = None, *, device: str = "", nodes: int = 1
+    ) -> Any:  # noqa: ANN401
+        """Return the time of point-to-point transfers, whole ns: an int for an int, an array [q] for an array [q].
+
+        ``route`` may be given where the caller has one: links slower than those measured then bound the bandwidth.
+        """
+        curve = self.curve("send", nodes=nodes, device=device)
+        nanoseconds = np.ceil(curve.seconds(np.atleast_1d(np.asarray(size))) * 1e9 - 1e-6).astype(np.int64)
+        # Another kind of link than the one that was measured:
+        if route is not None and route.bandwidth_bytes_per_s < curve.bandwidth_bytes_per_s / 4:
+            slowest = np.ceil(np.atleast_1d(size) / route.bandwidth_bytes_per_s * 1e9).astype(np.int64)
+            nanoseconds = np.maximum(nanoseconds, route.latency_ns + slowest)
+        return int(nanoseconds[0]) if np.ndim(size) == 0 else nanoseconds
+
+    def collective_s(
+        self,
+        collective: str,
+        participants: int,
+        size: NDArray[np.int64],
+        *,
+        nodes: int = 1,
+        device: str = "",
+        stack: str | None = None,
+    ) -> NDArray[np.float64]:
+        """Return the time of a collective among ``participants`` devices, seconds, [q].
+
+        For a number of participants that was not measured the bytes that each device sends in a ring
+        (2 (p - 1) / p of the size for all-reduce) are made equal (Patarasu and Yuan, JPDC 2009), and log time is taken
+        linear in log p through the two nearest numbers that were; with only one, the latency goes with p - 1.
+
+        Parameters
+        ----------
+        collective, participants, nodes, device
+            As in `Group`.
+        size
+            [q] bytes of the tensor: of the whole result, for all-gather, and of the whole operand otherwise.
+        stack
+            As in `Group`; by default the one with most curves.
+
+        Raises
+        ------
+        InputError
+            If that collective was never measured on such devices.
+        """
+        known = self._alike(collective, nodes, device, stack)
         if not known:
-            kinds = sorted({kind for kind, _ in self.curves})
-            raise InputError(f"link model '{self.name}' has no '{collective}'; it has {', '.join(kinds)}")
-        nearest = min(known, key=lambda count: (abs(np.log(count / participants)), count))
-        share = ring_share(collective, participants) / ring_share(collective, nearest)
-        curve = self.curves[collective, nearest]
-        hops = (participants - 1) / (nearest - 1) if collective == "all-reduce" else 1.0
-        return curve.seconds(np.asarray(size) * share) + curve.latency_s * max(0.0, hops - 1.0) * 0.5
+            raise self._unknown(f"'{collective}'")
+        sent = np.asarray(size) * ring_share(collective, participants)
+        near = sorted(known, key=lambda count: (abs(np.log(count / participants)), count))[:2]
+        log_s = [np.log(known[count].seconds(sent / ring_share(collective, count))) for count in near]
+        if len(near) == 1 or near[0] == participants:
+            hops = max(participants - 1, 1) / max(near[0] - 1, 1) if collective == "all-reduce" else 1.0
+            added = known[near[0]].latency_s * max(0.0, hops - 1.0) * 0.5
+            return np.asarray(np.exp(log_s[0]) + added)
+        slope = np.clip((log_s[1] - log_s[0]) / np.log(near[1] / near[0]), 0.0, _STEEPEST)
+        return np.asarray(np.exp(log_s[0] + slope * np.log(participants / near[0])))
+
+    def _alike(self, collective: str, nodes: int, device: str, stack: str | None) -> dict[int, Curve]:
+        """Return curves by participants; those of the machine itself where the device type was not measured."""
+        for owner in (device, ""):
+            found = {
+                g: c for g, c in self.curves.items() if (g.collective, g.nodes, g.device) == (collective, nodes, owner)
+            }
+            if found:
+                stacks = [group.stack for group in found]
+                wanted = max(sorted(set(stacks)), key=stacks.count) if stack is None else stack
+                return {group.participants: curve for group, curve in found.items() if group.stack == wanted}
+        return {}
+
+    def _unknown(self, what: str) -> InputError:
+        known = sorted({f"{g.collective} among {g.participants} {g.device or 'devices'}" for g in self.curves})
+        return InputError(f"link model '{self.name}' has no {what}; it has {', '.join(known)}")
 
     def write(self, folder: Path) -> None:
         """Write ``links.json`` into a folder."""
         curves = [
-            {"collective": kind, "participants": count, "bytes": list(curve.bytes), "time_s": list(curve.time_s)}
-            for (kind, count), curve in self.curves.items()
+            {key: value for key, value in asdict(group).items() if value != ""}
+            | {"bytes": list(curve.bytes), "time_s": [float(f"{t:.12g}") for t in curve.time_s]}
+            for group, curve in self.curves.items()
         ]
         document = {"format": FORMAT, "name": self.name, "card": self.card, "curves": curves}
         write_whole(folder / "links.json", json.dumps(document, indent=1) + "\n")
@@ -130,7 +208,7 @@ def ring_share(collective: str, participants: int) -> float:
     """Return the bytes that each device sends, as a share of the tensor, when the collective runs as a ring."""
     if collective == "all-reduce":
         return 2 * (participants - 1) / participants
-    if collective in ("all-gather", "reduce-scatter"):
+    if collective in ("all-gather", "reduce-scatter", "all-to-all"):
         return (participants - 1) / participants
     return 1.0
 
@@ -151,69 +229,13 @@ def load_link_model(folder: Path) -> LinkModel:
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise InputError(f"{path}: is no link model; its format must be '{FORMAT}'")
     try:
-        curves = {
-            (str(entry["collective"]), int(entry["participants"])): Curve(
-                tuple(map(int, entry["bytes"])), tuple(map(float, entry["time_s"]))
-            )
-            for entry in document["curves"]
-        }
+        curves = {}
+        for entry in document["curves"]:
+            group = Group(
+                str(entry["collective"]), int(entry["participants"]), int(entry.get("nodes", 1)),
+                str(entry.get("device", "")), str(entry.get("stack", "")),
+            )  # fmt: skip
+            curves[group] = Curve(tuple(map(int, entry["bytes"])), tuple(map(float, entry["time_s"])))
         return LinkModel(str(document["name"]), curves, document.get("card", {}))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: a curve is broken ({error!r}); write it again with 'calibrate'") from error
-
-
-def fit_curve(size: NDArray[np.int64], time_s: NDArray[np.float64]) -> Curve:
-    """Fit a monotone curve: isotonic regression of log(time) over log(size), thinned to at most 24 knots."""
-    from sklearn.isotonic import IsotonicRegression
-
-    sizes, inverse = np.unique(size, return_inverse=True)
-    middle = np.array([np.median(time_s[inverse == i]) for i in range(len(sizes))])
-    weight = np.bincount(inverse)
-    smooth = np.exp(IsotonicRegression().fit_transform(np.log(sizes), np.log(middle), sample_weight=weight))
-    if len(sizes) > _KNOTS:
-        grid = np.unique(np.geomspace(sizes[0], sizes[-1], _KNOTS).round().astype(np.int64))
-        smooth = np.exp(np.interp(np.log(grid), np.log(sizes), np.log(smooth)))
-        sizes = grid
-    return Curve(tuple(int(s) for s in sizes), tuple(float(t) for t in smooth))
-
-
-def fit_links(frame: pd.DataFrame, name: str, *, seed: int = 0) -> LinkModel:
-    """Fit a link model to a link profile and say how well it predicts sizes that it did not see.
-
-    The card's ``splits`` hold, for each collective and number of participants, the errors on a random fifth of the
-    sizes and on the largest tenth of them, each left out of the fit.
-
-    Raises
-    ------
-    InputError
-        If a collective has fewer than five sizes: nothing could be held out.
-    """
-    curves, splits = {}, []
-    rng = np.random.default_rng(seed)
-    for (kind, count), part in frame.groupby(["collective", "participants"], sort=True):
-        size, time_s = part["bytes"].to_numpy(np.int64), part["median_s"].to_numpy(np.float64)
-        distinct = np.unique(size)
-        if len(distinct) < 5:
-            raise InputError(
-                f"links: '{kind}' among {count} has {len(distinct)} sizes; profile at least 5 to hold out some"
-            )
-        inner = distinct[1:-1]
-        random = rng.choice(inner, max(1, int(_HOLD_OUT * len(distinct))), replace=False)
-        largest = distinct[-max(1, int(_LARGEST * len(distinct))) :]
-        for split, held in (("random", random), ("larger", largest)):
-            out = np.isin(size, held)
-            error = np.abs(fit_curve(size[~out], time_s[~out]).seconds(size[out]) / time_s[out] - 1)
-            splits.append(
-                {
-                    "split": split,
-                    "family": f"{kind}-{count}",
-                    "n": int(out.sum()),
-                    "mean_ape": float(error.mean()),
-                    "median_ape": float(np.median(error)),
-                    "coverage": None,
-                    "time_weighted_ape": float((error * time_s[out]).sum() / time_s[out].sum()),
-                }
-            )
-        curves[str(kind), int(str(count))] = fit_curve(size, time_s)
-    sources = sorted(frame["source"].unique())
-    return LinkModel(name, curves, {"splits": splits, "sources": sources, "rows": len(frame)})

@@ -53,8 +53,11 @@ OPERATOR_COLUMNS: dict[str, str] = {
 LINK_COLUMNS: dict[str, str] = {
     "source_device": "string",
     "target_device": "string",
+    "device": "string",  # device type of the participants; empty: those of the machine that was profiled
+    "stack": "string",  # library and version; empty: our own channel
     "collective": "string",  # "send" for point to point, else "all-reduce", ...
     "participants": "int64",  # devices that take part; 2 for "send"
+    "nodes": "int64",  # machines that they lie in
     "bytes": "int64",
     "count": "int64",
     "min_s": "double",
@@ -67,6 +70,8 @@ LINK_COLUMNS: dict[str, str] = {
 """Columns of a link profile and their Arrow types."""
 
 NULLABLE = frozenset({"energy_j"})
+LINK_DEFAULTS: dict[str, Any] = {"device": "", "stack": "", "nodes": 1}
+"""Columns that a profile of links may leave out."""
 _COLUMNS = {"operators": OPERATOR_COLUMNS, "links": LINK_COLUMNS}
 
 
@@ -223,6 +228,7 @@ def write_profile(frame: pd.DataFrame, path: Path, *, kind: str = "operators", m
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    frame = _completed(frame, kind)
     check_profile(frame, kind)
     schema = pa.schema(
         [pa.field(column, pa.type_for_alias(type_)) for column, type_ in _COLUMNS[kind].items()],
@@ -278,6 +284,11 @@ def read_profile(path: Path, *, kind: str = "operators") -> tuple[pd.DataFrame, 
     found = metadata.get(KIND_KEY, b"none").decode(errors="replace")
     if found != f"{FORMAT}#{kind}":
         raise InputError(f"{path}: format is '{found}', not '{FORMAT}#{kind}'; write it with 'profile {kind}'")
-    frame = table.to_pandas()
+    frame = _completed(table.to_pandas(), kind)
     check_profile(frame, kind, str(path))
     return frame, json.loads(metadata.get(METADATA_KEY, b"{}"))
+
+
+def _completed(frame: pd.DataFrame, kind: str) -> pd.DataFrame:
+    missing = {key: value for key, value in LINK_DEFAULTS.items() if kind == "links" and key not in frame}
+    return frame.assign(**missing)

@@ -261,3 +261,22 @@ def _response(net: _Network) -> None:
     """Local response normalisation (Krizhevsky et al., 2012)."""
     if net.channels * net.side**2 < 300_000:
         net.at = net.add("LRN", [net.at], size=5, alpha=1e-4, beta=0.75, bias=1.0)
+
+
+def sweep_transformer(seed: int) -> onnx.ModelProto:
+    """Return one block of a transformer of random sizes, for text or for images; the same seed gives the same block."""
+    from moirai_sim.graphs.zoo.bert import bert
+    from moirai_sim.graphs.zoo.gpt import gpt
+    from moirai_sim.graphs.zoo.vit import vit
+
+    rng = random.Random(seed)  # noqa: S311 - a design of experiments, nothing secret
+    depth = rng.choice([32, 64, 64, 64, 80, 128])
+    heads = rng.choice([h for h in (2, 3, 4, 6, 8, 10, 12, 16, 20) if 128 <= h * depth <= 1280])
+    name, width, length = f"{PREFIX}transformer-{seed}", heads * depth, round(16 * 24 ** rng.random())
+    kind = rng.choice(["bert", "gpt", "vit"])
+    if kind == "bert":
+        return bert(name, layers=1, hidden=width, heads=heads, seq=length, vocabulary=2000)
+    if kind == "gpt":
+        return gpt(name, layers=1, hidden=width, heads=heads, seq=length, vocabulary=2000)
+    patch = rng.choice([14, 16, 32])
+    return vit(name, layers=1, hidden=width, heads=heads, patch=patch, image=patch * rng.choice([6, 7, 10, 12, 14, 16]))

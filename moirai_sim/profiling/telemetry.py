@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -43,8 +44,10 @@ def cpu_flags() -> frozenset[str]:
 
 def snapshot() -> dict[str, Any]:
     """Return the state of the machine now: load, clocks and memory of the CPU, and every GPU that NVML sees."""
-    import psutil
-
+    try:
+        import psutil
+    except ImportError:  # a bare machine with nothing but PyTorch
+        return {"load": list(os.getloadavg()), "gpus": gpu_snapshot()}
     try:
         clock = psutil.cpu_freq()
     except (OSError, NotImplementedError):  # containers and some virtual machines hide it
@@ -60,13 +63,18 @@ def snapshot() -> dict[str, Any]:
 
 def hardware() -> dict[str, Any]:
     """Return what does not change while the machine is up. No host name, user or path."""
-    import psutil
-
+    try:
+        import psutil
+    except ImportError:
+        cores, memory = os.cpu_count(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    else:
+        cores = psutil.cpu_count(logical=False) or psutil.cpu_count()
+        memory = psutil.virtual_memory().total
     return {
         "cpu": cpu_model(),
-        "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
-        "threads": psutil.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
+        "cores": cores,
+        "threads": os.cpu_count(),
+        "memory_bytes": memory,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
     }
 
@@ -74,10 +82,12 @@ def hardware() -> dict[str, Any]:
 def gpu_snapshot() -> list[dict[str, Any]]:
     """Return model, driver, clocks, temperature, power, throttle reasons and energy so far of every GPU.
 
-    A figure that a board does not report is None. Without NVML or a GPU the list is empty.
+    A figure that a board does not report is None. Without pynvml, NVML or a GPU the list is empty.
     """
-    import pynvml
-
+    try:
+        import pynvml
+    except ImportError:
+        return []
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:

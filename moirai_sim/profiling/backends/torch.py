@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 DTYPES: dict[str, str] = {
     "float32": "float32", "tf32": "float32", "float16": "float16", "bfloat16": "bfloat16", "float64": "float64",
-    "int64": "int64", "int32": "int32", "int8": "int8", "uint8": "uint8", "bool": "bool",
+    "float8": "float8_e4m3fn", "int64": "int64", "int32": "int32", "int8": "int8", "uint8": "uint8", "bool": "bool",
 }  # fmt: skip
 """PyTorch's type of the tensors that hold each data type; tf32 is float32 whose products run on tensor cores."""
 _WARM_UP = 3
@@ -35,7 +35,9 @@ _BATCHES = 15
 _MIN_BATCH_S = 200e-6
 _TICK_MS = 5e-4
 """Resolution of device events (CUDA's documentation): less than a tick may read as nothing."""
-_MAX_COPIES = 32
+_MAX_COPIES = 1024
+_ALIGNMENT = 256
+_FP8_MULTIPLE = 16
 _COPY_BYTES, _GEMM = 512 << 20, {"cuda": 8192, "cpu": 1536}
 
 
@@ -59,6 +61,7 @@ class TorchDevice:
         except ImportError as error:
             raise InputError("PyTorch is not installed; pip install 'moirai-sim[torch]'") from error
         self.torch = torch
+        self._pool: dict[str, Any] = {}
         self.kind, _, index = name.partition(":")
         if self.kind == "cuda" and not (torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count()):
             raise InputError(f"device '{name}': PyTorch sees {torch.cuda.device_count()} CUDA devices")
@@ -119,24 +122,59 @@ class TorchDevice:
         Unsupported
             If there is no PyTorch call for it, or the device cannot run it (out of memory, missing kernel).
         """
-        call = _call(self.torch, operator)
-        size = max(sum(tensor.bytes for tensor in operator.inputs), 1)
-        copies = int(np.clip(-(-2 * self.cache_bytes // size), 2, _MAX_COPIES))
-        precise = operator.dtype != "tf32"
-        self.torch.backends.cuda.matmul.allow_tf32 = not precise
-        self.torch.backends.cudnn.allow_tf32 = not precise
         try:
-            sets = [
-                [self.tensor(t.shape, t.dtype if t.dtype in DTYPES else operator.dtype) for t in operator.inputs]
-                for _ in range(copies)
-            ]
-            turn = itertools.cycle(sets)
+            run = self.prepare(operator)
             with self.torch.no_grad():
-                return self.time(lambda: call(*next(turn)), budget_s)
+                return self.time(run, budget_s)
         except (RuntimeError, NotImplementedError, TypeError, IndexError) as error:
             if self.kind == "cuda":
+                self._pool.clear()
                 self.torch.cuda.empty_cache()
             raise Unsupported(f"{operator.op_type} {operator.dtype}: {error}") from error
+
+    def prepare(self, operator: Operator) -> Callable[[], object]:
+        """Return a call that runs an operator once, each time on the next of its rotating sets of random inputs.
+
+        The sets are slices of one pool of random data, twice as large as the last-level cache at least; operators of
+        less than a 512th of that cache rotate through 1,024 sets only.
+
+        Raises
+        ------
+        Unsupported
+            If there is no PyTorch call for it.
+        """
+        call = _call(self.torch, operator)
+        size = max(sum(-(-tensor.bytes // _ALIGNMENT) * _ALIGNMENT for tensor in operator.inputs), 1)
+        copies = int(np.clip(-(-2 * self.cache_bytes // size), 2, _MAX_COPIES))
+        self.torch.backends.cuda.matmul.allow_tf32 = operator.dtype == "tf32"
+        self.torch.backends.cudnn.allow_tf32 = operator.dtype == "tf32"
+        self._pool = {key: pool for key, pool in self._pool.items() if pool.nbytes <= 2 * self.cache_bytes}
+        used: dict[str, int] = {}
+        dtypes = [t.dtype if t.dtype in DTYPES else operator.dtype for t in operator.inputs]
+        sets = [
+            [self._slice(t.shape, dtype, used, copies * size) for t, dtype in zip(operator.inputs, dtypes, strict=True)]
+            for _ in range(copies)
+        ]
+        if operator.op_type == "Gather":  # a row that is not there would end the CUDA context, and the run with it
+            rows = operator.inputs[0].shape[_Attributes(operator.attributes).int("axis", 0)]
+            count = (int(np.prod(operator.inputs[1].shape)),)
+            indices = self.torch.randint(0, rows, (copies, *count), device=self.device)
+            sets = [[given[0], indices[i]] for i, given in enumerate(sets)]
+        turn = itertools.cycle(sets)
+        return lambda: call(*next(turn))
+
+    def _slice(self, shape: Sequence[int], dtype: str, used: dict[str, int], room: int) -> Any:  # noqa: ANN401
+        """Return the next tensor out of the pool of a data type, which holds ``room`` bytes at least."""
+        key = DTYPES[dtype]
+        kind = getattr(self.torch, key)
+        width, count = kind.itemsize, int(np.prod(shape, dtype=np.int64))
+        if key not in self._pool or self._pool[key].numel() * width < room:
+            self._pool.pop(key, None)
+            self._pool[key] = self.tensor((-(-max(room, 2 * self.cache_bytes) // width),), dtype)
+        start = used.get(key, 0)
+        step = -(-count * width // _ALIGNMENT) * _ALIGNMENT // width
+        used[key] = start + step
+        return self._pool[key][start : start + count].view(tuple(shape))
 
     def device_type(self) -> DeviceType:
         """Return the data sheet with measured limits: memory bandwidth by a copy, FLOP/s by a large product."""
@@ -155,12 +193,18 @@ class TorchDevice:
         bandwidth = round(2 * _COPY_BYTES / float(copy_s), -8)
         source_text = "measured: copy of 512 MiB (read and write counted), large square matrix product"
         if self.kind == "cpu":
-            from moirai_sim.profiling.cpu import device_type_name, l2_cache_bytes
+            from moirai_sim.profiling import telemetry
 
+            try:
+                from moirai_sim.profiling.cpu import device_type_name, l2_cache_bytes
+
+                name, l2_bytes = device_type_name(), l2_cache_bytes()
+            except ImportError:  # a bare machine without ONNX
+                name, l2_bytes = telemetry.cpu_model().lower().replace(" ", "-"), None
             memory = _host_memory()
             return DeviceType(
-                f"{device_type_name()}-torch", "cpu", memory, bandwidth, peaks, 1,
-                l2_cache_bytes=l2_cache_bytes(), source=source_text,
+                f"{name}-torch", "cpu", memory, bandwidth, peaks, 1,
+                l2_cache_bytes=l2_bytes, source=source_text,
             )  # fmt: skip
         facts = torch.cuda.get_device_properties(self.device)
         name = facts.name.lower().replace(" ", "-")
@@ -176,9 +220,9 @@ class Unsupported(Exception):  # noqa: N818 - says what it is
 
 
 def _host_memory() -> int:
-    import psutil
+    from moirai_sim.profiling import telemetry
 
-    return int(psutil.virtual_memory().total)
+    return int(telemetry.hardware()["memory_bytes"])
 
 
 def stack(torch: Any) -> str:  # noqa: ANN401
@@ -266,6 +310,8 @@ class _Attributes:
 
 def _call(torch: Any, operator: Operator) -> Callable[..., object]:  # noqa: ANN401
     """Return the PyTorch call of an operator; it takes the inputs in ONNX order."""
+    if operator.dtype == "float8":
+        return _scaled_mm(torch, operator)
     make = _CALLS.get(operator.op_type)
     if make is not None:
         return make(torch, operator, _Attributes(operator.attributes))
@@ -285,6 +331,24 @@ _UNARY = {
 }  # fmt: skip
 _BINARY = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div", "Pow": "pow", "Max": "maximum", "Min": "minimum",
            "Sum": "add"}  # fmt: skip
+
+
+def _scaled_mm(torch: Any, op: Operator) -> Callable[..., object]:  # noqa: ANN401
+    """Return a product of 8-bit floats with a 16-bit result; the second operand lies column by column, as it must."""
+    shapes = [tensor.shape for tensor in op.inputs]
+    if op.op_type != "MatMul" or [len(shape) for shape in shapes] != [2, 2] or not hasattr(torch, "_scaled_mm"):
+        raise Unsupported(f"{op.op_type} {op.dtype}: only products of two matrices are timed")
+    if any(side % _FP8_MULTIPLE for side in (*shapes[0], *shapes[1])):
+        raise Unsupported(f"{op.op_type} {op.dtype}: sides must be multiples of {_FP8_MULTIPLE}")
+    scales: list[Any] = []
+
+    def run(a: Any, b: Any) -> object:  # noqa: ANN401
+        if not scales:
+            scales.append(torch.ones((), device=a.device))
+        columns = b.view(b.shape[1], b.shape[0]).t()
+        return torch._scaled_mm(a, columns, scale_a=scales[0], scale_b=scales[0], out_dtype=torch.bfloat16)
+
+    return run
 
 
 def _gemm(torch: Any, _op: Operator, at: _Attributes) -> Callable[..., object]:  # noqa: ANN401
@@ -356,7 +420,7 @@ def _transpose(_torch: Any, op: Operator, at: _Attributes) -> Callable[..., obje
 
 
 def _gather(torch: Any, _op: Operator, at: _Attributes) -> Callable[..., object]:  # noqa: ANN401
-    return lambda x, index: torch.index_select(x, at.int("axis", 0), index.flatten().to(torch.int64))
+    return lambda x, index: torch.index_select(x, at.int("axis", 0), index)
 
 
 _CALLS: dict[str, Callable[[Any, Operator, _Attributes], Callable[..., object]]] = {

@@ -56,14 +56,14 @@ def import_published(kind: str, path: Path) -> tuple[pd.DataFrame, Report]:
     Parameters
     ----------
     kind
-        ``neusight`` (operator sweeps), ``aiconfigurator`` (GEMM, attention, mixture of experts) or ``vidur``
-        (point-to-point and all-reduce times, a profile of links).
+        ``neusight`` (operator sweeps), ``aiconfigurator`` (GEMM, attention, mixture of experts; collectives, a profile
+        of links, from a folder of nothing else) or ``vidur`` (point-to-point and all-reduce times, a profile of links).
     path
         A file or a folder, searched through, in the layout of the data set.
 
     Returns
     -------
-    The profile (columns of `moirai_sim.profiling.schema`; ``LINK_COLUMNS`` for ``vidur``) and the report.
+    The profile (columns of `moirai_sim.profiling.schema`; ``LINK_COLUMNS`` for links) and the report.
 
     Raises
     ------

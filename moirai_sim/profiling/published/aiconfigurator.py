@@ -1,7 +1,8 @@
 """aiconfigurator (NVIDIA, Apache-2.0): kernels of LLM serving stacks, timed on NVIDIA GPUs.
 
 One Parquet file a table, below ``SYSTEM/GROUP/FRAMEWORK/VERSION/``; ``latency`` in ms. Several frameworks and versions
-are mixed, so each becomes a software stack of its own. Read are matrix products, attention and mixtures of experts.
+are mixed, so each becomes a software stack of its own. Read are matrix products, attention and mixtures of experts; and
+collectives, a profile of links, where a folder (``comm``) or file holds nothing else.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import numpy as np
 from moirai_sim.errors import InputError, did_you_mean
 from moirai_sim.graphs.operator import DTYPE_BITS
 from moirai_sim.profiling.published import Report
+from moirai_sim.profiling.published.collectives import COLLECTIVES, read_collectives
+from moirai_sim.profiling.published.systems import SOURCE, device_name
 from moirai_sim.profiling.published.table import device_json, profile, require, usable
 
 if TYPE_CHECKING:
@@ -20,26 +23,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pandas as pd
-
-SOURCE = "NVIDIA aiconfigurator (Apache-2.0)"
-
-DEVICES = {
-    "NVIDIA A100-SXM4-80GB": "nvidia-a100-sxm-80gb", "NVIDIA A100-SXM4-40GB": "nvidia-a100-sxm-40gb",
-    "NVIDIA A100 80GB PCIe": "nvidia-a100-pcie-80gb", "NVIDIA H100 80GB HBM3": "nvidia-h100-sxm",
-    "NVIDIA H100 PCIe": "nvidia-h100-pcie", "NVIDIA H200": "nvidia-h200-sxm", "NVIDIA B200": "nvidia-b200-sxm",
-    "NVIDIA B300": "nvidia-b300-sxm", "NVIDIA GB200": "nvidia-gb200", "NVIDIA GB300": "nvidia-gb300",
-    "NVIDIA L4": "nvidia-l4", "NVIDIA L40S": "nvidia-l40s", "NVIDIA A30": "nvidia-a30",
-    "NVIDIA RTX PRO 6000 Blackwell Server Edition": "nvidia-rtx-pro-6000-server",
-}  # fmt: skip
-"""Catalog name of each device of the data set."""
-SYSTEMS = {
-    "a100_sxm": "nvidia-a100-sxm-80gb", "a100_pcie": "nvidia-a100-pcie-80gb", "a30": "nvidia-a30",
-    "h100_sxm": "nvidia-h100-sxm",
-    "h100_pcie": "nvidia-h100-pcie", "h200_sxm": "nvidia-h200-sxm", "b200_sxm": "nvidia-b200-sxm",
-    "b300_sxm": "nvidia-b300-sxm", "gb200": "nvidia-gb200", "gb300": "nvidia-gb300", "l4": "nvidia-l4",
-    "l40s": "nvidia-l40s", "rtx_pro_6000_server": "nvidia-rtx-pro-6000-server", "b60": "intel-arc-pro-b60",
-}  # fmt: skip
-"""Catalog name by folder, for devices whose own name is not in `DEVICES`."""
 
 _ARITHMETIC = {
     "bfloat16": "bfloat16", "float16": "float16", "fp8": "float8", "fp8_block": "float8", "sq": "int8",
@@ -62,9 +45,16 @@ def read(path: Path) -> tuple[pd.DataFrame, Report]:
 
     report = Report(SOURCE)
     parts = []
-    for file in sorted(path.rglob("*.parquet")) if path.is_dir() else [path]:
+    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    if not any(file.stem in _TABLES for file in files) and any(file.stem in COLLECTIVES for file in files):
+        return read_collectives(files, report), report
+    for file in files:
         kind = file.stem
         if kind not in _TABLES:
+            if kind in COLLECTIVES:
+                what = f"table {kind}: links are a profile of their own, import {file.parents[2]} by itself"
+                report.other_files[what] = report.other_files.get(what, 0) + 1
+                continue
             if not path.is_dir():
                 raise InputError(f"{file}: no reader for the table '{kind}'; {did_you_mean(kind, sorted(_TABLES))}")
             report.other_files[f"table {kind}"] = report.other_files.get(f"table {kind}", 0) + 1
@@ -99,10 +89,7 @@ def _profile(
 ) -> pd.DataFrame:
     from moirai_sim.clusters.reader import read_device_type
 
-    name = DEVICES.get(device) or next((SYSTEMS[p.name] for p in file.parents if p.name in SYSTEMS), None)
-    if name is None:
-        raise InputError(f"{file}: unknown device '{device}'; known: {', '.join(DEVICES)}")
-    sheet = read_device_type(name)
+    sheet = read_device_type(device_name(file, device))
     columns, keep, variant = build({s: rows[s].to_numpy(dtype="int64") for s in sizes}, dtype, rows)
     rows = rows[keep]
     report.refuse("experts cannot be shared evenly among the devices", int((~keep).sum()), file.name)

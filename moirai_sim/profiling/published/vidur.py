@@ -18,11 +18,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SOURCE = "Vidur, MLSys 2024 (MIT)"
+DEVICES = {
+    "a100_dgx": "nvidia-a100-sxm-80gb", "a100_pairwise_nvlink": "nvidia-a100-pcie-80gb",
+    "a40_pairwise_nvlink": "nvidia-a40", "h100_dgx": "nvidia-h100-sxm", "h100_pairwise_nvlink": "nvidia-h100-pcie",
+}  # fmt: skip
+"""Catalog name of the devices of each kind of server; other servers keep the name of their folder."""
 _COLLECTIVES = {"send_recv": "send", "all_reduce": "all-reduce"}
 
 
 def read(path: Path) -> tuple[pd.DataFrame, Report]:
-    """Read a file, or all below a folder, into a profile of links; devices are named by the folder they lie in.
+    """Read a file, or all below a folder, into a profile of links; devices by the folder they lie in.
 
     Quantiles that the data set does not give are filled with the nearest it has: ``p10`` with the minimum, ``p90`` with
     the maximum.
@@ -54,8 +59,11 @@ def read(path: Path) -> tuple[pd.DataFrame, Report]:
         report.refuse(f"{times['min']} is not a positive number", int(bad.sum()), file.name)
         good = good[~bad]
         columns = {
-            "source_device": f"{file.parent.name}:{_COLLECTIVES[kind]}",
-            "target_device": file.parent.name + ":" + good["devices_per_node"].astype(str) + "-a-node",
+            "source_device": file.parent.name,
+            "target_device": file.parent.name,
+            "device": DEVICES.get(file.parent.name, file.parent.name),
+            "stack": "NCCL through PyTorch",
+            "nodes": -(-good["num_workers"] // good["devices_per_node"]).astype("int64"),
             "collective": _COLLECTIVES[kind],
             "participants": good["num_workers"].astype("int64"),
             "bytes": good["size"].astype("int64"),
