@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -26,6 +26,8 @@ class Placement:
     Without orders the placement runs greedily: a free device takes its ready operator of the highest upward rank, and
     ports serve transfers in the order in which they become ready. With orders every device and port serves its work
     strictly in that order, which is what reproduces an exact solution to the nanosecond.
+
+    A stream of requests may be served by a cycle of placements that take turns: this one and its ``replicas``.
     """
 
     device: NDArray[np.int64]
@@ -40,6 +42,19 @@ class Placement:
     """A proven lower bound of the objective over all placements; 0 where nothing was proven."""
     provenance: dict[str, object] = field(default_factory=dict)
     """How the answer was found: solver, iterations, sizes, anything needed to make it again."""
+    replicas: tuple[Placement, ...] = ()
+    """The further placements of a cycle of R: request j of a stream runs by number j mod R, this one being number 0.
+    They are plain, and may repeat each other. A device holds the weights of whatever any of them puts there."""
+
+    @property
+    def cycle(self) -> tuple[Placement, ...]:
+        """Every placement that takes turns, this one first."""
+        return (replace(self, replicas=()), *self.replicas) if self.replicas else (self,)
+
+    @property
+    def devices(self) -> NDArray[np.int64]:
+        """[R, n] the devices of every placement of the cycle."""
+        return np.stack([self.device, *(replica.device for replica in self.replicas)])
 
 
 def transfer_edges(problem: PlacementProblem, device: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -59,13 +74,16 @@ def transfer_edges(problem: PlacementProblem, device: NDArray[np.int64]) -> NDAr
 
 
 def placement_from_timeline(problem: PlacementProblem, timeline: Timeline) -> Placement:
-    """Read devices and orders back from a timeline, so that the simulator can run the same schedule again.
+    """Read devices and orders back from a timeline, replicas too, so that the simulator can run the same again.
 
     Raises
     ------
     InputError
         If the timeline misses operators or names operators or devices that the problem does not have.
     """
+    if timeline.replicas:
+        first, *others = (placement_from_timeline(problem, replace(one, replicas=())) for one in timeline.cycle)
+        return replace(first, replicas=tuple(others))
     operator_index = {name: i for i, name in enumerate(problem.operators)}
     device_index = {name: i for i, name in enumerate(problem.devices)}
     problems = []

@@ -23,7 +23,9 @@ def verify(problem: PlacementProblem, timeline: Timeline) -> list[str]:
     Checked: every operator runs exactly once, on its device, for its duration; every tensor that crosses devices
     travels exactly once to each device that reads it; nothing starts before its inputs are there; devices and ports
     do one thing at a time (of zero-length work too: it may not lie inside other work); shared links carry no more than
-    they can; memory, co-location and unsupported devices; the makespan, the bound and the period.
+    they can; memory, co-location and unsupported devices; the makespan, the bound and the period; the limits on latency
+    and period that the timeline was asked to keep. Where placements take turns, all of this of each; a device then
+    holds the weights of whatever any of them puts there.
     """
     found: list[str] = []
     if timeline.status in ("infeasible", "limit", "error"):
@@ -43,7 +45,9 @@ def verify(problem: PlacementProblem, timeline: Timeline) -> list[str]:
     _check_exclusive(problem, timeline, found)
     _check_links(problem, timeline, found)
     _check_limits(problem, device, found)
-    _check_figures(problem, timeline, device, found)
+    if timeline.replicas:
+        _check_replicas(problem, timeline, found)
+    _check_figures(problem, timeline, found)
     late = (span for span in timeline.spans if not 0 <= span.ready_ns <= span.start_ns)
     found += [f"'{span.name}' is ready at {span.ready_ns} ns but starts at {span.start_ns} ns" for span in late]
     return found
@@ -281,17 +285,39 @@ def _check_limits(problem: PlacementProblem, device: dict[int, int], found: list
         found.extend(f"co-location group {group} is split" for group, ks in sorted(homes.items()) if len(ks) > 1)
 
 
-def _check_figures(problem: PlacementProblem, timeline: Timeline, device: dict[int, int], found: list[str]) -> None:
+def _check_replicas(problem: PlacementProblem, timeline: Timeline, found: list[str]) -> None:
+    weight = dict(zip(problem.operators, problem.weight_bytes.tolist(), strict=True))
+    held: dict[str, set[str]] = defaultdict(set)
+    for number, replica in enumerate(timeline.cycle):
+        if number:
+            found += [f"replica {number}: {line}" for line in verify(problem, replica)]
+        for name, device in replica.placement.items():
+            held[device].add(name)
+    for device, limit in zip(problem.devices, problem.memory_bytes.tolist(), strict=True):
+        size = sum(weight.get(name, 0) for name in held[device])
+        if limit != UNLIMITED and size > limit:
+            found.append(f"device '{device}' holds {size} bytes of weights for all replicas but has {limit}")
+
+
+def _check_figures(problem: PlacementProblem, timeline: Timeline, found: list[str]) -> None:
     ends = [span.end_ns for span in timeline.spans]
     if ends and max(ends) != timeline.makespan_ns:
         found.append(f"makespan_ns is {timeline.makespan_ns} but the last span ends at {max(ends)}")
     if timeline.period_ns is not None:
         load: dict[tuple[str, ...], int] = defaultdict(int)
-        for span in timeline.spans:
+        for span in (span for one in timeline.cycle for span in one.spans):
             for resource in _resources(problem.network, span):
                 load[resource] += span.end_ns - span.start_ns
-        if load and timeline.period_ns < max(load.values()):
-            found.append(f"period_ns is {timeline.period_ns} but one resource works {max(load.values())} ns a request")
+        turns = len(timeline.cycle)
+        if load and timeline.period_ns * turns < max(load.values()):
+            requests = "a request" if turns == 1 else f"in {turns} requests"
+            found.append(f"period_ns is {timeline.period_ns} but one resource works {max(load.values())} ns {requests}")
+    if timeline.max_period_ns is not None and (
+        timeline.period_ns is None or timeline.period_ns > timeline.max_period_ns
+    ):
+        found.append(f"period_ns is {timeline.period_ns}; asked for at most {timeline.max_period_ns} ns")
+    if timeline.max_latency_ns is not None and timeline.latency_ns > timeline.max_latency_ns:
+        found.append(f"a request takes {timeline.latency_ns} ns; asked for at most {timeline.max_latency_ns} ns")
     if timeline.lower_bound_ns > timeline.objective_ns:
         found.append(f"lower_bound_ns {timeline.lower_bound_ns} exceeds the objective {timeline.objective_ns}")
     if timeline.status == "optimal" and timeline.lower_bound_ns != timeline.objective_ns:

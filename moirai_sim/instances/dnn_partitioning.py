@@ -135,6 +135,8 @@ def read_dnn_partitioning(path: Path) -> DnnPartitioningInstance:
     names = [str(node.get("name", ids[i])) if isinstance(node, dict) else "" for i, node in enumerate(nodes)]
     if not n:
         fields.problems.append(f"{path}: there is no node; list at least one")
+    if any(isinstance(node, dict) and node.get("isBackwardNode") for node in nodes):  # contiguous apart, loads added
+        fields.problems.append(f"{path}: a training graph (isBackwardNode), which has rules of its own; use inference")
     if sum(limits.values()) < 1 or max(limits.values()) > 10_000:
         fields.problems.append(f"{path}: maxFPGAs and maxCPUs must name between 1 and 10000 devices")
     if fields.problems:

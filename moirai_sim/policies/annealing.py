@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moirai_sim.compiled import kernel
-from moirai_sim.simulation.replay import greedy, makespan
+from moirai_sim.simulation.list_scheduling import NEVER, greedy, makespan
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moirai_sim.policies.groups import Groups
-    from moirai_sim.simulation.replay import Arrays, Workspace
+    from moirai_sim.simulation.list_scheduling import Arrays, Workspace
 
     Ints = NDArray[np.int64]
 
@@ -51,7 +51,7 @@ def anneal(
     groups, member_ptr, member
         What moves as one, and the members of each group (CSR).
     in_ptr, in_arc
-        CSR: the arcs (positions in ``a.producer``) into each operator.
+        CSR: the arcs (positions in ``a.edges``) into each operator.
     memory
         [k] bytes.
     ranked, turn
@@ -60,14 +60,14 @@ def anneal(
         Temperatures at the first and last step, as shares of the makespan at the start; they fall geometrically.
     """
     np.random.seed(seed)
-    n, k, m, n_groups = len(device), len(memory), len(a.edge), len(groups.weight)
+    n, k, m, n_groups = len(device), len(memory), len(a.edges), len(groups.weight)
     used = np.zeros(k, np.int64)
     for i in range(n):
         if member[member_ptr[groups.of[i]]] == i:
             used[device[i]] += groups.weight[groups.of[i]]
     stamp = np.full(n_groups, -1)
     cluster, moved, origin = np.empty(n_groups, np.int64), np.empty(n_groups, np.int64), np.empty(n_groups, np.int64)
-    current = makespan(a, w, device) if ranked else greedy(a, w, device, turn)
+    current = makespan(a, w, device, NEVER) if ranked else greedy(a, w, device, turn)
     best = current
     best_device[:] = device
     if k < 2 or n == 0:
@@ -81,7 +81,7 @@ def anneal(
         if m > 0 and np.random.random() < 0.6:  # a boundary: one end of a crossing edge joins the other
             for _ in range(30):
                 arc = np.random.randint(m)
-                producer, consumer = np.int64(a.producer[arc]), np.int64(a.consumer[arc])
+                producer, consumer = np.int64(a.edges[arc].producer), np.int64(a.edges[arc].consumer)
                 if device[producer] != device[consumer]:
                     start, target = producer, np.int64(device[consumer])
                     if np.random.random() < 0.5:
@@ -117,14 +117,15 @@ def anneal(
                 tries += 1
                 g = cluster[np.random.randint(size)] if np.random.random() < 0.5 else cluster[size - 1]
                 i = member[member_ptr[g] + np.random.randint(member_ptr[g + 1] - member_ptr[g])]
-                n_out, n_in = a.out[i + 1] - a.out[i], in_ptr[i + 1] - in_ptr[i]
+                out = np.int64(w.operators[i].out)
+                n_out, n_in = np.int64(w.operators[i].out_end) - out, in_ptr[i + 1] - in_ptr[i]
                 if n_out + n_in == 0:
                     continue
                 pick = np.random.randint(n_out + n_in)
                 j = (
-                    np.int64(a.consumer[a.out[i] + pick])
+                    np.int64(a.edges[out + pick].consumer)
                     if pick < n_out
-                    else np.int64(a.producer[in_arc[in_ptr[i] + pick - n_out]])
+                    else np.int64(a.edges[in_arc[in_ptr[i] + pick - n_out]].producer)
                 )
                 if device[j] == source and stamp[groups.of[j]] != step:
                     stamp[groups.of[j]] = step
@@ -148,8 +149,9 @@ def anneal(
         value = current + 1
         accepted = False
         if not overflow:
-            value = makespan(a, w, device) if ranked else greedy(a, w, device, turn)
-            accepted = value <= current - temperature * np.log(1.0 - np.random.random())
+            limit = int(current - temperature * np.log(1.0 - np.random.random()))
+            value = makespan(a, w, device, limit) if ranked else greedy(a, w, device, turn)
+            accepted = bool(value <= limit)
         if accepted:
             current = value
             if value < best:

@@ -12,12 +12,15 @@ from moirai_sim.placement import Placement
 from moirai_sim.policies.bounds import FAR, lower_bound_ns
 from moirai_sim.policies.cp_model import CpModel
 from moirai_sim.policies.decompose import decompose, near_cut_bound_ns
-from moirai_sim.policies.loads import fits, memory_binds
+from moirai_sim.policies.loads import fits, memory_binds, period_ns
 from moirai_sim.policies.modules import cut_vertices, modules_of
+from moirai_sim.policies.period_search import improve_period
 from moirai_sim.policies.reductions import chains, contract
 from moirai_sim.policies.registry import load_policy, policy_names
-from moirai_sim.policies.search import improve
-from moirai_sim.policies.starts import CHEAP, Start, find_starts, start_from
+from moirai_sim.policies.repeated import repeated
+from moirai_sim.policies.repeated_bound import repeated_bound_ns
+from moirai_sim.policies.search import Improvement, improve
+from moirai_sim.policies.starts import CHEAP, Start, cycle_from, find_starts, start_from
 from moirai_sim.simulation.replay import replay
 
 if TYPE_CHECKING:
@@ -27,13 +30,24 @@ if TYPE_CHECKING:
 
 EXACT_OPERATORS = 40
 """Modules (and whole problems) of up to this size are tried exactly."""
-BOUND_OPERATORS = 3_000
+BOUND_OPERATORS = 1_500
 """Up to this size a bound by near-cuts is sought."""
+BOUND = 0.3
+"""Share of the time left that the linear programme of the first bound gets; it needs so much for large graphs only."""
 SURROGATES: tuple[Network, ...] = ("one-port", "none")
 """Networks under which ``fair`` problems are answered."""
-PIPELINES = ("pipeline-dp", "diviml", "milp-throughput")
+PERIOD_ROUNDS, PERIOD = 5, 0.25
+"""Rounds of the search of the period before the pipelines, and the share of the time left that they may take."""
+PIPELINES = {"diviml": 0.5, "pipeline-dp": 0.5, "milp-throughput": 0.9}
+"""Policies for throughput, and the share of the time left that each gets: coarse pieces first, whatever the graph."""
 FIRST_ROUNDS = 2
-"""Rounds of search, below a second each, that are run whatever the time limit: exact methods need a good horizon."""
+"""Rounds of search, the short looks at its starts, that come first: exact methods need a good horizon."""
+COARSE = 0.5
+"""Share of the time that is spent on chains as single operators."""
+MOSTLY_COARSE = 0.95
+"""The same for large problems, where too few steps are left for more."""
+WORTH_A_BOUND_S = 10.0
+"""Seconds from which a good part is kept for the bound; with less, near-cuts seldom prove much."""
 FEWER = 0.9
 """Chains are searched as a whole where that leaves at most this share of the operators."""
 FEW_DEVICES = 16
@@ -43,10 +57,11 @@ FEW_DEVICES = 16
 class Auto:
     """Every cheap policy, then an exact method by the problem's structure, or search and a bound.
 
-    Small modules in series: exact by decomposition. A small problem: exact by CP-SAT. Otherwise the search of policy
-    ``search``, first with chains as single operators, and a proven bound from the series structure that remains when
-    little work is left out. The answer is never worse than that of any policy it starts from. Under ``fair``, which is
-    not linear, the candidates are found under ``one-port`` and ``none`` and the simulator picks.
+    Small modules in series: exact by decomposition. Repeated blocks over many devices or under memory: one block
+    of each kind exactly, laid out by a dynamic programme. A small problem: exact by CP-SAT. Otherwise the search of
+    policy ``search``, first with chains as single operators, and a proven bound from the series structure that remains
+    when little work is left out. The answer is never worse than that of any policy it starts from. Under ``fair``,
+    which is not linear, the candidates are found under ``one-port`` and ``none`` and the simulator picks.
     """
 
     name: ClassVar[str] = "auto"
@@ -55,24 +70,40 @@ class Auto:
         """Return the best answer found within the time limit, with the best bound."""
         if request.objective == "throughput":
             return _throughput(problem, request)
-        return _fair(self, problem, request) if problem.network == "fair" else _latency(problem, request)
+        if problem.network == "fair":
+            return _fair(self, problem, request)
+        return _latency(problem, request) if request.max_period_ns is None else _within(problem, request)
 
 
 def _latency(problem: PlacementProblem, request: Request) -> Placement:
     clock = _Clock(request)
     starts = find_starts(problem, clock.request(0.3), CHEAP)
     best = starts[0] if starts else None
-    bound = lower_bound_ns(problem)
+    bound = lower_bound_ns(problem, time_limit_s=clock.left(BOUND))
     steps = [f"{start.policy} {start.value_ns}" for start in starts]
 
     def left_to_prove() -> bool:
         return bound < FAR if best is None else best.value_ns > bound
 
-    if left_to_prove() and best is not None and problem.n_operators <= BOUND_OPERATORS:
-        known = [start.placement for start in starts]
-        first = improve(problem, known, rounds=FIRST_ROUNDS, seed=request.seed, target_ns=bound)
-        best = _better(best, start_from(problem, first, request, "search"))
     series = _series(problem)
+    blocks = None if series or not left_to_prove() else repeated(problem, clock.request(0.3))
+    if blocks is not None:
+        best = _better(best, start_from(problem, blocks.place(), request, "repeated blocks"))
+        bound = max(bound, repeated_bound_ns(blocks, clock.left(0.2), request.seed))
+        steps.append(f"repeated blocks {len(blocks.example)} kinds, {blocks.solves} solves, bound {bound}")
+    line = Improvement(problem, [start.placement for start in starts], request.seed) if starts else None
+
+    def search(share: float | None, rounds: int | None = None) -> Start | None:
+        """Go on with one line of search, the same as that of ``search``."""
+        if line is None or best is None or not left_to_prove():
+            return best
+        line.offer(best.placement)
+        limit = None if share is None else clock.left(share)
+        answer = line.run(time_limit_s=limit, rounds=rounds, target_ns=bound)
+        return _better(best, start_from(problem, answer, request, "search"))
+
+    if problem.n_operators <= BOUND_OPERATORS:
+        best = search(None, FIRST_ROUNDS)
     if left_to_prove() and series and best is not None:
         outcome = decompose(
             problem, upper_ns=best.value_ns, time_limit_s=clock.left(0.9), workers=request.workers, seed=request.seed
@@ -86,8 +117,9 @@ def _latency(problem: PlacementProblem, request: Request) -> Placement:
         best, bound = _by_cp(problem, request, min(2.0, clock.left(0.2)), best, bound, steps)
     if left_to_prove():
         if not small:
-            best = _better(best, _search_chains(problem, clock.request(0.4), bound))
-        best = _better(best, _search(problem, clock.request(0.4 if small else 0.6), starts, best, bound))
+            coarse = COARSE if problem.n_operators <= BOUND_OPERATORS else MOSTLY_COARSE
+            best = _better(best, _search_chains(problem, clock.request(coarse), bound))
+        best = search(0.6 if small or clock.left(1.0) > WORTH_A_BOUND_S else 0.9)
         if small and left_to_prove():
             best, bound = _by_cp(problem, request, clock.left(0.8), best, bound, steps)
         if best is not None and _can_be_bounded(problem) and not series:
@@ -102,19 +134,63 @@ def _latency(problem: PlacementProblem, request: Request) -> Placement:
 
 def _throughput(problem: PlacementProblem, request: Request) -> Placement:
     if problem.network == "fair":  # a period counts the loads of devices only, as under ``none``
-        answer = _throughput(problem.with_network("none"), request)
-        return replace(answer, order=None, transfer_order=None)
+        if request.max_latency_ns is None:
+            answer = _throughput(problem.with_network("none"), request)
+            return replace(answer, order=None, transfer_order=None)
+        answer = _throughput(problem.with_network("one-port"), request)  # for the latencies; it proves nothing of fair
+        return replace(answer, lower_bound_ns=0, status="feasible" if len(answer.device) else "limit")
     clock = _Clock(request)
     starts = find_starts(problem, clock.request(0.3), CHEAP)
     steps = [f"{start.policy} {start.value_ns}" for start in starts]
-    best, bound = (starts[0] if starts else None), lower_bound_ns(problem, "throughput")
-    for name in PIPELINES:
+    best = starts[0] if starts else None
+    bound = lower_bound_ns(problem, "throughput", replicas=request.replicas, time_limit_s=clock.left(BOUND))
+
+    def search(share: float, rounds: int | None = None) -> None:
+        nonlocal best
+        if best is None or best.value_ns <= bound or best.placement.replicas:
+            return
+        answer = improve_period(
+            problem, best.placement, time_limit_s=clock.left(share), rounds=rounds, seed=request.seed, target_ns=bound
+        )
+        start = start_from(problem, answer, request, "search")
+        best = _better(best, start)
+        starts.extend([] if start is None else [start])
+
+    search(PERIOD, PERIOD_ROUNDS)
+    for name, share in PIPELINES.items():
+        large = request.max_latency_ns is not None and problem.n_operators > EXACT_OPERATORS
         if name not in policy_names() or (best is not None and best.value_ns <= bound):
             continue
-        answer = load_policy(name).place(problem, clock.request(0.5))
+        if name == "milp-throughput" and large:  # with a latency it orders operators pairwise; `diviml` coarsens first
+            continue
+        answer = load_policy(name).place(problem, clock.request(share))
         bound = max(bound, answer.lower_bound_ns)
-        best = _better(best, start_from(problem, answer, request, name))
+        start = start_from(problem, answer, request, name)
+        best = _better(best, start)
+        starts += [] if start is None else [start]
+    search(0.9)
+    if request.replicas > 1:
+        pool = [one for start in starts for one in start.placement.cycle]
+        best = _better(best, cycle_from(problem, pool, request))
     return _answer(best, bound, steps)
+
+
+def _within(problem: PlacementProblem, request: Request) -> Placement:
+    """Return the least latency under a limit on the period: by latency, by throughput, by the model of streams."""
+    clock = _Clock(request)
+    alone = _latency(problem, clock.request(0.3))
+    stream = _throughput(problem, replace(clock.request(0.4), objective="throughput", max_period_ns=None))
+    name = "milp" if problem.n_operators <= EXACT_OPERATORS else "diviml"
+    turns = load_policy(name).place(problem, clock.request(0.9))
+    answers = {"latency alone": alone, "throughput": stream, name: turns}
+    found = [start_from(problem, answer, request, by) for by, answer in answers.items()]
+    best = min((start for start in found if start is not None), key=lambda start: start.value_ns, default=None)
+    missed = stream.lower_bound_ns > (request.max_period_ns or FAR)
+    if missed or "infeasible" in {answer.status for answer in answers.values()}:
+        bound = FAR
+    else:
+        bound = max(alone.lower_bound_ns, turns.lower_bound_ns)
+    return _answer(best, bound, [f"{name} {turns.status}"])
 
 
 def _fair(policy: Policy, problem: PlacementProblem, request: Request) -> Placement:
@@ -131,14 +207,17 @@ def _fair(policy: Policy, problem: PlacementProblem, request: Request) -> Placem
             bound = answer.lower_bound_ns
         if len(answer.device) == problem.n_operators:
             candidates += [answer, replace(answer, order=None, transfer_order=None)]
-        else:
+        elif network == "none":
             status = answer.status
     for name in CHEAP:
         if name in policy_names() and (not candidates or clock.left(1.0) > 0):
             answer = load_policy(name).place(problem, clock.request(0.5))
             if len(answer.device) == problem.n_operators and fits(problem, answer.device):
                 candidates.append(answer)
-    found = [(simulate(problem, one, engine="simpy").makespan_ns, one) for one in candidates]
+    longest = request.max_period_ns
+    if longest is not None:
+        candidates = [one for one in candidates if period_ns(problem, one.devices) <= longest]
+    found = [(simulate(problem, one, engine="simpy").latency_ns, one) for one in candidates]
     if not found:
         return Placement(device=np.zeros(0, dtype=np.int64), status=status)
     value, best = min(found, key=lambda pair: pair[0])
@@ -176,26 +255,17 @@ def _by_cp(
     return best, max(bound, answer.bound_ns)
 
 
-def _search(
-    problem: PlacementProblem, request: Request, starts: list[Start], best: Start | None, bound: int
-) -> Start | None:
-    known = [start.placement for start in ([best] if best else []) + starts]
-    if not known:
-        return None
-    answer = improve(problem, known, time_limit_s=request.time_limit_s, seed=request.seed, target_ns=bound)
-    return start_from(problem, answer, request, "search")
-
-
 def _search_chains(problem: PlacementProblem, request: Request, bound: int) -> Start | None:
     """Search with every chain as one operator: far fewer choices, and most good answers keep chains together."""
     coarse = contract(problem, chains(problem))
     if coarse.problem.n_operators > FEWER * problem.n_operators:
         return None
     clock = _Clock(request)
-    starts = [start.placement for start in find_starts(coarse.problem, clock.request(0.3), CHEAP)]
+    starts = find_starts(coarse.problem, clock.request(0.3), CHEAP)
     if not starts:
         return None
-    answer = improve(coarse.problem, starts, time_limit_s=clock.left(0.9), seed=request.seed, target_ns=bound)
+    known = [starts[0].placement]
+    answer = improve(coarse.problem, known, time_limit_s=clock.left(0.9), seed=request.seed, target_ns=bound)
     return start_from(problem, coarse.invert(answer), request, "search of chains")
 
 

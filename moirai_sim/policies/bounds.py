@@ -25,28 +25,42 @@ FAR = 2**60
 """Stands for an impossible time; sums of a few still fit 64 bits."""
 LP_OPERATORS = 3_000
 """Problems above this size get the bounds that need no linear programme of the whole graph."""
+LP_S = 20.0
+"""Time that a linear programme gets where nobody says how much there is."""
 
 
 _known: WeakKeyDictionary[PlacementProblem, dict[str, int]] = WeakKeyDictionary()
 """Bounds already computed: problems do not change, and several layers ask for the bound of the same one."""
 
 
-def lower_bound_ns(problem: PlacementProblem, objective: Objective = "latency") -> int:
-    """Return the best bound that is cheap for the size of the problem, ns."""
+def lower_bound_ns(
+    problem: PlacementProblem, objective: Objective = "latency", *, replicas: int = 1, time_limit_s: float = LP_S
+) -> int:
+    """Return the best bound that is cheap for the size of the problem, ns.
+
+    A linear programme that is not solved within ``time_limit_s`` gives way to equal weights of all devices.
+
+    Several ``replicas`` lower the period, not the latency of a request: their loads are a convex combination, which is
+    what the linear programme of `load_ns` allows; but no single operator must be a device's work any more.
+    """
     if not problem.n_operators:
         return 0
     known = _known.setdefault(problem, {})
-    if objective not in known:
-        known[objective] = _best_bound_ns(problem, objective)
-    return known[objective]
+    what = "shared" if objective == "throughput" and replicas > 1 else objective
+    if what not in known:
+        if what == "shared":
+            known[what] = _dual(problem, with_paths=False, time_limit_s=time_limit_s)
+        else:
+            known[what] = _best_bound_ns(problem, objective, time_limit_s)
+    return known[what]
 
 
-def _best_bound_ns(problem: PlacementProblem, objective: Objective) -> int:
-    bounds = [load_ns(problem)]
+def _best_bound_ns(problem: PlacementProblem, objective: Objective, time_limit_s: float) -> int:
+    bounds = [load_ns(problem, time_limit_s)]
     if objective == "latency":
         bounds.append(critical_path_ns(problem))
         if problem.n_operators <= LP_OPERATORS:
-            bounds.append(path_and_load_ns(problem))
+            bounds.append(path_and_load_ns(problem, time_limit_s))
     return max(bounds)
 
 
@@ -136,25 +150,25 @@ def _longest(order, indptr, edge_ids, other, tensor, duration, hop, reach):  # t
 # --- loads -----------------------------------------------------------------------------------------------------------
 
 
-def load_ns(problem: PlacementProblem) -> int:
+def load_ns(problem: PlacementProblem, time_limit_s: float = LP_S) -> int:
     """Return a bound from work alone: some device is busy at least this long, memory respected, ns.
 
     The linear relaxation of R||Cmax by device type: ``min T`` with ``sum_i p[i, t] x[i, t] <= count[t] T``,
     ``sum_t x[i, t] = 1`` and, where memory binds, ``sum_i m[i] x[i, t] <= memory of the devices of type t``.
     """
     longest = int(np.where(problem.operator_ns < 0, FAR, problem.operator_ns).min(axis=1).max(initial=0))
-    return max(longest, _dual(problem, with_paths=False))
+    return max(longest, _dual(problem, with_paths=False, time_limit_s=time_limit_s))
 
 
-def path_and_load_ns(problem: PlacementProblem) -> int:
+def path_and_load_ns(problem: PlacementProblem, time_limit_s: float = LP_S) -> int:
     """Return the bound of critical path and loads in one linear programme, ns.
 
     As `load_ns`, with starts ``S_j >= S_i + sum_t p[i, t] x[i, t]`` on every edge and ``T >= S_i + sum_t p x``.
     """
-    return _dual(problem, with_paths=True)
+    return _dual(problem, with_paths=True, time_limit_s=time_limit_s)
 
 
-def _dual(problem: PlacementProblem, *, with_paths: bool) -> int:
+def _dual(problem: PlacementProblem, *, with_paths: bool, time_limit_s: float = LP_S) -> int:
     """Solve the linear programme, read multipliers off its dual, and evaluate them exactly enough to be proven."""
     from scipy.optimize import linprog
     from scipy.sparse import coo_array, csr_array
@@ -200,11 +214,14 @@ def _dual(problem: PlacementProblem, *, with_paths: bool) -> int:
     high[: n * t] = np.where(usable.reshape(-1), 1.0, 0.0)
     answer = linprog(
         goal, A_ub=matrix, b_ub=np.concatenate(right), A_eq=assign, b_eq=np.ones(n),
-        bounds=np.column_stack([np.zeros(width), high]), method="highs", options={"time_limit": 20.0},
+        bounds=np.column_stack([np.zeros(width), high]), method="highs", options={"time_limit": time_limit_s},
     )  # fmt: skip
-    if answer.status != 0:  # time limit, or infeasible for want of memory: nothing is claimed
+    if answer.status == 1:  # the limit: any multipliers are valid, and equal ones need no programme
+        multipliers = np.append(np.ones(t), np.zeros(height - t))
+    elif answer.status != 0:  # infeasible for want of memory, or the solver broke down: nothing is claimed
         return 0
-    multipliers = np.maximum(-answer.ineqlin.marginals, 0.0)
+    else:
+        multipliers = np.maximum(-answer.ineqlin.marginals, 0.0)
     work = multipliers[:t]
     pressure = np.zeros(t)
     pressure[limited] = multipliers[t : t + len(limited)]

@@ -1,9 +1,20 @@
 """Latency of dnn-partitioning instances by their own published rules, and good placements under these rules.
 
-Tarnawski et al., "Efficient Algorithms for Device Placement of DNN Graph Operators" (NeurIPS 2020), latency objective:
-each accelerator runs one contiguous piece atomically. It waits for all inputs of the piece, reads them from host memory
-(each once), computes, and writes what others read back to host memory (each once); only then can others go on. CPU
-operators run as soon as their inputs are in host memory, without limit on their number.
+Tarnawski et al., "Efficient Algorithms for Device Placement of DNN Graph Operators" (NeurIPS 2020), latency objective.
+The rules are those of the released code (github.com/msr-fiddle/dnn-partitioning: the evaluator of
+``latency-greedy/greedy.cpp`` and the programme of ``latency-ip/lip.py`` with one piece an accelerator), read there:
+
+- An accelerator runs one *piece*, the operators placed on it, as one call. The pieces and the single CPU operators wait
+  for each other without a cycle, which is what contiguity comes to.
+- A piece starts when every operator outside that it reads from has ended, and an operator in a piece ends with the
+  piece. Its length is the sum of what it reads (each outside producer's cost, once, also from a CPU), its operators'
+  times, and what it writes (the cost of each operator that anything outside reads, once, also for a CPU). Nothing of
+  this overlaps. Transfers go through host memory, which serves any number of them at a time.
+- A CPU operator starts when its producers have ended, and pays nothing for data. CPUs are without limit in number
+  (``maxCPUs`` is not used) and in memory.
+- The sizes on an accelerator stay within its memory (the evaluator only warns; the programme and this module insist).
+  Unsupported operators run on CPUs; operators of one colour share an accelerator, or are all on CPUs.
+- Several pieces an accelerator, one after another (``MAX_SUBGRAPHS_PER_FPGA`` above 1), are an option there, not here.
 """
 
 from __future__ import annotations

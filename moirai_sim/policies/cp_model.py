@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import gcd
 from typing import TYPE_CHECKING, Any
 
@@ -228,6 +229,22 @@ class CpModel:
                 model.add(self.makespan >= sum(load))
         model.minimize(self.makespan)
 
+    def hold_at_least(self, device: int, weight_bytes: int) -> None:
+        """Let a device hold at least so much; before it is solved."""
+        if self.feasible:
+            held = [int(self.problem.weight_bytes[i]) * on[device] for i, on in enumerate(self.on) if device in on]
+            self.model.add(sum(held) >= weight_bytes)
+
+    def keep_order(self, device: NDArray[np.int64], schedule: Schedule, kept: NDArray[np.bool_]) -> None:
+        """Let operators (``kept`` [n]) that share a device keep the order of a schedule; before it is solved."""
+        if not self.feasible:
+            return
+        for k in range(self.problem.n_devices):
+            there = np.flatnonzero(kept & (device == k))
+            order = there[np.lexsort((schedule.operator_end_ns[there], schedule.operator_start_ns[there]))].tolist()
+            for first, then in pairwise(order):
+                self.model.add(self.start[then] >= self.end[first])
+
     def hint(self, placement: Placement, schedule: Schedule) -> None:
         """Tell the solver a known answer; it need not fit into the horizon."""
         if not self.feasible:
@@ -238,8 +255,11 @@ class CpModel:
                     self.model.add_hint(x, int(placement.device[i] == k))
             self.model.add_hint(self.start[i], int(schedule.operator_start_ns[i]) // self.step_ns)
 
-    def solve(self, time_limit_s: float, *, seed: int = 0, workers: int = 1) -> CpAnswer:
-        """Solve within a time limit; with one worker equal seeds give equal answers if the limit is not met."""
+    def solve(self, time_limit_s: float, *, seed: int = 0, workers: int = 1, work: float | None = None) -> CpAnswer:
+        """Solve within a time limit; with one worker equal seeds give equal answers if the limit is not met.
+
+        ``work`` limits CP-SAT's deterministic time, which equals seconds roughly and is the same on every machine.
+        """
         from ortools.sat.python import cp_model
 
         beyond = (self.horizon + 1) * self.step_ns
@@ -249,6 +269,8 @@ class CpModel:
         solver.parameters.max_time_in_seconds = max(0.01, time_limit_s)
         solver.parameters.random_seed = seed
         solver.parameters.num_workers = workers
+        if work is not None:
+            solver.parameters.max_deterministic_time = work
         if workers > 1:
             solver.parameters.interleave_search = True  # deterministic, unlike a race of threads
         code = solver.solve(self.model)

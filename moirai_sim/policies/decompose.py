@@ -9,6 +9,9 @@ shortest path under the bounds is at any time a proven lower bound of the whole,
 An arc is worked on destructively: the solver looks for a module's answer at most a few percent above the arc's bound.
 Either it finds an optimum, or the bound rises by those few percent. Such narrow questions are answered within
 milliseconds where the whole question ("what is the optimum?") takes minutes, because most choices do not fit.
+
+Before it is worked on, a moment of search gives an arc a first answer. So there is soon a path of known answers, which
+is an answer to the whole: it stops the solver from looking for what is no better, and is what is left if time runs out.
 """
 
 from __future__ import annotations
@@ -22,8 +25,10 @@ import numpy as np
 
 from moirai_sim.placement import Placement
 from moirai_sim.policies.bounds import FAR, critical_path_ns, heads_and_tails, load_ns
-from moirai_sim.policies.cp_model import CpAnswer, CpModel
-from moirai_sim.policies.modules import Module, ancestors, cut_vertices, modules_of, restrict
+from moirai_sim.policies.cp_model import CpModel
+from moirai_sim.policies.modules import Module, ancestors, assemble, cut_vertices, modules_of, restrict
+from moirai_sim.policies.search import improve
+from moirai_sim.simulation.replay import replay
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,22 +53,34 @@ class Arcs:
     module: Module
     bound: NDArray[np.int64]
     """[s, t] proven lower bound; one row where there is no entry, one column where there is no exit."""
-    exact: NDArray[np.bool_]
-    """[s, t] the bound is the optimum."""
+    known: NDArray[np.int64]
+    """[s, t] length of the best answer found, FAR for none."""
     spent: NDArray[np.float64]
     """[s, t] seconds of the last solve that hit its limit."""
     placements: dict[tuple[int, int], Placement] = field(default_factory=dict)
-    """Optimal placements of the module, by position in ``bound``."""
+    """Placements of the module that take ``known``, by position; links need none."""
+
+    @property
+    def exact(self) -> NDArray[np.bool_]:
+        """[s, t] whether the bound is the optimum."""
+        return self.bound >= self.known
+
+    def learn(self, where: tuple[int, int], placement: Placement, value_ns: int) -> None:
+        """Keep an answer if it is better than what is known."""
+        if value_ns < self.known[where]:
+            self.known[where] = value_ns
+            self.placements[where] = placement
 
 
 @dataclass(eq=False)
 class Decomposition:
-    """The outcome: a proven bound, and an optimum of the problem (memory and co-location aside) where it was found."""
+    """The outcome, memory and co-location aside: a proven bound, and an answer that is an optimum if it is as long."""
 
     bound_ns: int
     placement: Placement | None
+    """The best path of modules' answers; None where none is better than what was known before."""
     value_ns: int
-    """Makespan of ``placement``."""
+    """Makespan of ``placement``, else of what was known before."""
     modules: int
     solves: int
 
@@ -90,33 +107,30 @@ def decompose(
     modules = modules_of(problem, cut_vertices(problem))
     chain = _chain(modules)
     solves = 0
+    best: list[int] | None = None
     with ThreadPoolExecutor(max_workers=workers) as pool:
         while True:
-            forward, backward = _distances(chain)
+            lengths = [arcs.bound for arcs in chain]
+            forward = _forward(lengths)
             bound = int(min(forward[-1].min(), FAR))
-            path = _path(chain, forward)
-            todo = _unsolved(chain, path)
-            if bound >= upper_ns:
-                return Decomposition(upper_ns, None, upper_ns, len(modules), solves)
-            if not todo:
-                return Decomposition(bound, _assemble(problem, modules, chain, path), bound, len(modules), solves)
-            todo = [c for c in todo if len(modules[c].operators) <= LARGEST]
+            stitched = _forward([arcs.known for arcs in chain])
+            if int(stitched[-1].min()) < upper_ns:
+                upper_ns, best = int(stitched[-1].min()), _path([arcs.known for arcs in chain], stitched)
+            path = _path(lengths, forward)
+            todo = [
+                c
+                for c in _unsolved(chain, path)
+                if len(modules[c].operators) <= LARGEST or chain[c].known[path[c], path[c + 1]] >= FAR
+            ]
             left = deadline - time.perf_counter()
-            if left <= 0.05 or not todo:
-                return Decomposition(bound, None, upper_ns, len(modules), solves)
-            jobs = []
-            for arcs, where, slack in _jobs(chain, path, todo, forward, backward, upper_ns):
-                limit = min(left, max(solve_limit_s, 4 * float(arcs.spent[where])))
-                jobs.append((arcs, where, pool.submit(_solve, arcs, where, slack, limit, deadline, seed), limit))
-            for arcs, where, job, limit in jobs:
-                answer = job.result()
-                solves += 1
-                arcs.bound[where] = max(int(arcs.bound[where]), answer.bound_ns)
-                if answer.status == "optimal" and answer.placement is not None:
-                    arcs.placements[where] = answer.placement
-                    arcs.exact[where] = True
-                elif answer.status != "infeasible":
-                    arcs.spent[where] = limit
+            if bound >= upper_ns or left <= 0.05 or not todo:
+                break
+            backward = _forward([length.T for length in reversed(lengths)])[::-1]
+            jobs = _jobs(chain, path, todo, forward, backward, upper_ns)
+            solves += len(jobs)
+            list(pool.map(lambda job: _work_on(job[0], job[1], job[2], deadline, solve_limit_s, seed), jobs))
+    placement = None if best is None else assemble(problem, modules, _parts(problem, modules, chain, best))
+    return Decomposition(min(bound, upper_ns), placement, upper_ns, len(modules), solves)
 
 
 def near_cut_bound_ns(
@@ -133,6 +147,8 @@ def near_cut_bound_ns(
     deadline = time.perf_counter() + time_limit_s
     best, most = problem, -1
     for share in DROPPED_SHARES:
+        if time.perf_counter() > deadline - time_limit_s / 2:
+            break
         smaller, _ = restrict(problem, ~_off_the_line(problem, related, share))
         promise = sum(_promise(module) for module in modules_of(smaller, cut_vertices(smaller)))
         if promise > most:
@@ -190,10 +206,8 @@ def _first_bounds(module: Module) -> Arcs:
         else:
             rows.append(np.array([int(np.minimum(head + duration + tail, FAR).min(axis=1).max())]))
     bound = np.maximum(np.stack(rows), work)
-    exact = bound >= FAR
-    if module.is_link:
-        exact = np.ones_like(exact)
-    return Arcs(module, bound, exact, np.zeros(bound.shape))
+    known = bound.copy() if module.is_link else np.full_like(bound, FAR)
+    return Arcs(module, bound, known, np.zeros(bound.shape))
 
 
 def _chain(modules: list[Module]) -> list[Arcs]:
@@ -208,23 +222,20 @@ def _chain(modules: list[Module]) -> list[Arcs]:
     return chain
 
 
-def _distances(chain: list[Arcs]) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
-    """Return the least distance from the start to each side of each module, and from there to the end, ns."""
-    forward = [np.zeros(chain[0].bound.shape[0], dtype=np.int64)]
-    for arcs in chain:
-        forward.append(np.minimum((forward[-1][:, None] + arcs.bound).min(axis=0), FAR))
-    backward = [np.zeros(chain[-1].bound.shape[1], dtype=np.int64)]
-    for arcs in reversed(chain):
-        backward.append(np.minimum((backward[-1][None, :] + arcs.bound).min(axis=1), FAR))
-    return forward, backward[::-1]
+def _forward(lengths: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+    """Return the least distance from the start to each side of each module, ns."""
+    forward = [np.zeros(lengths[0].shape[0], dtype=np.int64)]
+    for length in lengths:
+        forward.append(np.minimum((forward[-1][:, None] + length).min(axis=0), FAR))
+    return forward
 
 
-def _path(chain: list[Arcs], forward: list[NDArray[np.int64]]) -> list[int]:
+def _path(lengths: list[NDArray[np.int64]], forward: list[NDArray[np.int64]]) -> list[int]:
     """Return the positions that a shortest path visits, one more than there are modules; ties by smaller index."""
     at = int(forward[-1].argmin())
     path = [at]
-    for arcs, distance in zip(reversed(chain), reversed(forward[:-1]), strict=True):
-        at = int((distance + arcs.bound[:, at]).argmin())
+    for length, distance in zip(reversed(lengths), reversed(forward[:-1]), strict=True):
+        at = int((distance + length[:, at]).argmin())
         path.append(at)
     return path[::-1]
 
@@ -252,40 +263,43 @@ def _jobs(
     return list(jobs.values())
 
 
-def _solve(
-    arcs: Arcs, where: tuple[int, int], slack_ns: int, time_limit_s: float, deadline: float, seed: int
-) -> CpAnswer:
+def _work_on(
+    arcs: Arcs, where: tuple[int, int], slack_ns: int, deadline: float, time_limit_s: float, seed: int
+) -> None:
     """Work on one arc: find its optimum, or raise its bound by a step; lengths above ``slack_ns`` are of no use."""
     module = arcs.module
     problem = module.between(where[0] if module.entry else -1, where[1] if module.exit else -1)
-    left = min(time_limit_s, deadline - time.perf_counter())
-    if left <= 0:
-        return CpAnswer("limit", None, 0, 0)
-    step = max(int(arcs.bound[where] * STEP), slack_ns // 1000) + 1
-    return CpModel(problem, min(slack_ns, int(arcs.bound[where]) + step)).solve(left, seed=seed)
+    if arcs.known[where] >= FAR:
+        placement = improve(problem, _on_one_device(problem), rounds=1, seed=seed)
+        arcs.learn(where, placement, replay(problem, placement).makespan_ns)
+    bound, known = int(arcs.bound[where]), int(arcs.known[where])
+    limit = min(max(time_limit_s, 4 * float(arcs.spent[where])), deadline - time.perf_counter())
+    if bound >= known or limit <= 0 or len(module.operators) > LARGEST:
+        return
+    step = max(int(bound * STEP), slack_ns // 1000) + 1
+    answer = CpModel(problem, min(slack_ns, bound + step, known - 1)).solve(limit, seed=seed)
+    arcs.bound[where] = min(max(bound, answer.bound_ns), known)
+    if answer.placement is not None:
+        arcs.learn(where, answer.placement, answer.makespan_ns)
+    if answer.status not in ("optimal", "infeasible"):
+        arcs.spent[where] = limit
 
 
-def _assemble(problem: PlacementProblem, modules: list[Module], chain: list[Arcs], path: list[int]) -> Placement:
-    """Join the modules' placements, each after the one before."""
-    n, m = problem.n_operators, len(problem.edges)
-    device = np.full(n, -1, dtype=np.int64)
-    order, transfer_order = np.full(n, -1, dtype=np.int64), np.full(m, -1, dtype=np.int64)
-    base = 0
+def _on_one_device(problem: PlacementProblem) -> list[Placement]:
+    """Return a start a device: everything that it can run on it, the rest where it runs fastest."""
+    duration = np.where(problem.device_ns < 0, FAR, problem.device_ns)
+    fastest = duration.argmin(axis=1)
+    return [Placement(device=np.where(duration[:, k] < FAR, k, fastest)) for k in range(problem.n_devices)]
+
+
+def _parts(problem: PlacementProblem, modules: list[Module], chain: list[Arcs], path: list[int]) -> list[Placement]:
+    """Return the placements of the modules along a path."""
+    parts = []
     for c, module in enumerate(modules):
-        size = len(module.operators) + len(module.edges)
-        first = 1 if module.entry else 0
         if module.is_link:
-            device[module.operators] = path[c], path[c + 1]
             crosses = path[c] != path[c + 1] and problem.edge_tensor[module.edges[0]] >= 0
-            transfer_order[module.edges[0]] = base if crosses else -1
-            order[module.operators[1]] = base + 1
+            ends, sent = np.array([path[c], path[c + 1]]), np.array([1 if crosses else -1])
+            parts.append(Placement(device=ends, order=np.array([0, 2]), transfer_order=sent))
         else:
-            part = chain[c].placements[path[c], path[c + 1]]
-            device[module.operators[first:]] = part.device[first:]
-            if part.order is None or part.transfer_order is None:
-                raise ValueError("a module's answer has no order")
-            order[module.operators[first:]] = base + part.order[first:]
-            sent = part.transfer_order >= 0
-            transfer_order[module.edges[sent]] = base + part.transfer_order[sent]
-        base += size + 1
-    return Placement(device=device, order=order, transfer_order=transfer_order)
+            parts.append(chain[c].placements[path[c], path[c + 1]])
+    return parts

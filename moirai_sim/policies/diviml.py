@@ -10,14 +10,18 @@ import numpy as np
 from moirai_sim.placement import Placement
 from moirai_sim.policies.auto import Auto
 from moirai_sim.policies.cp_model import CpModel
+from moirai_sim.policies.milp import Milp
 from moirai_sim.policies.milp_throughput import MilpThroughput
 from moirai_sim.policies.modules import Module, cut_vertices, modules_of
-from moirai_sim.policies.reductions import Contraction, chains, contract
-from moirai_sim.policies.starts import Start, find_starts, start_from
+from moirai_sim.policies.reductions import coarse
+from moirai_sim.policies.repeated import repeated
+from moirai_sim.policies.repeated_bound import repeated_bound_ns
+from moirai_sim.policies.starts import Start, cycle_from, find_starts, start_from
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from moirai_sim.placement import Status
     from moirai_sim.policies.base import Request
     from moirai_sim.problem import PlacementProblem
 
@@ -25,6 +29,8 @@ MODULE_OPERATORS = 60
 """Modules above this size keep the placement of the heuristic."""
 UNITS = 60
 """Number of groups into which a graph is coarsened for throughput."""
+TIMED_UNITS = 24
+"""The same where latency matters too: that model orders operators pairwise, and grows with the square."""
 
 
 class DiviML:
@@ -33,6 +39,8 @@ class DiviML:
     Latency: the modules are those between cut vertices. In series order, each is solved exactly from the device where
     the one before ended, equal ones once; modules too large for that keep the placement of the best heuristic. What is
     lost against an exact answer is the choice of the device between two modules, which each makes for itself.
+    Where the modules repeat themselves, as the layers of a language model do, one of each kind is solved for each kind
+    of server, and the layers are shared out by a dynamic programme (`repeated`), with memory.
     Throughput: the graph is coarsened along its topological order into at most 60 groups of equal work, whose exact
     programme (``milp-throughput``) is solved, and expanded. The bound is that of the original: critical path, loads and
     both (`bounds`), not the harmonic mean, which is wrong for unrelated devices. Without series structure, with binding
@@ -44,16 +52,25 @@ class DiviML:
     def place(self, problem: PlacementProblem, request: Request) -> Placement:
         """Return the stitched answer, or that of the best heuristic where it is better."""
         if request.objective == "throughput":
-            return _throughput(problem, request)
+            return _stream(problem, request)
+        if request.max_period_ns is not None and problem.network != "fair":
+            return _stream(problem, request)
         cuts = cut_vertices(problem)
         if problem.network == "fair" or len(cuts) < 2 or problem.colocation is not None:
             return Auto().place(problem, request)
         starts = find_starts(problem, replace(request, time_limit_s=request.time_limit_s / 4))
         if not starts:
             return Auto().place(problem, request)
-        stitched = start_from(problem, _stitch(problem, cuts, starts[0], request), request, self.name)
+        blocks = repeated(problem, replace(request, time_limit_s=request.time_limit_s / 2))
+        stitched = None if blocks is None else start_from(problem, blocks.place(), request, self.name)
+        bound = 0 if blocks is None else repeated_bound_ns(blocks, request.time_limit_s / 8, request.seed)
+        if stitched is None:
+            stitched = start_from(problem, _stitch(problem, cuts, starts[0], request), request, self.name)
         best = min([one for one in (stitched, starts[0]) if one], key=lambda one: one.value_ns)
-        return replace(best.placement, status="feasible", provenance={"found_by": best.policy, "cuts": len(cuts)})
+        facts: dict[str, object] = {"found_by": best.policy, "cuts": len(cuts)}
+        if blocks is not None:
+            facts |= {"kinds_of_blocks": len(blocks.example), "solves": blocks.solves}
+        return replace(best.placement, status="feasible", lower_bound_ns=min(bound, best.value_ns), provenance=facts)
 
 
 def _stitch(problem: PlacementProblem, cuts: NDArray[np.int64], start: Start, request: Request) -> Placement:
@@ -91,22 +108,29 @@ def start_from_devices(problem: PlacementProblem, device: NDArray[np.int64]) -> 
     return replay(problem, Placement(device=device)).makespan_ns
 
 
-def _throughput(problem: PlacementProblem, request: Request) -> Placement:
-    merged = _coarse(problem)
-    answer = merged.invert(MilpThroughput().place(merged.problem, request))
-    if not len(answer.device) and not merged.lossless:  # merged operators are harder to fit into memory
-        answer = Auto().place(problem, request)
+def _stream(problem: PlacementProblem, request: Request) -> Placement:
+    limited = request.max_latency_ns is not None or request.max_period_ns is not None
+    merged = coarse(problem, TIMED_UNITS if limited else UNITS)
+    exact = MilpThroughput() if request.objective == "throughput" else Milp()
+    answer = merged.invert(exact.place(merged.problem, request))
+    if not len(answer.device) or request.replicas > 1 or limited:  # merged operators are harder to fit into memory
+        return _best_turns(problem, request, answer)
     return replace(answer, order=None, transfer_order=None)
 
 
-def _coarse(problem: PlacementProblem) -> Contraction:
-    """Merge chains, then neighbours in topological order until each group holds a 60th of the work."""
-    coarse = contract(problem, chains(problem))
-    if coarse.problem.n_operators <= UNITS:
-        return coarse
-    work = np.where(problem.operator_ns < 0, 0, problem.operator_ns).min(axis=1)
-    order = problem.topological_order
-    before = np.concatenate([[0], np.cumsum(work[order])[:-1]])
-    group = np.empty(problem.n_operators, dtype=np.int64)
-    group[order] = np.minimum(UNITS * before // max(1, int(work.sum())), UNITS - 1)
-    return contract(problem, group)
+def _best_turns(problem: PlacementProblem, request: Request, answer: Placement) -> Placement:
+    """Return the best of an answer, the simple policies, and cycles of them and of copies of the whole model."""
+    if problem.network == "fair":
+        return answer
+    starts = find_starts(problem, replace(request, time_limit_s=request.time_limit_s / 4))
+    pool = [one for start in starts for one in start.placement.cycle]
+    pool += answer.cycle if len(answer.device) else ()
+    found = [start_from(problem, answer, request, DiviML.name), *starts, cycle_from(problem, pool, request)]
+    known = [start for start in found if start is not None]
+    if not known:
+        return answer if not len(answer.device) else replace(answer, device=answer.device[:0], status="limit")
+    best = min(known, key=lambda start: start.value_ns)
+    facts = {**answer.provenance, "found_by": best.policy}
+    bound = min(answer.lower_bound_ns, best.value_ns)
+    status: Status = "optimal" if bound >= best.value_ns else "feasible"
+    return replace(best.placement, status=status, lower_bound_ns=bound, provenance=facts)

@@ -14,7 +14,8 @@ from moirai_sim.compiled import kernel
 from moirai_sim.placement import Placement
 from moirai_sim.policies.groups import Groups, groups_of, no_room
 from moirai_sim.policies.ranks import mean_operator_ns, mean_transfer_ns, upward_ranks
-from moirai_sim.simulation.replay import NEVER, with_all_orders
+from moirai_sim.simulation.list_scheduling import NEVER
+from moirai_sim.simulation.replay import with_all_orders
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

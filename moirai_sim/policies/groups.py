@@ -46,6 +46,13 @@ def groups_of(problem: PlacementProblem) -> Groups:
     return Groups(of, weight, can_run, work)
 
 
+def csr(keys: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the positions in ``keys`` of each key below ``size``: where each begins, [size + 1], and all."""
+    indptr = np.zeros(size + 1, dtype=np.int64)
+    np.cumsum(np.bincount(keys, minlength=size), out=indptr[1:])
+    return indptr, np.argsort(keys, kind="stable").astype(np.int64)
+
+
 def no_room(reason: str) -> Placement:
     """Return the answer of a heuristic that ran out of memory, which proves nothing about other placements."""
     return Placement(device=np.zeros(0, dtype=np.int64), status="limit", provenance={"reason": reason})

@@ -14,7 +14,7 @@ import numpy as np
 from moirai_sim.compiled import kernel
 from moirai_sim.placement import Placement, transfer_edges
 from moirai_sim.policies.groups import Groups, groups_of, no_room
-from moirai_sim.simulation.replay import NEVER
+from moirai_sim.simulation.list_scheduling import NEVER
 from moirai_sim.simulation.schedule import Schedule, operator_ready_ns, placement_from_schedule
 
 if TYPE_CHECKING:

@@ -36,8 +36,8 @@ def port_loads_ns(problem: PlacementProblem, device: NDArray[np.int64]) -> tuple
     return sending, receiving
 
 
-def period_ns(problem: PlacementProblem, device: NDArray[np.int64]) -> int:
-    """Return the time between two finished requests of a saturated pipeline: the largest load of a device or port, ns.
+def resource_loads_ns(problem: PlacementProblem, device: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the work that a request gives each device and port, [resources] ns.
 
     Under ``none`` and ``fair`` only the devices count; what a fair network adds is up to the simulator.
     """
@@ -46,24 +46,40 @@ def period_ns(problem: PlacementProblem, device: NDArray[np.int64]) -> int:
         loads += port_loads_ns(problem, device)
     elif problem.network == "half-duplex":
         loads.append(np.add(*port_loads_ns(problem, device)))
-    return int(max(load.max(initial=0) for load in loads))
+    return np.concatenate(loads)
+
+
+def period_ns(problem: PlacementProblem, device: NDArray[np.int64]) -> int:
+    """Return the mean time between two finished requests of a saturated pipeline, rounded up, ns.
+
+    It is the largest load of a device or port; where R placements take turns (``device`` is [R, n] instead of [n]), the
+    largest sum of their loads, over R.
+    """
+    cycle = np.atleast_2d(device)
+    total = np.sum([resource_loads_ns(problem, one) for one in cycle], axis=0)
+    return -(-int(total.max(initial=0)) // len(cycle))
 
 
 def fits(problem: PlacementProblem, device: NDArray[np.int64]) -> bool:
-    """Tell whether a placement respects supported devices, memory and co-location."""
+    """Tell whether a placement [n], or a cycle of them [R, n], respects supported devices, memory and co-location.
+
+    A device holds the weights of an operator once, whichever placements of the cycle put it there.
+    """
+    cycle = np.atleast_2d(device)
     index = np.arange(problem.n_operators)
-    if (problem.operator_ns[index, problem.device_type[device]] < 0).any():
+    if (problem.operator_ns[index, problem.device_type[cycle]] < 0).any():
         return False
+    held, where = np.divmod(np.unique(index * problem.n_devices + cycle), problem.n_devices)
     used = np.zeros(problem.n_devices, dtype=np.int64)
-    np.add.at(used, device, problem.weight_bytes)
+    np.add.at(used, where, problem.weight_bytes[held])
     if (used > problem.memory_bytes).any():
         return False
     if problem.colocation is None:
         return True
     tied = np.flatnonzero(problem.colocation >= 0)
-    home = np.full(int(problem.colocation.max(initial=-1)) + 1, -1, dtype=np.int64)
-    home[problem.colocation[tied]] = device[tied]
-    return bool((home[problem.colocation[tied]] == device[tied]).all())
+    home = np.full((len(cycle), int(problem.colocation.max(initial=-1)) + 1), -1, dtype=np.int64)
+    home[:, problem.colocation[tied]] = cycle[:, tied]
+    return bool((home[:, problem.colocation[tied]] == cycle[:, tied]).all())
 
 
 def memory_binds(problem: PlacementProblem) -> bool:

@@ -8,6 +8,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from scipy.sparse import vstack
 
 from moirai_sim.errors import InputError
 from moirai_sim.placement import Placement, transfer_edges
@@ -21,10 +22,13 @@ from moirai_sim.simulation.schedule import Schedule, placement_from_schedule
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from moirai_sim.placement import Status
     from moirai_sim.policies.base import Request
-    from moirai_sim.policies.starts import Start
+    from moirai_sim.policies.stream_model import StreamModel
     from moirai_sim.problem import PlacementProblem
 
+FAILED = ("solver_error", "unbounded", "unknown")
+"""Statuses of a solver that broke down: its answer and its bound are worth nothing."""
 TOLERANCE = 1e-9
 """Feasibility tolerance asked of the solver; times are scaled to at most 10^4."""
 
@@ -34,7 +38,7 @@ class MilpAnswer:
     """What the solver says of a `MilpModel`."""
 
     status: str
-    """cvxpy's: ``optimal``, ``infeasible``, ``user_limit``, ..."""
+    """cvxpy's: ``optimal``, ``infeasible``, ``user_limit``, ..., and those of `FAILED`."""
     columns: NDArray[np.float64] | None
     bound: float
     """Proven lower bound of T, in units of the model; 0 where there is none."""
@@ -46,7 +50,8 @@ class Milp:
 
     Extensions: half-duplex ports, tensors shared by several consumers, co-location, operators that some devices cannot
     run; windows and horizon from the best of the quick heuristics, which is also the solver's first solution. The order
-    that the solver finds is what counts: its times are made again by the replay, in whole nanoseconds.
+    that the solver finds is what counts: its times are made again by the replay, in whole nanoseconds. Under a
+    limit on the period the model is that of a stream (`stream`), of up to ``replicas`` placements that take turns.
     """
 
     name: ClassVar[str] = "milp"
@@ -56,13 +61,18 @@ class Milp:
         require_latency(request, self.name)
         if problem.network == "fair":
             raise InputError(f"{self.name}: transfers under 'fair' are not linear; use --network one-port, or auto")
+        if request.max_period_ns is not None:
+            from moirai_sim.policies.stream import stream
+
+            return stream(problem, request)
         started = time.perf_counter()
         start = improved_start(problem, request)
         model = MilpModel(problem, start.value_ns if start else longest_ns(problem))
         known_bound = lower_bound_ns(problem)
         model.lower[model.at["T"]] = min(known_bound / model.unit_ns, model.horizon)
         built = time.perf_counter() - started
-        answer = solve(model, request, start, max(0.1, request.time_limit_s - built))
+        first = columns_of(model, start.placement) if start else None
+        answer = solve(model, request, first, max(0.1, request.time_limit_s - built))
         facts: dict[str, object] = {
             "solver": "HiGHS", "columns": model.n_columns, "binaries": model.n_binary,
             "rows": sum(len(rows.right) for rows in model.families.values()), "nodes": answer.nodes,
@@ -78,7 +88,8 @@ class Milp:
             if makespan <= value:
                 placement, value = found, makespan
         if placement is None:
-            return Placement(device=np.zeros(0, dtype=np.int64), status="limit", provenance=facts)
+            status: Status = "error" if answer.status in FAILED else "limit"
+            return Placement(device=np.zeros(0, dtype=np.int64), status=status, provenance=facts)
         bound = max(min(proven_ns(model, answer.bound), value), known_bound)
         return Placement(
             device=placement.device,
@@ -101,41 +112,51 @@ def longest_ns(problem: PlacementProblem) -> int:
     return int(problem.operator_ns.max(axis=1).sum() + slowest[sends[sends >= 0]].sum())
 
 
-def proven_ns(model: MilpModel, bound: float) -> int:
+def proven_ns(model: MilpModel | StreamModel, bound: float) -> int:
     """Return the solver's bound in ns, less its tolerance, rounded up to the next possible makespan."""
     steps = (bound - _margin(model)) * model.unit_ns / model.step_ns
     return max(0, ceil(steps)) * model.step_ns
 
 
-def _margin(model: MilpModel) -> float:
+def _margin(model: MilpModel | StreamModel) -> float:
     """Return how far the solver's bound may be off, in units of the model."""
     return 1e-6 * max(1.0, model.horizon)
 
 
-def solve(model: MilpModel, request: Request, start: Start | None, time_limit_s: float) -> MilpAnswer:
-    """Solve a model with HiGHS through cvxpy, from a known answer if there is one."""
+def canonical(model: MilpModel | StreamModel) -> tuple[dict[str, Any], Any]:
+    """Return the model as cvxpy hands it to HiGHS: its data, and the chain of reductions that ends in the solver.
+
+    Two large constraints over one variable, and SciPy's backend, take cvxpy half the time of a constraint a family.
+    """
     import cvxpy
+
+    columns = cvxpy.Variable(model.n_columns, boolean=(np.arange(model.n_binary),), bounds=[model.lower, model.upper])
+    constraints = []
+    for equal in (False, True):
+        families = [rows for rows in model.families.values() if rows.equal == equal]
+        if families:
+            left = vstack([rows.matrix for rows in families], format="csr") @ columns
+            right = np.concatenate([rows.right for rows in families])
+            constraints.append(left == right if equal else left <= right)
+    problem = cvxpy.Problem(cvxpy.Minimize(columns[model.n_columns - 1]), constraints)
+    data, chain, _ = problem.get_problem_data(cvxpy.HIGHS, canon_backend=cvxpy.SCIPY_CANON_BACKEND)
+    return data, chain
+
+
+def solve(
+    model: MilpModel | StreamModel, request: Request, known: NDArray[np.float64] | None, time_limit_s: float
+) -> MilpAnswer:
+    """Solve a model with HiGHS through cvxpy, from the columns of a known answer if there is one."""
     import highspy
 
-    binary = cvxpy.Variable(model.n_binary, boolean=True)
-    free = model.n_columns - model.n_binary
-    continuous = cvxpy.Variable(free, bounds=[model.lower[model.n_binary :], model.upper[model.n_binary :]])
-    constraints = [binary <= model.upper[: model.n_binary]]
-    for rows in model.families.values():
-        left = rows.matrix[:, : model.n_binary] @ binary + rows.matrix[:, model.n_binary :] @ continuous
-        constraints.append(left == rows.right if rows.equal else left <= rows.right)
-    problem = cvxpy.Problem(cvxpy.Minimize(continuous[free - 1]), constraints)
-    data, chain, _ = problem.get_problem_data(cvxpy.HIGHS)
-    column_of = data["param_prob"].var_id_to_col
+    started = time.perf_counter()
+    data, chain = canonical(model)
     cache: dict[str, Any] = {}
-    if start is not None:
-        values = columns_of(model, start.placement)
+    if known is not None:
         first = highspy.HighsSolution()
-        whole = np.empty(model.n_columns)
-        whole[column_of[binary.id] + np.arange(model.n_binary)] = values[: model.n_binary]
-        whole[column_of[continuous.id] + np.arange(free)] = values[model.n_binary :]
-        first.col_value = whole.tolist()
+        first.col_value = known.tolist()
         cache["HIGHS"] = (None, None, {"model_status": "kOptimal", "solution": first})  # as after an earlier solve
+    time_limit_s = max(0.1, time_limit_s - (time.perf_counter() - started))
     # A bound less than a step below the answer is proof enough: `proven_ns` rounds it up.
     close = max(1e-9, model.step_ns / model.unit_ns - 2 * _margin(model))
     options = {
@@ -143,21 +164,14 @@ def solve(model: MilpModel, request: Request, start: Start | None, time_limit_s:
         "mip_abs_gap": close, "mip_feasibility_tolerance": TOLERANCE, "primal_feasibility_tolerance": TOLERANCE,
     }  # fmt: skip
     highspy.Highs.resetGlobalScheduler(True)  # else it keeps the first solve's threads, and refuses any other number
-    result = chain.solver.solve_via_data(data, start is not None, False, options, cache)
+    result = chain.solver.solve_via_data(data, known is not None, False, options, cache)
     info, solution = result["info"], result["solution"]
-    columns = None
-    if solution.value_valid and len(solution.col_value) == model.n_columns:
-        found = np.array(solution.col_value)
-        columns = np.concatenate(
-            [
-                found[column_of[binary.id] + np.arange(model.n_binary)],
-                found[column_of[continuous.id] + np.arange(free)],
-            ]
-        )
-    bound = float(info.mip_dual_bound)
+    status = chain.solver.STATUS_MAP.get(result["model_status"], "unknown")
+    found = np.array(solution.col_value) if solution.value_valid and status not in FAILED else None
+    bound = 0.0 if status in FAILED else float(info.mip_dual_bound)
     return MilpAnswer(
-        status=chain.solver.STATUS_MAP.get(result["model_status"], "unknown"),
-        columns=columns,
+        status=status,
+        columns=found if found is not None and len(found) == model.n_columns else None,
         bound=bound if np.isfinite(bound) else 0.0,
         nodes=int(info.mip_node_count),
     )

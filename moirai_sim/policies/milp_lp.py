@@ -8,13 +8,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from moirai_sim.policies.milp_model import MilpModel
+    from moirai_sim.policies.stream_model import StreamModel
 
 
-def lp_text(model: MilpModel, families: Sequence[str] | None = None) -> str:
+def lp_text(model: MilpModel | StreamModel, families: Sequence[str] | None = None) -> str:
     """Return the model, or the named families of its constraints only, in LP format."""
     names = model.column_names()
     chosen = list(model.families) if families is None else list(families)
-    lines = ["Minimize", " makespan: T", "Subject To"]
+    goal = names[-1]
+    lines = ["Minimize", f" {'period' if goal == 'P' else 'makespan'}: {goal}", "Subject To"]
     for family in chosen:
         rows = model.families[family]
         matrix = rows.matrix.sorted_indices()

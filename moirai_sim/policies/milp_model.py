@@ -77,9 +77,9 @@ class MilpModel:
         self._memory()
         self._colocation()
         self._routes()
-        self._device_loads()
+        self._at_most_goal("load", self.device_loads())
         if self.objective == "throughput":
-            self._port_loads()
+            self._at_most_goal("port_load", self.port_loads())
             self._interchangeable_devices()
             return
         self._completion()
@@ -209,7 +209,8 @@ class MilpModel:
     ) -> None:  # fmt: skip
         if len(right):
             shape = (len(right), self.n_columns)
-            matrix = coo_array((value, (row, column)), shape=shape).tocsr()
+            where = row.astype(np.int32), column.astype(np.int32)
+            matrix = coo_array((value, where), shape=shape).tocsr()
             self.families[name] = Rows(matrix, np.asarray(right, dtype=np.float64), equal)
 
     def _add_terms(
@@ -341,32 +342,36 @@ class MilpModel:
         n = self.problem.n_operators
         self._add_terms("makespan", [(self.at["C"] + np.arange(n), 1.0), (np.full(n, self.at["T"]), -1.0)], 0)
 
-    def _device_loads(self) -> None:
-        """``sum_i p[i,k] x[i,k] <= T``: no device works longer than the makespan, or than the period."""
+    def device_loads(self) -> csr_array:
+        """Return ``sum_i p[i,k] x[i,k]`` for each device, [k, columns]."""
         n, k = self.duration.shape
-        self._add(
-            "load",
-            np.concatenate([np.tile(np.arange(k), n), np.arange(k)]),
-            np.concatenate([np.arange(n * k), np.full(k, self.at["T"])]),
-            np.concatenate([self.duration.reshape(-1), -np.ones(k)]),
-            np.zeros(k),
-        )
+        entries = self.duration.reshape(-1), (np.tile(np.arange(k), n), np.arange(n * k))
+        return coo_array(entries, shape=(k, self.n_columns)).tocsr()
 
-    def _port_loads(self) -> None:
-        """``sum_lh pc[l,k,h] u[l,k,h] <= T`` for each send port, likewise receive ports; half-duplex: both together."""
-        if self.problem.network == "none" or not len(self.route_leg):
-            return
+    def port_loads(self) -> csr_array:
+        """Return ``sum_lh pc[l,k,h] u[l,k,h]`` for each send port, likewise receive ports; half-duplex: both together.
+
+        [ports, columns], none without contention.
+        """
         k = self.problem.n_devices
-        ports = [self.route_source, k + self.route_target]
-        height = 2 * k
+        ports, height = np.concatenate([self.route_source, k + self.route_target]), 2 * k
         if self.problem.network == "half-duplex":
-            ports, height = [self.route_source, self.route_target], k
+            ports, height = np.concatenate([self.route_source, self.route_target]), k
+        if self.problem.network == "none" or not len(self.route_leg):
+            return csr_array((0, self.n_columns))
         u = self.at["u"] + np.arange(len(self.route_leg))
+        entries = np.tile(self.route_time, 2), (ports, np.tile(u, 2))
+        return coo_array(entries, shape=(height, self.n_columns)).tocsr()
+
+    def _at_most_goal(self, name: str, loads: csr_array) -> None:
+        """``load <= T``: no device or port works longer than the makespan, or than the period."""
+        height = loads.shape[0]
+        entries = loads.tocoo()
         self._add(
-            "port_load",
-            np.concatenate([*ports, np.arange(height)]),
-            np.concatenate([u, u, np.full(height, self.at["T"])]),
-            np.concatenate([self.route_time, self.route_time, -np.ones(height)]),
+            name,
+            np.concatenate([entries.coords[0], np.arange(height)]),
+            np.concatenate([entries.coords[1], np.full(height, self.at["T"])]),
+            np.concatenate([entries.data, -np.ones(height)]),
             np.zeros(height),
         )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import networkx as nx
 import numpy as np
 
+from moirai_sim.placement import Placement
 from moirai_sim.problem import UNSUPPORTED, PlacementProblem
 
 if TYPE_CHECKING:
@@ -116,6 +117,9 @@ class Module:
     """[size] operators of the whole problem, in index order but for the entry (first) and the exit (last)."""
     edges: NDArray[np.int64]
     """Edges of the whole problem, as in ``problem``."""
+    weight_bytes: NDArray[np.int64]
+    """[size] what the operators weigh in the whole problem, but for the entry; the module's own problem leaves memory
+    aside."""
     entry: bool
     exit: bool
     """Whether the last operator is a cut vertex."""
@@ -129,6 +133,11 @@ class Module:
                 duration[row] = UNSUPPORTED
                 duration[row, device] = kept
         return replace(self.problem, operator_ns=duration)
+
+    @property
+    def held_bytes(self) -> int:
+        """What the module weighs."""
+        return int(self.weight_bytes.sum())
 
     @property
     def is_link(self) -> bool:
@@ -193,4 +202,24 @@ def _module(
         colocation=None,
         cluster=None,
     )
-    return Module(problem=module, operators=operators, edges=edges[order], entry=entry, exit=exit_)
+    weight = problem.weight_bytes[operators]
+    weight[: int(entry)] = 0
+    return Module(problem=module, operators=operators, edges=edges[order], weight_bytes=weight, entry=entry, exit=exit_)
+
+
+def assemble(problem: PlacementProblem, modules: list[Module], parts: list[Placement]) -> Placement:
+    """Join placements of the modules, on devices of the whole problem and with orders, each after the one before."""
+    n, m = problem.n_operators, len(problem.edges)
+    device = np.full(n, -1, dtype=np.int64)
+    order, transfer_order = np.full(n, -1, dtype=np.int64), np.full(m, -1, dtype=np.int64)
+    base = 0
+    for module, part in zip(modules, parts, strict=True):
+        first = int(module.entry)
+        if part.order is None or part.transfer_order is None:
+            raise ValueError("a module's answer has no order")
+        device[module.operators[first:]] = part.device[first:]
+        order[module.operators[first:]] = base + part.order[first:]
+        sent = part.transfer_order >= 0
+        transfer_order[module.edges[sent]] = base + part.transfer_order[sent]
+        base += len(module.operators) + len(module.edges) + 1
+    return Placement(device=device, order=order, transfer_order=transfer_order)

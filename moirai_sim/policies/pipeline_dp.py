@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from moirai_sim.compiled import kernel
 from moirai_sim.placement import Placement
 from moirai_sim.policies.groups import groups_of, no_room
-from moirai_sim.simulation.replay import NEVER
+from moirai_sim.simulation.list_scheduling import NEVER
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,6 +25,8 @@ PUBLISHED_FORMAT = "dnn-partitioning"
 MAX_ENTRIES = 50_000_000
 """Most entries (ideals times combinations of devices) of the table; it takes 12 bytes an entry."""
 MAX_IDEALS = 200_000
+LOOKS_S = 0.05
+"""Seconds between two looks at the clock, roughly."""
 STEP = 1.1
 """Growth of the threshold on loads from one attempt to the next."""
 
@@ -44,8 +47,8 @@ class PipelineDp:
     pairs of devices; co-located operators, and all on paths between them, are one. Loads above a threshold are not
     looked at; the threshold grows until an answer lies below it, so that the answer stays exact.
 
-    Where the ideals are too many the policy answers ``limit``. `provenance` holds the number of ideals and the largest
-    load.
+    Where the ideals are too many, or take too long, the policy answers ``limit``. `provenance` holds their number and
+    the largest load.
     """
 
     name: ClassVar[str] = "pipeline-dp"
@@ -55,19 +58,34 @@ class PipelineDp:
         kinds = _kinds(problem)
         graph = _condense(problem, kinds)
         combinations = np.array([len(kind.devices) + 1 for kind in kinds])
-        lattice = _lattice(graph, min(MAX_IDEALS, int(MAX_ENTRIES // combinations.astype(float).prod())))
+        deadline = time.perf_counter() + request.time_limit_s
+        most = min(MAX_IDEALS, int(MAX_ENTRIES // combinations.astype(float).prod()))
+        lattice = _lattice(graph, most, deadline)
         if lattice is None:
-            return no_room("the graph has too many ideals for the dynamic programme")
+            return no_room("the graph has too many ideals for the dynamic programme, or for the time limit")
         stride = np.concatenate([[1], np.cumprod(combinations)[:-1]]).astype(np.int64)
         fastest = np.where(graph.time < 0, NEVER, graph.time).min(axis=1, initial=NEVER)
         whole = int(np.maximum(graph.time, 0).max(axis=1, initial=0).sum()) + 2 * int(graph.cost.sum())
         threshold = max(1, int(fastest.max(initial=0)), int(fastest.sum()) // problem.n_devices)
         while True:
-            best, before, on_kind = _solve(
-                *lattice, graph.time, graph.weight, *graph.inputs, *graph.outputs, graph.cost, graph.readers,
-                np.array([kind.memory for kind in kinds]), np.array([kind.pays for kind in kinds]),
-                kinds[0].overlap, combinations, stride, threshold,
-            )  # fmt: skip
+            n_ideals, n_states = len(lattice[0]) - 1, int(combinations.prod())
+            best = np.full((n_ideals, n_states), NEVER)
+            before = np.full((n_ideals, n_states), -1, dtype=np.int32)
+            on_kind = np.full((n_ideals, n_states), -1, dtype=np.int8)
+            best[0, :] = 0
+            begin, ideals = 1, 16
+            while begin < n_ideals:
+                now = time.perf_counter()
+                if now > deadline:
+                    return no_room("the dynamic programme did not end within the time limit")
+                end = min(n_ideals, begin + ideals)
+                _solve(
+                    *lattice, graph.time, graph.weight, *graph.inputs, *graph.outputs, graph.cost, graph.readers,
+                    np.array([kind.memory for kind in kinds]), np.array([kind.pays for kind in kinds]),
+                    kinds[0].overlap, combinations, stride, threshold, begin, end, best, before, on_kind,
+                )  # fmt: skip
+                begin = end
+                ideals = ideals * 2 if time.perf_counter() - now < LOOKS_S else max(1, ideals // 2)
             last = int(np.argmin(best[-1]))
             if best[-1, last] <= threshold or threshold >= whole:
                 break
@@ -228,10 +246,11 @@ def _grouped(keys: Ints, values: Ints, size: int) -> tuple[Ints, Ints]:
     return indptr, values[np.argsort(keys, kind="stable")].astype(np.int64)
 
 
-def _lattice(graph: _Graph, most: int) -> tuple[Ints, Ints, Ints] | None:
+def _lattice(graph: _Graph, most: int, deadline: float) -> tuple[Ints, Ints, Ints] | None:
     """Return the ideals by size, as CSR: for each, the nodes that can be taken away last and the ideals that remain.
 
-    Ideals are recognised by two independent random keys a node, 128 bits in all. None if there are more than ``most``.
+    Ideals are recognised by two independent random keys a node, 128 bits in all. None if there are more than ``most``,
+    or at the deadline.
     """
     v = len(graph.weight)
     consumer = np.zeros((v, v), dtype=np.int16)
@@ -252,7 +271,7 @@ def _lattice(graph: _Graph, most: int) -> tuple[Ints, Ints, Ints] | None:
         missing[np.arange(len(first)), node[first]] = -1
         key = grown
         total += len(grown)
-        if total > most:
+        if total > most or time.perf_counter() > deadline:
             return None
     indptr = np.zeros(total + 1, dtype=np.int64)
     np.cumsum(np.concatenate(degree), out=indptr[1:])
@@ -279,8 +298,13 @@ def _solve(
     combinations: Ints,
     stride: Ints,
     threshold: int,
-) -> tuple[Ints, NDArray[np.int32], NDArray[np.int8]]:
-    """Return, by ideal and combination of devices, the least largest load, and the ideal and kind it comes from.
+    begin: int,
+    end: int,
+    best: Ints,
+    before: NDArray[np.int32],
+    on_kind: NDArray[np.int8],
+) -> None:
+    """Fill in for some ideals, by combination of devices, the least largest load, the ideal and kind it comes from.
 
     From each ideal, a depth-first walk takes away one node after the other: what is taken away is a contiguous piece,
     whose time, weight and transfers change by a few terms a step.
@@ -289,17 +313,13 @@ def _solve(
     n_states = 1
     for kind in range(n_kinds):
         n_states *= combinations[kind]
-    best = np.full((n_ideals, n_states), NEVER)
-    before = np.full((n_ideals, n_states), -1, np.int32)
-    on_kind = np.full((n_ideals, n_states), -1, np.int8)
-    best[0, :] = 0
     seen = np.full(n_ideals, -1)
     inside = np.zeros(len(cost), np.int64)  # readers of a tensor inside the piece
     compute, blocked = np.zeros(n_kinds, np.int64), np.zeros(n_kinds, np.int64)
     depth_limit = time.shape[0] + 1
     at, arc, taken = np.empty(depth_limit, np.int64), np.empty(depth_limit, np.int64), np.empty(depth_limit, np.int64)
     sent_by, received_by = np.empty(depth_limit, np.int64), np.empty(depth_limit, np.int64)
-    for ideal in range(1, n_ideals):
+    for ideal in range(begin, end):
         depth, held = 0, 0
         at[0], arc[0], sent_by[0], received_by[0] = ideal, indptr[ideal], 0, 0
         while depth >= 0:
@@ -360,7 +380,6 @@ def _solve(
                         else:
                             compute[kind] -= time[v, kind]
                 depth -= 1
-    return best, before, on_kind
 
 
 def _read_back(

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from moirai_sim.policies.groups import groups_of
-from moirai_sim.simulation.replay import Evaluator
+from moirai_sim.simulation.list_scheduling import Evaluator
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -35,6 +35,9 @@ class Contraction:
         if len(placement.device) != self.problem.n_operators:  # no answer; what is merged may fit only apart
             proven = placement.status != "infeasible" or self.lossless
             return placement if proven else replace(placement, status="limit")
+        if placement.replicas:
+            first, *others = (self.invert(one) for one in placement.cycle)
+            return replace(first, replicas=tuple(replace(one, status="feasible") for one in others))
         device = placement.device[self.label]
         order = transfer_order = None
         if placement.order is not None:
@@ -139,6 +142,22 @@ def chains(problem: PlacementProblem) -> NDArray[np.int64]:
             group[i] = i if group[i] < 0 else group[i]
             group[follower[i]] = group[i]
     return group
+
+
+def coarse(problem: PlacementProblem, size: int) -> Contraction:
+    """Merge chains, then neighbours in topological order until each group holds one part in ``size`` of the work.
+
+    Groups that would make a cycle, or that no device can run as one, are taken apart again, so there may be more.
+    """
+    merged = contract(problem, chains(problem))
+    if merged.problem.n_operators <= size:
+        return merged
+    work = np.where(problem.operator_ns < 0, 0, problem.operator_ns).min(axis=1)
+    order = problem.topological_order
+    before = np.concatenate([[0], np.cumsum(work[order])[:-1]])
+    group = np.empty(problem.n_operators, dtype=np.int64)
+    group[order] = np.minimum(size * before // max(1, int(work.sum())), size - 1)
+    return contract(problem, group)
 
 
 def contract_colocated(problem: PlacementProblem) -> Contraction | None:

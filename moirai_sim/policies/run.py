@@ -21,6 +21,7 @@ from moirai_sim.verify import verify
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from moirai_sim.policies.base import Objective
     from moirai_sim.problem import PlacementProblem
 
 UNANSWERED = ("infeasible", "limit", "error")
@@ -48,7 +49,7 @@ def place(problem: PlacementProblem, policy: str = "auto", request: Request | No
     started = time.perf_counter()
     request = request or Request()  # latency, a minute, seed 0
     solver = load_policy(policy)
-    answer = place_reduced(problem, solver.place, request)
+    answer = _ruled_out(problem, request) or place_reduced(problem, solver.place, request)
     timeline = time_placement(problem, answer, request)
     alone = best_single_device(problem)
     return replace(
@@ -62,6 +63,7 @@ def place(problem: PlacementProblem, policy: str = "auto", request: Request | No
                 "time_limit_s": request.time_limit_s,
                 "seed": request.seed,
                 "workers": request.workers,
+                **({"replicas": request.replicas} if request.replicas > 1 else {}),
             },
             "problem": {"name": problem.name, **problem.provenance},
             "cost_share": dict(problem.cost_share),
@@ -80,33 +82,64 @@ def place_reduced(
         return Placement(device=np.zeros(0, dtype=np.int64))
     contraction = contract_colocated(problem)
     if contraction is None:
-        return _checked(problem, solve(problem, request))
-    return contraction.invert(_checked(contraction.problem, solve(contraction.problem, request)))
+        return _checked(problem, solve(problem, request), request)
+    return contraction.invert(_checked(contraction.problem, solve(contraction.problem, request), request))
+
+
+def _ruled_out(problem: PlacementProblem, request: Request) -> Placement | None:
+    """Return ``infeasible`` where a bound of the whole problem already exceeds what the request allows."""
+    limits: tuple[tuple[int | None, Objective, str], ...] = (
+        (request.max_latency_ns, "latency", "latency"),
+        (request.max_period_ns, "throughput", "period"),
+    )
+    for limit, objective, what in limits:
+        bound = 0 if limit is None else lower_bound_ns(problem, objective, replicas=request.replicas)
+        if limit is not None and bound > limit:
+            reason = f"every placement has a {what} of at least {bound} ns; asked for at most {limit} ns"
+            return Placement(device=np.zeros(0, dtype=np.int64), status="infeasible", provenance={"reason": reason})
+    return None
 
 
 def time_placement(problem: PlacementProblem, placement: Placement, request: Request) -> Timeline:
     """Return the verified timeline of a placement with the best bound of its objective.
+
+    One that exceeds a limit of the request is refused: status ``limit``, the reason in the provenance, no spans.
 
     Raises
     ------
     InternalError
         If the timeline breaks a rule of ``verify``.
     """
+    nothing = Timeline(
+        status=placement.status,
+        policy="",
+        network=problem.network,
+        makespan_ns=0,
+        placement={},
+        objective=request.objective,
+        lower_bound_ns=placement.lower_bound_ns,
+        provenance=placement.provenance,
+        max_latency_ns=request.max_latency_ns,
+        max_period_ns=request.max_period_ns,
+    )
     if placement.status in UNANSWERED:
-        return Timeline(
-            status=placement.status,
-            policy="",
-            network=problem.network,
-            makespan_ns=0,
-            placement={},
-            objective=request.objective,
-            lower_bound_ns=placement.lower_bound_ns,
-            provenance=placement.provenance,
-        )
-    timeline = _simulate(problem, placement)
-    period = period_ns(problem, placement.device) if request.objective == "throughput" else None
-    timeline = replace(timeline, objective=request.objective, period_ns=period)
-    bound = max(placement.lower_bound_ns, lower_bound_ns(problem, request.objective))
+        return nothing
+    from moirai_sim.simulation.engine import simulate
+
+    timeline = simulate(problem, placement, engine="simpy" if problem.network == "fair" else "replay")
+    timeline = replace(
+        timeline,
+        objective=request.objective,
+        period_ns=period_ns(problem, placement.devices) if request.is_stream else None,
+        max_latency_ns=request.max_latency_ns,
+        max_period_ns=request.max_period_ns,
+    )
+    bound = max(placement.lower_bound_ns, lower_bound_ns(problem, request.objective, replicas=request.replicas))
+    broken = limits_broken(timeline)
+    if broken:
+        reason = f"the policy's answer was refused: {'; '.join(broken)}"
+        provenance = {**placement.provenance, "reason": reason}
+        return replace(nothing, status="limit", lower_bound_ns=bound, provenance=provenance)
     proven = bound >= timeline.objective_ns
     timeline = replace(timeline, lower_bound_ns=bound, status="optimal" if proven else "feasible")
     wrong = verify(problem, timeline)
@@ -116,18 +149,16 @@ def time_placement(problem: PlacementProblem, placement: Placement, request: Req
     return timeline
 
 
-def _simulate(problem: PlacementProblem, placement: Placement) -> Timeline:
-    if problem.network == "fair":
-        from moirai_sim.simulation.engine import simulate
-
-        return simulate(problem, placement, engine="simpy")
-    from moirai_sim.simulation.replay import replay
-    from moirai_sim.simulation.schedule import timeline_from_schedule
-
-    return timeline_from_schedule(problem, placement, replay(problem, placement))
+def limits_broken(timeline: Timeline) -> list[str]:
+    """Return one line for each limit of the request that a timeline exceeds."""
+    found = (
+        ("latency", timeline.latency_ns, timeline.max_latency_ns),
+        ("period", timeline.period_ns or 0, timeline.max_period_ns),
+    )
+    return [f"its {what} is {value} ns, above {limit} ns" for what, value, limit in found if value > (limit or value)]
 
 
-def _checked(problem: PlacementProblem, placement: Placement) -> Placement:
+def _checked(problem: PlacementProblem, placement: Placement, request: Request) -> Placement:
     """Refuse an answer whose shape or status makes no sense, before anything reads it.
 
     Raises
@@ -136,12 +167,14 @@ def _checked(problem: PlacementProblem, placement: Placement) -> Placement:
         If devices are missing or out of range.
     """
     if placement.status in UNANSWERED:
-        return replace(placement, device=np.zeros(0, dtype=np.int64), order=None, transfer_order=None)
-    device = np.asarray(placement.device)
-    if device.shape != (problem.n_operators,) or not np.issubdtype(device.dtype, np.integer):
-        raise InternalError(f"{problem.name}: a policy must name one device an operator, read shape {device.shape}")
-    if len(device) and (device.min() < 0 or device.max() >= problem.n_devices):
-        raise InternalError(f"{problem.name}: a policy named a device that does not exist")
+        return replace(placement, device=np.zeros(0, dtype=np.int64), order=None, transfer_order=None, replicas=())
+    for device in (np.asarray(one.device) for one in placement.cycle):
+        if device.shape != (problem.n_operators,) or not np.issubdtype(device.dtype, np.integer):
+            raise InternalError(f"{problem.name}: a policy must name one device an operator, read shape {device.shape}")
+        if len(device) and (device.min() < 0 or device.max() >= problem.n_devices):
+            raise InternalError(f"{problem.name}: a policy named a device that does not exist")
+    if len(placement.cycle) > request.replicas:
+        raise InternalError(f"{problem.name}: a policy answered with more replicas than it was allowed")
     return placement
 
 

@@ -10,9 +10,12 @@ import numpy as np
 
 from moirai_sim.placement import Placement
 from moirai_sim.policies.annealing import anneal, anneal_order
-from moirai_sim.policies.groups import groups_of, no_room
-from moirai_sim.policies.starts import CHEAP, find_starts
-from moirai_sim.simulation.replay import arrays_of, replay, workspace_for
+from moirai_sim.policies.groups import csr, groups_of, no_room
+from moirai_sim.policies.neighbourhoods import better_nearby
+from moirai_sim.policies.period_search import improve_period
+from moirai_sim.policies.starts import CHEAP, find_starts, start_from
+from moirai_sim.simulation.list_scheduling import arrays_of, workspace_for
+from moirai_sim.simulation.replay import replay
 from moirai_sim.simulation.schedule import placement_from_schedule
 
 if TYPE_CHECKING:
@@ -31,8 +34,14 @@ COLD = 2e-5
 """Last temperature of a round, as a share of the makespan."""
 HOT = (0.02, 0.01, 0.01, 0.001)
 """First temperatures of the rounds, in turn."""
+HOTTER = (1, 5, 20)
+"""Factors of these temperatures, in turn as long as four rounds change nothing: the answer may be a trap."""
+NEIGHBOURHOODS = 8
+"""Neighbourhoods that are solved exactly once four rounds in turn changed nothing."""
+NEIGHBOURHOOD_OPERATORS = 150
+"""Above this size the time is better spent on annealing."""
 BRANCHES = 2
-"""So many of the best starts are improved by themselves before the best of them goes on alone."""
+"""So many of the best starts are looked at; the best after that goes on alone."""
 
 
 class Search:
@@ -40,18 +49,18 @@ class Search:
 
     Kirkpatrick, Gelatt, Vecchi, "Optimization by Simulated Annealing", Science 220 (1983), over the makespan that the
     compiled replay gives, with moves that follow the graph (see `annealing`). Rounds change, in turn, devices under the
-    upward rank, devices under the order of the best so far, and that order. Equal seeds and numbers of rounds give
-    equal answers; the time limit decides how many rounds there are. Under ``fair`` the links count as ports. A request
-    for throughput is refused.
+    upward rank, devices under the order of the best so far, and that order; where four in turn change nothing, small
+    neighbourhoods of the best are solved exactly (see `neighbourhoods`). Equal seeds and numbers of rounds give
+    equal answers; the time limit decides how many rounds there are. Under ``fair`` the links count as ports.
+    For throughput it is the period that is annealed (see `period_search`), by one placement without turns.
     """
 
     name: ClassVar[str] = "search"
 
     def place(self, problem: PlacementProblem, request: Request) -> Placement:
         """Return the best placement found within ``request.time_limit_s``, with its orders."""
-        from moirai_sim.policies.run import require_latency
-
-        require_latency(request, self.name)
+        if request.objective == "throughput":
+            return _pipeline(problem, request)
         started = time.perf_counter()
         ported = problem.with_network("one-port") if problem.network == "fair" else problem
         starts = [start.placement for start in find_starts(ported, request, CHEAP)]
@@ -60,6 +69,20 @@ class Search:
         left = request.time_limit_s - (time.perf_counter() - started)
         answer = improve(ported, starts, time_limit_s=max(0.0, left), seed=request.seed)
         return answer if ported is problem else replace(answer, transfer_order=None)
+
+
+def _pipeline(problem: PlacementProblem, request: Request) -> Placement:
+    """Improve the period of the best start; under ``fair`` it counts the loads of devices only, as under ``none``."""
+    started = time.perf_counter()
+    linear = problem.with_network("none") if problem.network == "fair" else problem
+    starts = find_starts(linear, replace(request, replicas=1), CHEAP)
+    if not starts:
+        return no_room("no heuristic finds a placement that fits the memory and the limits")
+    left = request.time_limit_s - (time.perf_counter() - started)
+    answer = improve_period(linear, starts[0].placement, time_limit_s=max(0.0, left), seed=request.seed)
+    if request.max_latency_ns is not None and start_from(linear, answer, request, "search") is None:
+        return replace(starts[0].placement, order=None, transfer_order=None)
+    return answer
 
 
 def improve(
@@ -85,33 +108,60 @@ def improve(
     target_ns
         Stop as soon as this is reached, because it is proven that nothing is better.
     """
-    clock = time.perf_counter
     rounds = 10 if rounds is None and time_limit_s is None else rounds
-    deadline = None if time_limit_s is None else clock() + time_limit_s
-    walk = _Walk(problem, seed)
-    found = sorted((walk.start(start) for start in starts), key=lambda branch: branch.value_ns)
-    branches = found[:BRANCHES]
-    best = branches[0]
-    done = 0
-    pace: float | None = None
-    while (rounds is None or done < rounds) and best.value_ns > target_ns:
-        steps = walk.steps if done else max(1, walk.steps // 20)  # a first look, which also measures the pace
-        if deadline is not None:
-            left = deadline - clock()
-            if pace is not None:
-                steps = min(steps, int(left / pace))
-            if left <= 0 or steps < 1:
-                break
-        began = clock()
-        at = done % len(branches) if done < 2 * BRANCHES else 0
-        branches[at] = walk.round(branches[at], done, steps)
-        pace = (clock() - began) / steps
-        best = min(best, branches[at], key=lambda branch: branch.value_ns)
-        done += 1
-        if done >= 2 * BRANCHES:
-            branches = [best]
-    facts: dict[str, object] = {"rounds": done, "steps_a_round": walk.steps, "seed": seed}
-    return replace(best.placement, provenance=best.placement.provenance | facts)
+    return Improvement(problem, starts, seed).run(time_limit_s=time_limit_s, rounds=rounds, target_ns=target_ns)
+
+
+class Improvement:
+    """A search that can be stopped and taken up again: two runs of one round are one run of two.
+
+    Parameters
+    ----------
+    problem, starts, seed
+        As for `improve`.
+    """
+
+    def __init__(self, problem: PlacementProblem, starts: Sequence[Placement], seed: int = 0) -> None:
+        self._walk = _Walk(problem, seed)
+        found = sorted((self._walk.start(start) for start in starts), key=lambda branch: branch.value_ns)
+        self._branches = found[:BRANCHES]
+        self._best = found[0]
+        self._done, self._vain = 0, 0
+        self._pace: float | None = None
+
+    def offer(self, placement: Placement) -> None:
+        """Go on from a placement that was found elsewhere, if it is better."""
+        self._best = min(self._best, self._walk.start(placement), key=lambda branch: branch.value_ns)
+
+    def run(self, *, time_limit_s: float | None = None, rounds: int | None = None, target_ns: int = 0) -> Placement:
+        """Return the best placement after some more rounds, as many as asked for or as the time allows."""
+        clock = time.perf_counter
+        deadline = None if time_limit_s is None else clock() + time_limit_s
+        last = None if rounds is None else self._done + rounds
+        while (last is None or self._done < last) and self._best.value_ns > target_ns:
+            look = self._done < len(self._branches)  # a first look at each, which also measures the pace
+            steps = max(1, self._walk.steps // 20) if look else self._walk.steps
+            if deadline is not None:
+                left = deadline - clock()
+                if self._pace is not None:
+                    steps = min(steps, int(left / self._pace))
+                if left <= 0 or steps < 1:
+                    break
+            began = clock()
+            before = self._branches[self._done] if look else self._best
+            factor = HOTTER[self._vain // len(HOT) % len(HOTTER)]
+            after = self._walk.round(before, self._done, steps, factor)
+            self._pace = (clock() - began) / steps
+            self._vain = 0 if look or after.value_ns < self._best.value_ns else self._vain + 1
+            self._best = min(self._best, after, key=lambda branch: branch.value_ns)
+            self._done += 1
+            if self._vain > 0 and self._vain % len(HOT) == 0 and self._best.value_ns > target_ns:
+                nearby = self._walk.neighbourhoods(self._best, self._done, deadline)
+                self._vain = 0 if nearby.value_ns < self._best.value_ns else self._vain
+                self._best = nearby
+        facts: dict[str, object] = {"rounds": self._done, "steps_a_round": self._walk.steps, "seed": self._walk.seed}
+        best = self._best.placement
+        return replace(best, provenance=best.provenance | facts)
 
 
 class _Branch(NamedTuple):
@@ -131,8 +181,8 @@ class _Walk:
         self.arrays = arrays_of(problem)
         self.workspace = workspace_for(self.arrays)
         self.groups = groups_of(problem)
-        self.members = _csr(self.groups.of, len(self.groups.weight))
-        self.inputs = _csr(self.arrays.consumer.astype(np.int64), problem.n_operators)
+        self.members = csr(self.groups.of, len(self.groups.weight))
+        self.inputs = csr(self.arrays.edges["consumer"].astype(np.int64), problem.n_operators)
         self.steps = int(np.clip(ROUND_OPERATORS // max(1, problem.n_operators), 100, 100_000))
 
     def start(self, placement: Placement) -> _Branch:
@@ -142,12 +192,12 @@ class _Walk:
             return ranked
         return _Branch(own.makespan_ns, placement_from_schedule(self.problem, placement, own))
 
-    def round(self, branch: _Branch, index: int, steps: int) -> _Branch:
-        """Return the branch after a round, at least as good."""
+    def round(self, branch: _Branch, index: int, steps: int, factor: int) -> _Branch:
+        """Return the branch after a round, at least as good; ``factor`` of the usual temperature."""
         seed = (self.seed * 1_000_003 + index) % 2**32
         device, turn = branch.placement.device.astype(np.int64), np.array(branch.placement.order)
         found_device, found_turn = device.copy(), turn.copy()
-        hot = HOT[index % len(HOT)]
+        hot = factor * HOT[index % len(HOT)]
         if index % 4 == 3:
             turn *= max(1, branch.value_ns // max(1, len(turn)))  # positions, spread like times
             anneal_order(self.arrays, self.workspace, device, turn, found_turn, seed, steps, hot, COLD)
@@ -160,13 +210,21 @@ class _Walk:
         after = self._greedy(found_device, None if index % 2 == 0 else found_turn)
         return after if after.value_ns < branch.value_ns else branch
 
+    def neighbourhoods(self, branch: _Branch, index: int, deadline: float | None) -> _Branch:
+        """Return the branch after exact solves of neighbourhoods, at least as good."""
+        if self.problem.n_operators > NEIGHBOURHOOD_OPERATORS or self.problem.n_devices < 2:
+            return branch
+        rng = np.random.default_rng((self.seed, index))
+        for _ in range(NEIGHBOURHOODS):
+            left = None if deadline is None else deadline - time.perf_counter()
+            if left is not None and left <= 0:
+                break
+            found = better_nearby(self.problem, branch.placement, rng, time_limit_s=left)
+            if found is not None:
+                branch = min(branch, self.start(found), key=lambda one: one.value_ns)
+        return branch
+
     def _greedy(self, device: Ints, turn: Ints | None) -> _Branch:
         placement = Placement(device=device)
         schedule = replay(self.problem, placement, turn=turn)
         return _Branch(schedule.makespan_ns, placement_from_schedule(self.problem, placement, schedule))
-
-
-def _csr(keys: Ints, size: int) -> tuple[Ints, Ints]:
-    indptr = np.zeros(size + 1, dtype=np.int64)
-    np.cumsum(np.bincount(keys, minlength=size), out=indptr[1:])
-    return indptr, np.argsort(keys, kind="stable").astype(np.int64)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from moirai_sim.errors import InputError
+from moirai_sim.policies.cycles import best_cycle, whole_models
 from moirai_sim.policies.loads import fits, period_ns
 from moirai_sim.policies.registry import load_policy, policy_names
 from moirai_sim.simulation.replay import replay
@@ -40,9 +41,14 @@ class Start:
 
 
 def find_starts(problem: PlacementProblem, request: Request, names: Sequence[str] = QUICK) -> list[Start]:
-    """Return the answers of the named policies, best first; those that do not answer are left out."""
+    """Return the answers of the named policies, best first; those that do not answer are left out.
+
+    Where placements may take turns, the best cycle of these answers and of copies of the whole model is one more.
+    """
     started = time.perf_counter()
     found: list[Start] = []
+    pool: list[Placement] = []
+    anyhow = replace(request, max_period_ns=None)
     for name in names:
         late = problem.n_operators > SKIPPED_OPERATORS and time.perf_counter() - started > request.time_limit_s / 2
         if name not in policy_names() or (found and late):
@@ -54,6 +60,12 @@ def find_starts(problem: PlacementProblem, request: Request, names: Sequence[str
         start = start_from(problem, answer, request, name)
         if start is not None:
             found.append(start)
+        if request.replicas > 1 and request.is_stream:
+            alone = start or start_from(problem, answer, anyhow, name)
+            pool += [] if alone is None else alone.placement.cycle
+    if request.replicas > 1 and request.is_stream:
+        turns = cycle_from(problem, pool, request)
+        found += [] if turns is None else [turns]
     return sorted(found, key=lambda start: start.value_ns)
 
 
@@ -69,15 +81,36 @@ def improved_start(problem: PlacementProblem, request: Request) -> Start | None:
     return better if better is not None and better.value_ns < starts[0].value_ns else starts[0]
 
 
+def cycle_from(problem: PlacementProblem, pool: Sequence[Placement], request: Request) -> Start | None:
+    """Return the best cycle of a pool of placements and of copies of the whole model; None where none keeps the limits.
+
+    Placements that break the limit on latency are left out of it.
+    """
+    alone = replace(request, max_period_ns=None)
+    known = (start_from(problem, one, alone, "cycle") for one in (*pool, *whole_models(problem)))
+    turns = best_cycle(problem, [start.placement for start in known if start is not None], request.replicas)
+    return None if turns is None else start_from(problem, turns, request, "cycle")
+
+
 def start_from(problem: PlacementProblem, answer: Placement, request: Request, policy: str) -> Start | None:
     """Time an answer and write down its orders; None where it breaks a limit or there is none."""
-    if len(answer.device) != problem.n_operators or not fits(problem, answer.device):
+    if len(answer.device) != problem.n_operators or not fits(problem, answer.devices):
         return None
+    timed = [_timed(problem, one, request) for one in answer.cycle]
+    latency = max(makespan for makespan, _ in timed)
+    period = period_ns(problem, answer.devices) if request.is_stream else 0
+    if latency > (request.max_latency_ns or latency) or period > (request.max_period_ns or period):
+        return None
+    first, *others = (placement for _, placement in timed)
+    value = period if request.objective == "throughput" else latency
+    return Start(replace(first, replicas=tuple(others)), value, policy)
+
+
+def _timed(problem: PlacementProblem, answer: Placement, request: Request) -> tuple[int, Placement]:
     schedule = replay(problem, answer)
-    value = period_ns(problem, answer.device) if request.objective == "throughput" else schedule.makespan_ns
-    ordered = placement_from_schedule(problem, answer, schedule)
     if answer.order is not None:  # greedy timing of the same devices may be faster than the policy's own order
         greedy = replay(problem, replace(answer, order=None, transfer_order=None))
-        if request.objective == "latency" and greedy.makespan_ns < value:
-            value, ordered = greedy.makespan_ns, placement_from_schedule(problem, answer, greedy)
-    return Start(ordered, value, policy)
+        matters = request.objective == "latency" or request.max_latency_ns is not None
+        if matters and greedy.makespan_ns < schedule.makespan_ns:
+            schedule = greedy
+    return schedule.makespan_ns, placement_from_schedule(problem, answer, schedule)

@@ -1,8 +1,8 @@
-"""What is the same twice need not be searched twice: devices that can be swapped without changing any cost."""
+"""What is the same twice need not be searched twice: devices and servers that can be swapped at no cost."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -37,12 +37,7 @@ def _route_kinds(problem: PlacementProblem) -> NDArray[np.int64]:
 def _swappable(problem: PlacementProblem, kind: NDArray[np.int64], a: int, b: int) -> bool:
     if problem.device_type[a] != problem.device_type[b] or problem.memory_bytes[a] != problem.memory_bytes[b]:
         return False
-    if kind[a, b] != kind[b, a]:
-        return False
-    others = np.ones(problem.n_devices, dtype=bool)
-    others[[a, b]] = False
-    same_out = (kind[a, others] == kind[b, others]).all()
-    return bool(same_out and (kind[others, a] == kind[others, b]).all())
+    return _same_rows(kind, a, b)
 
 
 def relabel_by_load(
@@ -54,3 +49,51 @@ def relabel_by_load(
         by_load = sorted(group, key=lambda k: (-int(loads[k]), k))
         new[by_load] = group
     return np.asarray(new[device])
+
+
+class Server(NamedTuple):
+    """Devices that can be swapped among themselves."""
+
+    devices: tuple[int, ...]
+    kind: int
+    """Equal for servers that can be swapped as a whole."""
+
+
+def servers_of(problem: PlacementProblem) -> list[Server]:
+    """Return the devices as servers in device order; swapping two servers of one kind changes no cost.
+
+    Two servers are of one kind if their devices are as many and as good, and every transfer within them, between them,
+    and between them and any third server takes the same time.
+    """
+    routes = _route_kinds(problem)
+    groups = interchangeable_devices(problem)
+    grouped = {k for group in groups for k in group}
+    groups = sorted(groups + [[k] for k in range(problem.n_devices) if k not in grouped])
+    within = [routes[group[0], group[1]] if len(group) > 1 else -1 for group in groups]
+    first = [group[0] for group in groups]
+    between = routes[np.ix_(first, first)]
+    kinds: list[int] = []
+    for s, group in enumerate(groups):
+        for other in range(s):
+            k, h = first[s], first[other]
+            if (
+                kinds[other] == len(set(kinds[:other]))  # the first of its kind
+                and len(groups[other]) == len(group)
+                and problem.device_type[k] == problem.device_type[h]
+                and problem.memory_bytes[k] == problem.memory_bytes[h]
+                and within[s] == within[other]
+                and _same_rows(between, s, other)
+            ):
+                kinds.append(kinds[other])
+                break
+        else:
+            kinds.append(len(set(kinds)))
+    return [Server(tuple(group), kind) for group, kind in zip(groups, kinds, strict=True)]
+
+
+def _same_rows(table: NDArray[np.int64], a: int, b: int) -> bool:
+    """Tell whether swapping a and b leaves a square table as it is, its diagonal aside."""
+    others = np.ones(len(table), dtype=bool)
+    others[[a, b]] = False
+    same = table[a, b] == table[b, a] and (table[a, others] == table[b, others]).all()
+    return bool(same and (table[others, a] == table[others, b]).all())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Literal
 
@@ -273,7 +274,7 @@ def simulate(
     options: SimulationOptions = DEFAULT,
     policy: str = "",
 ) -> Timeline:
-    """Return the timeline of one request.
+    """Return the timeline of one request; where placements take turns, of one request by each.
 
     Parameters
     ----------
@@ -291,7 +292,9 @@ def simulate(
         If the placement cannot run, its orders contradict the edges, or the engine does not know the network.
     """
     schedule = simulate_schedule(problem, placement, engine=engine, options=options)
-    return timeline_from_schedule(problem, placement, schedule, policy=policy)
+    timeline = timeline_from_schedule(problem, placement, schedule, policy=policy)
+    replicas = [simulate(problem, one, engine=engine, options=options, policy=policy) for one in placement.replicas]
+    return replace(timeline, replicas=tuple(replicas)) if replicas else timeline
 
 
 def simulate_schedule(

@@ -142,7 +142,8 @@ def write_png(timeline: Timeline, path: Path, explanation: Explanation | None = 
 
 def _title(timeline: Timeline) -> str:
     policy = f"{timeline.policy}, " if timeline.policy else ""
-    return f"{policy}{timeline.network}, {format_ns(timeline.makespan_ns)}"
+    turns = f", first of {len(timeline.cycle)} placements that take turns" if timeline.replicas else ""
+    return f"{policy}{timeline.network}, {format_ns(timeline.makespan_ns)}{turns}"
 
 
 def _colour(span: Span) -> str:

@@ -178,7 +178,7 @@ def serve(
     Parameters
     ----------
     placements
-        One, or a replica each; replicas may share devices.
+        One, or a replica each; replicas may share devices. A placement with `Placement.replicas` stands for its cycle.
     arrivals
         Open stream: times in ascending order, ns; see `poisson`, `periodic`, `at_once`, `read_arrivals`.
     in_flight, requests
@@ -193,7 +193,8 @@ def serve(
     InputError
         If neither or both kinds of stream are asked for, or a number is out of range.
     """
-    replicas = [placements] if not isinstance(placements, Sequence) else list(placements)
+    given = placements if isinstance(placements, Sequence) else [placements]
+    replicas = [replica for placement in given for replica in placement.cycle]
     if (arrivals is None) == (in_flight is None):
         raise InputError("stream: give either arrivals (open) or in_flight and requests (closed)")
     if in_flight is not None:

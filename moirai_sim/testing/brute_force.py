@@ -9,13 +9,17 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from moirai_sim.problem import UNLIMITED
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from moirai_sim.problem import PlacementProblem
 
 Resources = tuple[tuple[str, int], ...]
+Devices = tuple[int, ...]
 
 
 def optimal_makespan_ns(problem: PlacementProblem) -> int | None:
@@ -30,27 +34,81 @@ def optimal_makespan_ns(problem: PlacementProblem) -> int | None:
     return best
 
 
-def optimal_period_ns(problem: PlacementProblem) -> int | None:
-    """Return the least largest load of a device or port over all placements without replicas, ns; None if none fits."""
+def optimal_period_ns(problem: PlacementProblem, *, replicas: int = 1, max_latency_ns: int | None = None) -> int | None:
+    """Return the least period of up to ``replicas`` placements that take turns, ns; None if none fits.
+
+    The period is the largest load of a device or port in R requests, over R, rounded up.
+
+    Parameters
+    ----------
+    max_latency_ns
+        A request that is alone may take this long on any of the placements, in its best order.
+    """
+    best: int | None = None
+    for cycle in _cycles(problem, replicas):
+        if best is None or _period(problem, cycle) < best:
+            quick = max_latency_ns is None or all(_latency(problem, one) <= max_latency_ns for one in set(cycle))
+            best = _period(problem, cycle) if quick else best
+    return best
+
+
+def optimal_latency_ns(problem: PlacementProblem, *, replicas: int = 1, max_period_ns: int) -> int | None:
+    """Return the least latency over all cycles of placements whose period is at most ``max_period_ns``; None if none.
+
+    The latency of a cycle is that of its slowest placement, each in its best order.
+    """
     values = [
-        max(_loads(problem, device).values(), default=0)
-        for device in itertools.product(range(problem.n_devices), repeat=problem.n_operators)
-        if _allowed(problem, device)
+        max(_latency(problem, one) for one in set(cycle))
+        for cycle in _cycles(problem, replicas)
+        if _period(problem, cycle) <= max_period_ns
     ]
     return min(values, default=None)
 
 
-def _allowed(problem: PlacementProblem, device: tuple[int, ...]) -> bool:
-    used: dict[int, int] = defaultdict(int)
+def _cycles(problem: PlacementProblem, replicas: int) -> Iterator[tuple[Devices, ...]]:
+    """Yield every cycle of up to ``replicas`` allowed placements whose weights fit together, in one order each."""
+    every = itertools.product(range(problem.n_devices), repeat=problem.n_operators)
+    allowed = [device for device in every if _allowed(problem, device)]
+    for turns in range(1, replicas + 1):
+        for cycle in itertools.combinations_with_replacement(allowed, turns):
+            if _fits(problem, cycle):
+                yield cycle
+
+
+def _period(problem: PlacementProblem, cycle: tuple[Devices, ...]) -> int:
+    total: dict[tuple[str, int], int] = defaultdict(int)
+    for device in cycle:
+        for resource, load in _loads(problem, device).items():
+            total[resource] += load
+    return -(-max(total.values(), default=0) // len(cycle))
+
+
+_latencies: WeakKeyDictionary[PlacementProblem, dict[Devices, int]] = WeakKeyDictionary()
+
+
+def _latency(problem: PlacementProblem, device: Devices) -> int:
+    known = _latencies.setdefault(problem, {})
+    if device not in known:
+        known[device] = _best_order(problem, device, None) or 0
+    return known[device]
+
+
+def _allowed(problem: PlacementProblem, device: Devices) -> bool:
     homes: dict[int, int] = {}
     for i, k in enumerate(device):
         if problem.operator_ns[i, problem.device_type[k]] < 0:
             return False
-        used[k] += int(problem.weight_bytes[i])
         if problem.colocation is not None and problem.colocation[i] >= 0:
             group = int(problem.colocation[i])
             if homes.setdefault(group, k) != k:
                 return False
+    return _fits(problem, (device,))
+
+
+def _fits(problem: PlacementProblem, cycle: tuple[Devices, ...]) -> bool:
+    used: dict[int, int] = defaultdict(int)
+    for i, k in {(i, k) for device in cycle for i, k in enumerate(device)}:
+        used[k] += int(problem.weight_bytes[i])
     limits = problem.memory_bytes.tolist()
     return all(limits[k] == UNLIMITED or size <= limits[k] for k, size in used.items())
 

@@ -1,0 +1,74 @@
+"""Devices that slow each other: cores that share a cache and memory, as a first-order correction.
+
+A placement is simulated as if devices were alone (`overlap`), each operator is lengthened by the share of its time in
+which others computed (`contended`), and the placement is simulated again. What the longer operators overlap with is not
+followed further.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moirai_sim.simulation.engine import simulate_schedule
+from moirai_sim.simulation.options import DEFAULT, SimulationOptions
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moirai_sim.placement import Placement
+    from moirai_sim.problem import PlacementProblem
+
+
+def overlap(
+    problem: PlacementProblem, placement: Placement, *, options: SimulationOptions = DEFAULT
+) -> NDArray[np.float64]:
+    """Return the share of each operator's time in which other devices compute, [n]: 1 where all of them always do."""
+    schedule = simulate_schedule(problem, placement, options=options)
+    device = np.asarray(placement.device)
+    start, end = schedule.operator_start_ns, schedule.operator_end_ns
+    others = np.zeros(problem.n_operators)
+    for k in range(problem.n_devices):
+        mine = device == k
+        if mine.any() and not mine.all():
+            others[~mine] += _busy(start[mine], end[mine], start[~mine], end[~mine])
+    return np.asarray(others / np.maximum(end - start, 1) / max(problem.n_devices - 1, 1))
+
+
+def contended(
+    problem: PlacementProblem, placement: Placement, share: NDArray[np.float64], factor: float
+) -> PlacementProblem:
+    """Return a problem whose operators take the time that they take while other devices compute.
+
+    Parameters
+    ----------
+    placement
+        Where the operators are; times elsewhere stay.
+    share
+        [n] as `overlap` returns it.
+    factor
+        Time of an operator while all other devices compute, over its time alone; at least 1.
+    """
+    rows, columns = np.arange(problem.n_operators), problem.device_type[np.asarray(placement.device)]
+    operator_ns = problem.operator_ns.copy()
+    longer = operator_ns[rows, columns] * (1 + (factor - 1) * share)
+    operator_ns[rows, columns] = np.rint(longer).astype(np.int64)
+    return replace(problem, operator_ns=operator_ns, operator_low_ns=None, operator_high_ns=None)
+
+
+def _busy(
+    start: NDArray[np.int64], end: NDArray[np.int64], since: NDArray[np.int64], until: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return for how long one device, busy from ``start`` to ``end``, was busy in each interval (since, until), ns."""
+    order = np.argsort(start, kind="stable")
+    begins, ends = start[order], end[order]
+    done = np.concatenate([[0], np.cumsum(ends - begins)])
+
+    def before(instant: NDArray[np.int64]) -> NDArray[np.float64]:
+        last = np.searchsorted(begins, instant, side="right")
+        running = np.maximum(ends[np.maximum(last - 1, 0)] - instant, 0) * (last > 0)
+        return np.asarray(done[last] - running, dtype=np.float64)
+
+    return before(until) - before(since)
