@@ -8,13 +8,14 @@ many kernels.
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 import select
 import struct
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -97,33 +98,40 @@ class Inbox:
 
 
 class Segment:
-    """Memory that processes share, cut into one array a tensor.
+    """Memory that processes share, cut into places for tensors.
 
     The memory is an unnamed file, so nothing is left behind however its users end.
+
+    Parameters
+    ----------
+    places
+        Bytes of each place.
+    handle
+        From `create_segment`.
+    slots
+        Requests in flight; each has all places to itself.
     """
 
-    def __init__(self, tensors: Mapping[str, TensorSpec], handle: int, *, slots: int = 1) -> None:
-        self.offsets, self.size = _layout(tensors, slots)
-        self.tensors = dict(tensors)
-        self.memory = mmap.mmap(handle, self.size)
+    def __init__(self, places: Sequence[int], handle: int, *, slots: int = 1) -> None:
+        self._offsets, size = _layout(places, slots)
+        self._memory = mmap.mmap(handle, size)
 
-    def array(self, name: str, slot: int = 0) -> NDArray[Any]:
-        """Return the array of a tensor; all processes see the same bytes."""
-        spec = self.tensors[name]
+    def array(self, spec: TensorSpec, place: int, slot: int = 0) -> NDArray[Any]:
+        """Return the array of a tensor in a place; all processes see the same bytes."""
         count = int(np.prod(spec.shape, dtype=np.int64))
-        array = np.frombuffer(self.memory, dtype=spec.dtype, count=count, offset=self.offsets[name, slot])
+        array = np.frombuffer(self._memory, dtype=spec.dtype, count=count, offset=self._offsets[slot][place])
         return array.reshape(spec.shape)
 
 
-def create_segment(tensors: Mapping[str, TensorSpec], *, slots: int = 1) -> int:
-    """Return the file descriptor of new memory for the tensors; hand it to the processes, then close it.
+def create_segment(places: Sequence[int], *, slots: int = 1) -> int:
+    """Return the file descriptor of new memory for tensors; hand it to the processes, then close it.
 
     Raises
     ------
     OSError
         If there is not so much memory.
     """
-    _, size = _layout(tensors, slots)
+    _, size = _layout(places, slots)
     folder = _SHARED_FOLDER if _SHARED_FOLDER.is_dir() else None
     with tempfile.TemporaryFile(dir=folder) as file:
         if hasattr(os, "posix_fallocate"):
@@ -133,14 +141,10 @@ def create_segment(tensors: Mapping[str, TensorSpec], *, slots: int = 1) -> int:
         return os.dup(file.fileno())
 
 
-def _layout(tensors: Mapping[str, TensorSpec], slots: int) -> tuple[dict[tuple[str, int], int], int]:
-    offsets = {}
-    end = 0
-    for slot in range(slots):
-        for name, spec in tensors.items():
-            offsets[name, slot] = end
-            end += -(-max(spec.bytes, 1) // ALIGNMENT) * ALIGNMENT
-    return offsets, max(end, ALIGNMENT)
+def _layout(places: Sequence[int], slots: int) -> tuple[list[list[int]], int]:
+    pages = [-(-max(size, 1) // ALIGNMENT) * ALIGNMENT for size in places]
+    starts = [0, *itertools.accumulate(pages * slots)]
+    return [starts[slot * len(pages) : (slot + 1) * len(pages)] for slot in range(slots)], max(starts[-1], ALIGNMENT)
 
 
 def close_all(handles: Iterable[int]) -> None:

@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import median
@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 
 from moirai_sim.errors import ExecutionError, InputError
-from moirai_sim.execution.split import Executed, Part, execute_as, part_model, split
+from moirai_sim.execution.split import Executed, Part, execute_as, part_model, share_places, split
 from moirai_sim.execution.weights import with_random_weights
 from moirai_sim.execution.worker import Assignment, Job, Record
 from moirai_sim.execution.workers import Workers
@@ -41,6 +41,9 @@ _AHEAD_NS = 2_000_000
 UNDISTURBED = 0.005
 """A run in which no worker waited longer for its core, as a share of the run, counts as undisturbed."""
 _ATTEMPTS = 4
+_PLAIN_RUNS = 9
+_BURST_NS, _BURST = 30_000_000, 8
+"""Time that a burst of requests takes at most, unless one takes longer, and the most requests of it that count."""
 _TOLERANCE = 1e-3
 """Largest difference of an output from the unsplit model's, as a share of that output's largest value."""
 
@@ -67,21 +70,29 @@ class Subject:
             for name, spec in self.whole.tensors.items()
             if name in self.whole.inputs
         }
-        self._reference: tuple[list[NDArray[Any]], list[int]] | None = None
+        self._reference: list[NDArray[Any]] | None = None
 
     @cached_property
     def outputs(self) -> list[str]:
         """Outputs that kernels write (not inputs or constants handed through)."""
         return [name for name in self.whole.outputs if name in self.whole.writer]
 
-    def reference(self, workers: Crew, repeats: int = 3) -> tuple[list[NDArray[Any]], list[int]]:
-        """Return the outputs of the unsplit model in a plain session on the first device, and its times in ns."""
+    def reference(self, workers: Crew) -> list[NDArray[Any]]:
+        """Return the outputs of the unsplit model in a plain session on the first device."""
         if self._reference is None:
-            name = workers.names[0]
-            model, threads = self.model.SerializeToString(), workers.threads[name]
-            arguments = (model, self.feeds, self.outputs, repeats, threads)
-            self._reference = workers.call([name], "reference", *arguments, limit_s=300.0)[name]
+            self._reference = self.load_plain(workers, workers.names[0])
         return self._reference
+
+    def load_plain(self, workers: Crew, device: str) -> list[NDArray[Any]]:
+        """Let a worker hold the unsplit model in a plain session, in place of the last one; return its outputs."""
+        arguments = (self.model.SerializeToString(), self.feeds, self.outputs, workers.threads[device])
+        outputs: list[NDArray[Any]] = workers.call([device], "load_plain", *arguments, limit_s=300.0)[device]
+        return outputs
+
+
+def time_plain(workers: Crew, devices: Sequence[str], runs: int) -> dict[str, list[int]]:
+    """Return times of the plain sessions that workers hold, all at once, one run after the other on each, ns."""
+    return workers.call(devices, "plain", runs, limit_s=300.0)
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,13 @@ class Run:
     records: Mapping[str, Record]
     disturbed: float
     """Share of the run in which something else had the core of the worker that suffered most."""
+    request: int = 0
+    """Which of the requests in the records."""
+
+    @property
+    def makespan_ns(self) -> int:
+        """Time from the origin to the last end."""
+        return _last_end(self.records, self.request) - self.origin
 
 
 @dataclass(frozen=True)
@@ -107,6 +125,8 @@ class Loaded:
     placement: Mapping[str, str]
     tensors: tuple[str, ...]
     participants: tuple[str, ...]
+    makespan_ns: list[int] = field(default_factory=list)
+    """The shortest makespan of the last burst, once there was one."""
 
     def run(self, offsets_ns: Sequence[int] = (0,), *, limit_s: float = 60.0) -> tuple[int, dict[str, Record]]:
         """Run requests that arrive at these offsets; return the origin of time and what every worker recorded."""
@@ -114,6 +134,21 @@ class Loaded:
         arrivals = [origin + offset for offset in offsets_ns]
         records = self.workers.call(self.participants, "run", self.key, arrivals, limit_s=limit_s)
         return origin, records
+
+    def run_hot(self, *, budget_ns: int = _BURST_NS) -> list[Run]:
+        """Run requests one after the other without a pause and return all but the first, each with its own origin.
+
+        After a pause caches are cold and cores asleep, which is no property of the placement, and what serves requests
+        does not pause. A request begins when the one before it has ended on all devices.
+        """
+        count = int(np.clip(budget_ns // max(self.makespan_ns[0], 1), 1, _BURST)) if self.makespan_ns else 1
+        whole = self.run_undisturbed([0] * (count + 1))
+        runs = [
+            Run(_last_end(whole.records, request - 1), whole.records, whole.disturbed, request)
+            for request in range(1, count + 1)
+        ]
+        self.makespan_ns[:] = [min(run.makespan_ns for run in runs)]
+        return runs
 
     def run_undisturbed(self, offsets_ns: Sequence[int] = (0,), *, limit_s: float = 60.0) -> Run:
         """Run until nothing else took a worker's core for long, a few times at most; return the least disturbed run.
@@ -142,7 +177,7 @@ class Loaded:
         ExecutionError
             If an output differs.
         """
-        expected, _ = self.subject.reference(self.workers)
+        expected = self.subject.reference(self.workers)
         found: dict[str, NDArray[Any]] = {}
         for part in self.workers.call(self.participants, "results", self.key, request).values():
             found |= part
@@ -166,7 +201,7 @@ class Loaded:
         jobs: dict[str, list[Part]] = defaultdict(list)
         for part in self.parts:
             jobs[part.device].append(part)
-        covered = _covered_operators(self.executed, self.subject.graph, self.parts, self.placement)
+        covered = covered_operators(self.executed, self.subject.graph, self.parts, self.placement)
         spans = []
         for name, record in records.items():
             for number, index, ready, start, end in record.runs:
@@ -248,14 +283,23 @@ def load(
 
 
 def load_order(
-    workers: Crew, subject: Subject, device: Mapping[str, str], order: Sequence[str], *, in_flight: int = 1
+    workers: Crew,
+    subject: Subject,
+    device: Mapping[str, str],
+    order: Sequence[str],
+    *,
+    in_flight: int = 1,
+    every_kernel: bool = False,
 ) -> Loaded:
-    """Do what `load` does, for a device of every operator by name and the operators in the order to run."""
+    """Do what `load` does, for a device of every operator by name and the operators in the order to run.
+
+    ``every_kernel`` makes each kernel a part of its own, which shows what a part costs.
+    """
     unknown = sorted(set(device.values()) - set(workers.names))
     if unknown:
         raise InputError(f"placement: no worker for device '{unknown[0]}'; workers: {', '.join(workers.names)}")
     executed = execute_as(subject.model, subject.graph, device, subject.whole)
-    parts = tuple(split(executed, device, order))
+    parts = tuple(split(executed, device, order, every_kernel=every_kernel))
     assignments, tensors = _assignments(executed, parts, subject, in_flight, workers.threads)
     key = workers.load(assignments)
     return Loaded(workers, key, subject, executed, parts, dict(device), tuple(tensors), tuple(assignments))
@@ -311,10 +355,12 @@ def measure(
             disturbed = 0
             end = time.monotonic() + budget_s
             while len(runs) < repeats and (len(runs) < 3 or time.monotonic() < end):
-                run = loaded.run_undisturbed()
+                burst = sorted(loaded.run_hot(), key=lambda run: run.makespan_ns)
+                run = burst[len(burst) // 2]
                 disturbed += run.disturbed > UNDISTURBED
-                runs.append(loaded.timeline(run.origin, run.records))
-            _, plain = subject.reference(crew)
+                runs.append(loaded.timeline(run.origin, run.records, run.request))
+            subject.load_plain(crew, crew.names[0])
+            plain = time_plain(crew, crew.names[:1], _PLAIN_RUNS)[crew.names[0]]
         finally:
             if crew.processes:
                 loaded.close()
@@ -363,6 +409,10 @@ def load_subject(source: str | Path, graph: OperatorGraph) -> Subject:
     return Subject(with_random_weights(model), graph)
 
 
+def _last_end(records: Mapping[str, Record], request: int) -> int:
+    return max(end for record in records.values() for number, _, _, _, end in record.runs if number == request)
+
+
 def _assignments(
     executed: Executed, parts: Sequence[Part], subject: Subject, slots: int, threads: Mapping[str, int]
 ) -> tuple[dict[str, Assignment], list[str]]:
@@ -370,7 +420,7 @@ def _assignments(
     names = [name for name in names if name not in subject.feeds]
     number = {name: i for i, name in enumerate(names)}
     specs = {name: executed.tensors[name] for name in names}
-    crossing = {name: specs[name] for part in parts for name, _ in part.sends}
+    place, place_bytes = share_places(parts, {name: spec.bytes for name, spec in specs.items()}, executed.outputs)
     by_device: dict[str, list[Part]] = defaultdict(list)
     for part in parts:
         by_device[part.device].append(part)
@@ -387,7 +437,9 @@ def _assignments(
                 for part in own
             ),
             tensors=specs,
-            shared=crossing,
+            place=place,
+            place_bytes=place_bytes,
+            shared=bool(place),
             feeds={n: a for n, a in subject.feeds.items() if any(n in part.inputs for part in own)},
             results=tuple(n for n in executed.outputs if any(n in part.outputs for part in own)),
             peers=tuple(peer for peer in by_device if peer != device),
@@ -398,7 +450,7 @@ def _assignments(
     }, names
 
 
-def _covered_operators(
+def covered_operators(
     executed: Executed, graph: OperatorGraph, parts: Sequence[Part], device: Mapping[str, str]
 ) -> dict[Part, tuple[str, ...]]:
     """Return the user's operators of each part; one that has no kernel counts where its result is made or read."""

@@ -120,7 +120,7 @@ class RayWorkers:
         """Give the workers what to run; return the key under which they hold it."""
         self._keys += 1
         calls = {
-            name: self._actors[name].call.remote("load", self._keys, replace(assignment, shared={}))
+            name: self._actors[name].call.remote("load", self._keys, replace(assignment, shared=False))
             for name, assignment in assignments.items()
         }
         self._each(calls, limit_s)

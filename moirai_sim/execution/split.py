@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import heapq
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -168,7 +168,9 @@ def execute_as(model: onnx.ModelProto, graph: OperatorGraph, device: Mapping[str
     return (Executed(model, graph, kept) if kept else whole).with_local_inputs(device)
 
 
-def split(executed: Executed, device: Mapping[str, str], order: Sequence[str]) -> list[Part]:
+def split(
+    executed: Executed, device: Mapping[str, str], order: Sequence[str], *, every_kernel: bool = False
+) -> list[Part]:
     """Split a model into the fewest parts that let every device run its kernels in order and wait for nothing more.
 
     A new part begins where a kernel needs a tensor of another device that has not arrived for an earlier part, and
@@ -183,6 +185,8 @@ def split(executed: Executed, device: Mapping[str, str], order: Sequence[str]) -
         Device of every operator.
     order
         All operators in the order in which they shall run.
+    every_kernel
+        Make each kernel a part of its own instead.
 
     Returns
     -------
@@ -208,9 +212,61 @@ def split(executed: Executed, device: Mapping[str, str], order: Sequence[str]) -
             groups.append((here, [], awaited))
             arrived[here].update(awaited)
         groups[current[here]][1].append(i)
-        if any(targets[name] for name in executed.nodes[i].output if name):
+        if every_kernel or any(targets[name] for name in executed.nodes[i].output if name):
             del current[here]
     return _sorted_parts(executed, groups, targets)
+
+
+def share_places(
+    parts: Sequence[Part], size: Mapping[str, int], kept: Collection[str]
+) -> tuple[dict[str, int], tuple[int, ...]]:
+    """Let tensors that cross devices share memory, which then stays in the caches.
+
+    A tensor takes the place of another one when all parts that write or read that one have run before the part that
+    writes it starts, by the order of parts on each device and the tensors that they await: whatever the timing.
+
+    Parameters
+    ----------
+    parts
+        In an order in which they could run.
+    size
+        Bytes of each tensor.
+    kept
+        Tensors that keep their place to the end.
+
+    Returns
+    -------
+    tuple
+        The place of each tensor that crosses, and the bytes of each place.
+    """
+    users: dict[str, int] = defaultdict(int)  # sets of parts as bits of an integer
+    for p, part in enumerate(parts):
+        for name in (*part.inputs, *part.outputs):
+            users[name] |= 1 << p
+    place: dict[str, int] = {}
+    place_bytes: list[int] = []
+    busy: list[int] = []  # [place] parts that use it; 0 where it is never free again
+    writer: dict[str, int] = {}
+    last: dict[str, int] = {}
+    before = [0] * len(parts)
+    for p, part in enumerate(parts):
+        earlier = [writer[name] for name in part.awaits] + [q for q in [last.get(part.device)] if q is not None]
+        for q in earlier:
+            before[p] |= before[q] | 1 << q
+        last[part.device] = p
+        writer.update(dict.fromkeys(part.outputs, p))
+        for name, _ in part.sends:
+            free = [k for k, used in enumerate(busy) if used and not used & ~before[p]]
+            if free:  # the one that fits best: the smallest that is large enough, else the largest
+                k = min(free, key=lambda k: (place_bytes[k] < size[name], abs(place_bytes[k] - size[name]), k))
+                place_bytes[k] = max(place_bytes[k], size[name])
+            else:
+                k = len(busy)
+                busy.append(0)
+                place_bytes.append(size[name])
+            place[name] = k
+            busy[k] = 0 if name in kept else users[name]
+    return place, tuple(place_bytes)
 
 
 def part_model(executed: Executed, part: Part) -> bytes:

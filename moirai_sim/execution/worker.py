@@ -11,7 +11,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
@@ -53,8 +53,12 @@ class Assignment:
     jobs: tuple[Job, ...]
     tensors: Mapping[str, TensorSpec]
     """Every tensor that crosses parts, in an order all workers share."""
-    shared: Mapping[str, TensorSpec]
-    """Those that cross devices; they lie in the segment whose descriptor follows."""
+    place: Mapping[str, int]
+    """Where those lie that cross devices: tensors that never live at the same time share a place."""
+    place_bytes: tuple[int, ...]
+    """Size of each place."""
+    shared: bool
+    """Whether places lie in a segment of shared memory, whose descriptor follows."""
     feeds: Mapping[str, NDArray[Any]]
     results: tuple[str, ...]
     """Outputs of the model that this worker writes."""
@@ -90,11 +94,15 @@ class _Pool:
         fitting = [i for i, buffer in enumerate(self._free) if buffer.nbytes >= spec.bytes]
         buffer = self._free.pop(fitting[-1]) if fitting else _aligned(spec.bytes)
         self._whole[buffer.ctypes.data] = buffer
-        return buffer[: spec.bytes].view(spec.dtype).reshape(spec.shape)
+        return _as_tensor(buffer, spec)
 
     def give_back(self, array: NDArray[Any]) -> None:
         """Free the buffer of an array."""
         self._free.append(self._whole[array.ctypes.data])
+
+
+def _as_tensor(buffer: NDArray[np.uint8], spec: TensorSpec) -> NDArray[Any]:
+    return buffer[: spec.bytes].view(spec.dtype).reshape(spec.shape)
 
 
 def _aligned(size: int) -> NDArray[np.uint8]:
@@ -111,11 +119,17 @@ class _Loaded:
 
         self.assignment = assignment
         self.names = list(assignment.tensors)
-        segment = Segment(assignment.shared, handle, slots=assignment.slots) if assignment.shared else None
+        segment = Segment(assignment.place_bytes, handle, slots=assignment.slots) if assignment.shared else None
         self.sessions = [
             make_session(job.model, assignment.threads, optimize=False, shared=True) for job in assignment.jobs
         ]
         self.slots = [self._bind(segment, slot) for slot in range(assignment.slots)]
+        posts = [
+            tuple((target, tensor) for tensor, targets in job.sends for target in targets) for job in assignment.jobs
+        ]
+        runs = [session.run_with_iobinding for session in self.sessions]
+        self.steps = [list(zip(runs, bindings, posts, strict=True)) for _, bindings in self.slots]
+        """By slot and job: what to call, with what, and (target, tensor) to send then."""
 
     def _bind(self, segment: Segment | None, slot: int) -> tuple[dict[str, NDArray[Any]], list[Any]]:
         """Return the buffers of one slot and one binding a session: kernels read and write the buffers in place."""
@@ -123,16 +137,21 @@ class _Loaded:
         buffers: dict[str, NDArray[Any]] = dict(assignment.feeds)
         pool = _Pool()
         last_use = {name: i for i, job in enumerate(assignment.jobs) for name in (*job.inputs, *job.outputs)}
-        crossing = {self.names[t] for job in assignment.jobs for t in (*job.awaits, *(sent for sent, _ in job.sends))}
-        kept = {*assignment.results, *assignment.feeds, *crossing}  # what crosses may still be on its way
+        kept = {*assignment.results, *assignment.feeds, *assignment.place}
+        own: dict[int, NDArray[np.uint8]] = {}  # places where no memory is shared
         for i, job in enumerate(assignment.jobs):
             for name in (*job.inputs, *job.outputs):
                 if name in buffers:
                     continue
-                if segment is not None and name in assignment.shared:
-                    buffers[name] = segment.array(name, slot)
+                spec, place = assignment.tensors[name], assignment.place.get(name)
+                if place is None:
+                    buffers[name] = pool.take(spec)
+                elif segment is not None:
+                    buffers[name] = segment.array(spec, place, slot)
                 else:
-                    buffers[name] = pool.take(assignment.tensors[name])
+                    if place not in own:
+                        own[place] = _aligned(assignment.place_bytes[place])
+                    buffers[name] = _as_tensor(own[place], spec)
             for name in dict.fromkeys((*job.inputs, *job.outputs)):
                 if last_use[name] == i and name not in kept:
                     pool.give_back(buffers[name])
@@ -167,6 +186,7 @@ class Worker:
         self.peers = peers
         self.network: TcpLinks | None = None
         self.loaded: dict[int, _Loaded] = {}
+        self.plain: Callable[[], Any] | None = None
 
     def serve(self) -> None:
         """Answer commands until the master leaves."""
@@ -184,7 +204,7 @@ class Worker:
                 self.control.send(("ok", reply))
 
     def answer(self, command: str, *arguments: object) -> Any:  # noqa: ANN401
-        """Carry out one command: load, unload, reference, run or results."""
+        """Carry out one command: load, unload, load_plain, plain, run or results."""
         return getattr(self, f"_{command}")(*arguments)
 
     def _load(self, key: int, assignment: Assignment) -> None:
@@ -205,68 +225,72 @@ class Worker:
     def _results(self, key: int, request: int) -> dict[str, NDArray[Any]]:
         return self.loaded[key].results(request)
 
-    def _reference(
-        self, model: bytes, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str], repeats: int, threads: int
-    ) -> tuple[list[NDArray[Any]], list[int]]:
-        """Run the unsplit model in a plain session; return its outputs and the times of the repeats, ns."""
+    def _load_plain(
+        self, model: bytes, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str], threads: int
+    ) -> list[NDArray[Any]]:
+        """Hold the unsplit model in a plain session, in place of the last one; return its outputs."""
         from moirai_sim.profiling.backends.onnxruntime import make_session
 
+        self.plain = None
         session = make_session(model, threads)
         known = {value.name for value in session.get_inputs()}
-        feeds = {name: array for name, array in feeds.items() if name in known}
-        results = session.run(list(outputs), feeds)
+        arguments = list(outputs), {name: array for name, array in feeds.items() if name in known}
+        self.plain = lambda: session.run(*arguments)
+        results: list[NDArray[Any]] = self.plain()
+        return results
+
+    def _plain(self, runs: int) -> list[int]:
+        """Return the times of runs of the plain session, one after the other and after one that warms it, ns."""
+        if self.plain is None:
+            raise LookupError("no plain session was loaded")
         times = []
-        for _ in range(repeats):
+        for _ in range(runs + 1):
             start = time.monotonic_ns()
-            session.run(list(outputs), feeds)
+            self.plain()
             times.append(time.monotonic_ns() - start)
-        return results, times
+        return times[1:]
 
     def _run(self, key: int, arrivals_ns: Sequence[int]) -> Record:
         """Run requests that arrive at the given instants of the monotonic clock, at most ``slots`` at a time.
 
         Of the parts that could start, that of the earliest request goes first.
         """
-        loaded = self.loaded[key]
-        jobs, slots = loaded.assignment.jobs, loaded.assignment.slots
+        loaded, clock = self.loaded[key], time.monotonic_ns
+        jobs, slots, count = loaded.assignment.jobs, loaded.assignment.slots, len(arrivals_ns)
         record = Record(delayed_ns=-_run_queue_ns())
-        here: dict[tuple[int, int], int] = {}  # (tensor, request) -> arrival
-        unfinished = [len(loaded.assignment.peers) + 1] * len(arrivals_ns)  # workers that still work on the request
-        active: list[list[int]] = []  # [request, next job], oldest first
+        here: list[dict[int, int]] = [{} for _ in arrivals_ns]  # by request: tensor -> arrival
+        unfinished = [len(loaded.assignment.peers) + 1] * count  # workers that still work on the request
+        active: list[list[int]] = []  # [request, next job, end of the one before], oldest first
         admitted = finished = 0
-        last_end = 0
-        while finished < len(arrivals_ns):
-            now = time.monotonic_ns()
-            while (
-                admitted < len(arrivals_ns)
-                and (admitted < slots or not unfinished[admitted - slots])
-                and (now >= arrivals_ns[admitted] - _EARLY_NS)
-            ):
-                while time.monotonic_ns() < arrivals_ns[admitted]:
+        while finished < count:
+            while admitted < count and (admitted < slots or not unfinished[admitted - slots]):
+                arrival = arrivals_ns[admitted]
+                if clock() < arrival - _EARLY_NS:
+                    break
+                while clock() < arrival:
                     pass
-                active.append([admitted, 0])
+                active.append([admitted, 0, arrival if admitted < slots else max(arrival, clock())])
                 admitted += 1
-            state = next((s for s in active if all((t, s[0]) in here for t in jobs[s[1]].awaits)), None)
-            if state is None:
-                waiting = admitted < len(arrivals_ns) and (admitted < slots or not unfinished[admitted - slots])
+            for state in active:
+                request, index, ready = state
+                got, awaits = here[request], jobs[index].awaits
+                if all(tensor in got for tensor in awaits):
+                    break
+            else:
+                waiting = admitted < count and (admitted < slots or not unfinished[admitted - slots])
                 self._listen(here, unfinished, record, until_ns=arrivals_ns[admitted] - _EARLY_NS if waiting else None)
                 continue
-            request, index = state
-            job = jobs[index]
-            start = time.monotonic_ns()
-            loaded.sessions[index].run_with_iobinding(loaded.slots[request % slots][1][index])
-            end = time.monotonic_ns()
-            for tensor, targets in job.sends:
-                for target in targets:
-                    self._send(target, key, tensor, request)
-            if job.awaits:
-                ready = max(here[t, request] for t in job.awaits)
-            else:
-                ready = last_end if index else arrivals_ns[request]
+            run, binding, posts = loaded.steps[request % slots][index]
+            start = clock()
+            run(binding)
+            end = clock()
+            for target, tensor in posts:
+                self._send(target, key, tensor, request)
+            if awaits:
+                ready = max(got[tensor] for tensor in awaits)
             record.runs.append((request, index, min(ready, start), start, end))
-            last_end = end
-            state[1] += 1
-            if state[1] == len(jobs):
+            state[1], state[2] = index + 1, end
+            if index + 1 == len(jobs):
                 active.remove(state)
                 finished += 1
                 unfinished[request] -= 1
@@ -291,7 +315,7 @@ class Worker:
 
     def _listen(
         self,
-        here: dict[tuple[int, int], int],
+        here: Sequence[dict[int, int]],
         unfinished: list[int],
         record: Record,
         until_ns: int | None = None,
@@ -307,7 +331,7 @@ class Worker:
     def _take(
         self,
         tokens: Sequence[tuple[int, int, int]],
-        here: dict[tuple[int, int], int],
+        here: Sequence[dict[int, int]],
         unfinished: list[int],
         record: Record,
         now: int | None = None,
@@ -317,8 +341,8 @@ class Worker:
             if tensor == DONE:
                 unfinished[request] -= 1
             else:
-                here[tensor, request] = sent if now is None else now
-                record.arrivals.append((request, tensor, sent, here[tensor, request]))
+                here[request][tensor] = arrived = sent if now is None else now
+                record.arrivals.append((request, tensor, sent, arrived))
 
 
 def _run_queue_ns() -> int:
@@ -351,7 +375,7 @@ def main(arguments: Sequence[str]) -> None:
         try:
             worker.network = TcpLinks(own, settings["addresses"], inbox, worker.receive_buffer)
         except OSError as error:
-            control.send(("error", f"{own.host}, port {own.port}: {error.strerror}"))
+            control.send(("error", f"{own.host}, port {own.port}: {os.strerror(error.errno or 0)}"))
             return
     import onnxruntime  # noqa: F401 - now, so that the first placement does not wait for it
 

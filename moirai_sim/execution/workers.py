@@ -120,10 +120,10 @@ class Workers:
         """
         self._keys += 1
         if self.emulated:
-            assignments = {name: replace(assignment, shared={}) for name, assignment in assignments.items()}
-        shared = next(iter(assignments.values()))
+            assignments = {name: replace(assignment, shared=False) for name, assignment in assignments.items()}
+        any_one = next(iter(assignments.values()))
         try:
-            handle = create_segment(shared.shared, slots=shared.slots) if shared.shared else -1
+            handle = create_segment(any_one.place_bytes, slots=any_one.slots) if any_one.shared else -1
         except OSError as error:
             raise ExecutionError(f"shared memory: {error.strerror}; run fewer requests at once") from error
         try:
