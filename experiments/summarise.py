@@ -1,21 +1,37 @@
 """Keep the results of an evaluate study small: ``python experiments/summarise.py RESULTS_FOLDER EXPERIMENT_FOLDER``.
 
-Writes ``results.csv`` (one row a run) and ``results.md`` (time over the best single device, by model and policy).
+Writes ``results.csv`` (one row a run) and ``results.md``: times by model and policy, and the study's own policy against
+each other one. A failed run is a row without a time.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from moirai_sim.files import write_whole
 from moirai_sim.studies.store import read_folder
-from moirai_sim.studies.tables import policies_table, runs_table
+from moirai_sim.studies.tables import PROBLEM, policies_table, runs_table
 
-COLUMNS = ["model", "cluster", "network", "objective", "memory_scale", "policy", "seed", "status", "operators"]
-FIGURES = ["objective_ms", "bound_ms", "gap", "versus_best", "versus_single", "devices_used", "seconds"]
+COLUMNS = [*PROBLEM, "policy", "seed", "status", "operators"]
+FIGURES = [
+    "objective_ms",
+    "latency_ms",
+    "bound_ms",
+    "gap",
+    "versus_best",
+    "versus_single",
+    "placements_used",
+    "devices_used",
+    "seconds",
+]
+
+OWN = ("moirai", "diviml", "auto")
+"""Policies that are shown against all others."""
 
 
 def main() -> None:
@@ -23,16 +39,37 @@ def main() -> None:
     results, experiment = Path(sys.argv[1]), Path(sys.argv[2])
     _, store = read_folder(results)
     runs = runs_table(store)
+    for name in ("model", "cluster"):  # a file is known by its name, wherever it lies
+        runs[name] = [_short(value) for value in runs[name]]
     write_whole(experiment / "results.csv", runs[COLUMNS + FIGURES].to_csv(index=False, float_format="%.6g"))
     write_whole(experiment / "results.md", markdown(runs))
+
+
+def _short(value: str | None) -> str | None:
+    return value if value is None or value.startswith("zoo:") else Path(value).name.removesuffix(".yaml")
 
 
 def markdown(runs: pd.DataFrame) -> str:
     """Return tables of all settings: time by model and policy, ms, the best of a row in bold."""
     parts = ["## All problems\n", _table(policies_table(runs).round(4).astype(str))]
-    for (cluster, objective, scale), rows in runs.groupby(["cluster", "objective", "memory_scale"], dropna=False):
-        memory = "the devices' own memory" if pd.isna(scale) else f"every device holds {scale:g} of the model"
-        parts.append(f"\n## {cluster}, {objective}, {memory}; ms, with the best proven bound and the gap to it\n")
+    for policy in OWN:
+        if policy in set(runs["policy"]):
+            parts.append(
+                f"\n## `{policy}` against each: its time is so many times lower, its answer so many times sooner\n"
+            )
+            parts.append(_table(against(runs, policy)))
+    names = [name for name in PROBLEM if name not in ("model", "network")]
+    for values, rows in runs.groupby(names, dropna=False):
+        setting: dict[str, Any] = {
+            name: value for name, value in zip(names, list(values), strict=True) if value is not None and value == value
+        }
+        asked = [str(setting.get("cluster", "own devices")), str(setting["objective"])]
+        scale = setting.get("memory_scale")
+        asked.append("the devices' own memory" if scale is None else f"every device holds {scale:g} of the model")
+        asked += [f"up to {setting['replicas']} placements take turns"] if setting["replicas"] > 1 else []
+        asked += [f"latency at most {setting['max_latency']}"] if "max_latency" in setting else []
+        asked += [f"throughput at least {setting['min_throughput']}"] if "min_throughput" in setting else []
+        parts.append(f"\n## {', '.join(asked)}; ms, with the best proven bound and the gap to it\n")
         grid = rows.pivot_table(index="model", columns="policy", values="objective_ms", dropna=False)
         best = grid.min(axis=1)
         text = pd.DataFrame(
@@ -45,6 +82,25 @@ def markdown(runs: pd.DataFrame) -> str:
         text["gap"] = [f"{1 - low / value:.1%}" for low, value in zip(bound, best, strict=True)]
         parts.append(_table(text.reset_index()))
     return "\n".join(parts)
+
+
+def against(runs: pd.DataFrame, policy: str) -> pd.DataFrame:
+    """Return one row an objective and another policy: ratios of times over the problems that both answer."""
+    wide = runs.assign(**{name: runs[name].astype(object).fillna("") for name in PROBLEM})
+    value = wide.pivot_table(index=[*PROBLEM, "seed"], columns="policy", values="objective_ms")
+    seconds = wide.pivot_table(index=[*PROBLEM, "seed"], columns="policy", values="seconds")
+    rows = []
+    for objective in sorted(set(runs["objective"])):
+        here = value.index.get_level_values("objective") == objective
+        for other in value.columns.drop(policy):
+            gain = (value.loc[here, other] / value.loc[here, policy]).dropna()
+            sooner = (seconds.loc[here, other] / seconds.loc[here, policy])[gain.index]
+            if len(gain):
+                mean = np.exp(np.log(gain).mean())
+                figures = [f"{gain.max():.2f}", f"{mean:.3f}", f"{gain.min():.2f}", f"{sooner.median():.2g}"]
+                rows.append([other, objective, *figures, len(gain)])
+    columns = ["policy", "objective", "up to", "geometric mean", "at least", "sooner (median)", "problems"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _cell(value: float, best: float) -> str:

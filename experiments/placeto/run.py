@@ -21,7 +21,8 @@ from moirai_sim.policies.placeto_agent import Agent, Family, train
 from moirai_sim.policies.random import Random
 from moirai_sim.policies.single import Single
 from moirai_sim.problem import PlacementProblem
-from moirai_sim.simulation.replay import Evaluator, replay
+from moirai_sim.simulation.list_scheduling import Evaluator
+from moirai_sim.simulation.replay import replay
 
 HERE = Path(__file__).parent
 NODES, DEVICES, UPDATES, DEADLINE_S = 8, 2, 240, 180

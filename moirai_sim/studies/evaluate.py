@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import moirai_sim
+from moirai_sim.errors import InputError
+from moirai_sim.sources import brings_devices
 from moirai_sim.studies import runs
 from moirai_sim.studies.parallel import run_all
 from moirai_sim.studies.store import Store, digest
@@ -19,7 +21,13 @@ if TYPE_CHECKING:
 def expand(study: EvaluateStudy) -> list[dict[str, Any]]:
     """Return the key of every run of a study, in the order of the study file.
 
-    The key holds everything that determines the outcome, so equal keys have equal results.
+    The key holds everything that determines the outcome, so equal keys have equal results. A published instance that
+    brings its own devices runs on the cluster null alone, every other model on the named clusters alone.
+
+    Raises
+    ------
+    InputError
+        If a model has no cluster to run on, or nothing is left to run.
     """
     axes = (
         study.models,
@@ -29,18 +37,40 @@ def expand(study: EvaluateStudy) -> list[dict[str, Any]]:
         study.objectives,
         study.policies,
         study.seeds,
+        study.replicas,
+        study.max_latencies,
+        study.min_throughputs,
     )
-    return list(_keys(study, itertools.product(*axes)))
+    own_devices = {model: brings_devices(model) for model in study.models}
+    problems = [
+        f"{model}: brings its own devices and costs; add null to the clusters"
+        for model, own in own_devices.items()
+        if own and None not in study.clusters
+    ] + [
+        f"{model}: needs devices to run on; name a cluster, see 'moirai-sim catalog topologies'"
+        for model, own in own_devices.items()
+        if not own and study.clusters == [None]
+    ]
+    keys = [
+        key for key in _keys(study, itertools.product(*axes)) if own_devices[key["model"]] == (key["cluster"] is None)
+    ]
+    if not keys and not problems:
+        problems = [f"{study.name}: nothing to run: include and exclude leave no combination"]
+    if problems:
+        raise InputError(problems)
+    return keys
 
 
 def _keys(study: EvaluateStudy, combinations: Iterator[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
-    for model, cluster, network, memory_scale, objective, policy, seed in combinations:
+    for model, cluster, network, memory_scale, objective, policy, seed, *stream in combinations:
         where = {"model": model, "cluster": cluster, "policy": policy, "network": network, "objective": objective}
         if not any(rule.matches(**where) for rule in study.include):
             continue
         if any(rule.matches(**where) for rule in study.exclude):
             continue
+        asked = zip(("replicas", "max_latency", "min_throughput"), stream, strict=True)
         yield where | {
+            **{key: value for key, value in asked if value not in (None, 1)},  # keys without them keep their hashes
             "memory_scale": memory_scale,
             "seed": seed,
             "time_limit_s": study.time_limit_s,

@@ -50,9 +50,13 @@ def build(study: dict[str, Any], store: Store) -> Report:
             picture=_quality(policies),
         ),
     ]
+    if runs["operators"].nunique() >= 3:
+        text = "Median over the problems of a size; a policy that searches stops at its time limit."
+        sections.append(Section("Placement time as networks grow", text, picture=_growth(runs)))
     if len(failed):
         sections.append(Section("Failed runs", rows=failed[["model", "cluster", "policy", "error"]]))
     shown = runs.drop(columns=["error"]).dropna(axis="columns", how="all")
+    shown = shown.assign(model=shown["model"].str.rsplit("/", n=1).str[-1])  # where a file lies is provenance
     sections.append(Section("All runs", "Click a heading to sort.", rows=shown))
     return Report(study["name"], study.get("description", ""), cards, sections, {"study": study})
 
@@ -124,5 +128,24 @@ def _quality(policies: pd.DataFrame) -> go.Figure:
         height=440, margin={"l": 10, "r": 10, "t": 30, "b": 10},
         xaxis={"type": "log", "title": "median seconds to place", "automargin": True},
         yaxis={"title": "time over the best answer", "automargin": True},
+    )  # fmt: skip
+    return figure
+
+
+def _growth(runs: pd.DataFrame) -> go.Figure:
+    import plotly.graph_objects as go
+
+    known = runs.dropna(subset=["operators", "seconds"])
+    figure = go.Figure()
+    for policy, rows in known.groupby("policy", sort=True):
+        curve = rows.groupby("operators")["seconds"].median().sort_index()
+        figure.add_scatter(
+            x=curve.index, y=curve.clip(lower=1e-5), mode="lines+markers", name=str(policy),
+            hovertemplate=f"{policy}: %{{x:,}} operators in %{{y:.3g}} s<extra></extra>",
+        )  # fmt: skip
+    figure.update_layout(
+        height=440, margin={"l": 10, "r": 10, "t": 30, "b": 10},
+        xaxis={"type": "log", "title": "operators", "automargin": True},
+        yaxis={"type": "log", "title": "seconds to place", "automargin": True},
     )  # fmt: skip
     return figure

@@ -23,7 +23,7 @@ from moirai_sim.studies.store import digest, read_folder
 
 if TYPE_CHECKING:
     from moirai_sim.clusters.cluster import Cluster
-    from moirai_sim.problem import PlacementProblem
+    from moirai_sim.studies.validate_prices import Priced
 
 _LINK_FACTORS = (0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 2.8, 4.0)
 _MIN_CASES = 6
@@ -74,6 +74,7 @@ def calibrate_from_runs(folder: Path, out: Path, *, seed: int = 0) -> dict[str, 
         shutil.copytree(models[0], work, dirs_exist_ok=True)
         sources = sorted({result["key"]["model"] for result in found})
         _scale_operators(work, sources, factors)
+        _scale_in_place(work, sources, factors, cluster)
         errors = {}
         plain_links = (work / "links.json").read_text(encoding="utf-8")
         for factor in _LINK_FACTORS:
@@ -102,7 +103,7 @@ def calibrate_from_runs(folder: Path, out: Path, *, seed: int = 0) -> dict[str, 
 
 def _priced(name: str, model: Path) -> Cluster:
     from moirai_sim.clusters.reader import read_cluster
-    from moirai_sim.studies.validate import priced_by
+    from moirai_sim.studies.validate_prices import priced_by
 
     return priced_by(read_cluster(name), model.absolute())
 
@@ -142,6 +143,22 @@ def _scale_operators(model: Path, sources: Sequence[str], factors: Mapping[str, 
     write_whole(model / FILE, json.dumps(table, separators=(",", ":")) + "\n")
 
 
+def _scale_in_place(model: Path, sources: Sequence[str], factors: Mapping[str, float], cluster: Cluster) -> None:
+    from moirai_sim.graphs.load import load_graph
+    from moirai_sim.sources import build_problem
+    from moirai_sim.studies.validate_prices import families, in_place_file
+
+    for source in sources:
+        path, graph = in_place_file(model, source), load_graph(source)
+        kind = families(build_problem(graph, cluster), graph)
+        document = json.loads(path.read_text(encoding="utf-8"))
+        document["operator_ns"] = [
+            {name: round(ns * factors.get(kind[name], 1.0)) for name, ns in times.items()}
+            for times in document["operator_ns"]
+        ]
+        write_whole(path, json.dumps(document) + "\n")
+
+
 def _scale_links(model: Path, plain: str, factor: float) -> None:
     document = json.loads(plain)
     for curve in document["curves"]:
@@ -153,20 +170,18 @@ def _errors(cluster: Cluster, results: Sequence[Mapping[str, Any]], folder: Path
     """Return the absolute percentage error of each run, simulated again as it was placed and ordered."""
     from moirai_sim.graphs.load import load_graph
     from moirai_sim.placement import placement_from_timeline
-    from moirai_sim.simulation.engine import simulate
     from moirai_sim.sources import build_problem
-    from moirai_sim.studies.validate import device_model
+    from moirai_sim.studies.validate_prices import priced_in_place
     from moirai_sim.timeline import read_timeline
 
-    problems: dict[str, PlacementProblem] = {}
+    priced: dict[str, Priced] = {}
     errors = []
     for result in results:
         source = result["key"]["model"]
-        if source not in problems:
-            problems[source] = build_problem(load_graph(source), cluster)
+        if source not in priced:
+            priced[source] = priced_in_place(build_problem(load_graph(source), cluster), cluster, source)
         timeline = read_timeline(folder / "timelines" / f"{result['name']}-predicted.json")
-        placement = placement_from_timeline(problems[source], timeline)
-        again = simulate(problems[source], placement, options=device_model(cluster))
+        again = priced[source].predict(placement_from_timeline(priced[source].problem, timeline))
         errors.append(abs(again.makespan_ns / result["outcome"]["measured_ns"] - 1))
     return errors
 

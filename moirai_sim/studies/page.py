@@ -92,5 +92,5 @@ def _cell(value: Any, *, number: bool) -> dict[str, Any]:  # noqa: ANN401 - any 
         return {"text": text, "kind": "long" if len(text) > 60 else "", "sort": None}
     if isinstance(value, float) and not math.isfinite(value):
         return {"text": "–", "kind": "number", "sort": "Infinity"}
-    text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    text = f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 10_000 else f"{value:.4g}"
     return {"text": text, "kind": "number", "sort": value}

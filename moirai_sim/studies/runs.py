@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from moirai_sim.errors import MoiraiError
 from moirai_sim.studies.store import digest
+from moirai_sim.units import parse_ns, parse_period_ns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -59,21 +60,28 @@ def load(model: str, cluster: str | None, network: str | None, memory_scale: flo
 
 
 def outcome(problem: PlacementProblem, timeline: Timeline) -> dict[str, Any]:
-    """Return the figures of a timeline that the inputs determine (no wall-clock time)."""
+    """Return the figures of a timeline that the inputs determine (no wall-clock time).
+
+    Where R placements take turns, transfers, bytes and busy times are those of R requests.
+    """
     busy: dict[str, int] = dict.fromkeys(problem.devices, 0)
     sent = transfers = 0
-    for span in timeline.spans:
+    for span in (span for one in timeline.cycle for span in one.spans):
         if span.kind == "operator":
             busy[span.resource] += span.end_ns - span.start_ns
         else:
             transfers += 1
             sent += span.bytes or 0
-    used = len(set(timeline.placement.values()))
+    used = len({device for one in timeline.cycle for device in one.placement.values()})
+    stream = {} if len(timeline.cycle) == 1 else {"replicas": len(timeline.cycle), "latency_ns": timeline.latency_ns}
+    if "reason" in timeline.provenance:
+        stream["reason"] = timeline.provenance["reason"]
     return {
         "status": timeline.status,
         "makespan_ns": timeline.makespan_ns,
         "period_ns": timeline.period_ns,
         "objective_ns": timeline.objective_ns,
+        **stream,
         "lower_bound_ns": timeline.lower_bound_ns,
         "gap": timeline.gap,
         "network": problem.network,
@@ -97,7 +105,15 @@ def _place(key: Mapping[str, Any]) -> dict[str, Any]:
     from moirai_sim.policies.run import place
 
     problem = load(key["model"], key["cluster"], key["network"], key["memory_scale"])
-    request = Request(objective=key["objective"], time_limit_s=key["time_limit_s"], seed=key["seed"])
+    latency, rate = key.get("max_latency"), key.get("min_throughput")
+    request = Request(
+        objective=key["objective"],
+        time_limit_s=key["time_limit_s"],
+        seed=key["seed"],
+        replicas=key.get("replicas", 1),
+        max_latency_ns=None if latency is None else parse_ns(latency),
+        max_period_ns=None if rate is None else parse_period_ns(rate),
+    )
     return outcome(problem, place(problem, key["policy"], request))
 
 

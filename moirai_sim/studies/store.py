@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,9 @@ class Store:
             found = json.loads(path.read_text(encoding="utf-8")).get("kind")
             if found != study["kind"]:
                 raise InputError(f"{self.folder}: holds a study of kind '{found}', not '{study['kind']}'; name another")
+        for folder in (self.results, self.seconds):
+            for left in folder.glob(".*.json.*"):  # half-written when a run was killed
+                left.unlink()
         write_whole(path, json.dumps(study, indent=1, sort_keys=True) + "\n")
 
     def has(self, name: str, *, failed_too: bool = True) -> bool:
@@ -63,6 +66,13 @@ class Store:
         write_whole(self.seconds / f"{name}.json", canonical({"seconds": seconds}) + "\n")
         document = {"format": FORMAT, "key": key, "outcome": outcome}
         write_whole(self.results / f"{name}.json", json.dumps(document, indent=1, sort_keys=True) + "\n")
+
+    def keep(self, names: Collection[str]) -> None:
+        """Remove results of other names: the folder belongs to one study as it stands now."""
+        for folder in (self.results, self.seconds, self.folder / "timelines"):
+            for path in sorted(folder.glob("*.json")):
+                if path.stem.partition("-")[0] not in names:
+                    path.unlink()
 
     def read(self, names: list[str] | None = None) -> Iterator[dict[str, Any]]:
         """Iterate over results by name, each ``{"name", "key", "outcome", "seconds"}``; one is in memory at a time."""

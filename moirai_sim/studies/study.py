@@ -9,12 +9,12 @@ import fnmatch
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel, field_validator
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationInfo, field_validator, model_validator
 
 from moirai_sim.errors import InputError
 from moirai_sim.policies.base import Objective
 from moirai_sim.problem import Network
-from moirai_sim.units import parse_ns
+from moirai_sim.units import parse_ns, parse_period_ns
 from moirai_sim.yaml_files import YamlDocument
 
 Value = float | int | str | bool
@@ -25,16 +25,19 @@ class _Strict(BaseModel):
 
 
 class Range(_Strict):
-    """Evenly spaced values ``from``, ``from + step``, ... up to ``to``."""
+    """Evenly spaced values ``from``, ``from + step``, ... up to ``to``, with the ``unit`` behind each ("Gbps")."""
 
     start: float = Field(alias="from")
     to: float
     step: float = Field(gt=0)
+    unit: str = ""
 
-    def values(self) -> list[float]:
-        """Return the values, whole numbers as integers."""
+    def values(self) -> list[float | str]:
+        """Return the values: text where they have a unit, whole numbers as integers."""
         count = int((self.to - self.start) / self.step + 1e-9) + 1
         values = [self.start + i * self.step for i in range(max(0, count))]
+        if self.unit:
+            return [f"{value:.12g} {self.unit}" for value in values]
         return [int(value) if value == int(value) else value for value in values]
 
 
@@ -60,6 +63,17 @@ class _Runs(_Strict):
     time_limit: str = "10 s"
     """Per run, for policies that search; heuristics ignore it."""
 
+    @field_validator("max_latencies", "min_throughputs", check_fields=False)
+    @classmethod
+    def _are_limits(cls, values: list[str | None], info: ValidationInfo) -> list[str | None]:
+        for value in values:
+            try:
+                if value is not None:
+                    (parse_ns if info.field_name == "max_latencies" else parse_period_ns)(value)
+            except InputError as error:
+                raise ValueError(str(error)) from error
+        return values
+
     @field_validator("time_limit", "target", "calibrate", mode="before", check_fields=False)
     @classmethod
     def _is_a_time(cls, value: object) -> object:
@@ -81,7 +95,7 @@ class EvaluateStudy(_Runs):
 
     kind: Literal["evaluate"]
     clusters: list[str | None] = [None]
-    """Catalog names or YAML files; null for published instances, which bring their own devices."""
+    """Catalog names or YAML files for models; null for published instances, which bring their own devices."""
     policies: list[str] = Field(min_length=1)
     networks: list[Network | None] = [None]
     """null: the source's own default (one-port for instances, fair for clusters)."""
@@ -89,6 +103,12 @@ class EvaluateStudy(_Runs):
     memory_scales: list[float | None] = [None]
     """null: the devices' own memory; a number gives every device this share of the model's weights."""
     seeds: list[int] = [0]
+    replicas: list[Annotated[int, Field(ge=1)]] = [1]
+    """Placements that may take turns in serving a stream (data parallelism)."""
+    max_latencies: list[str | None] = [None]
+    """Longest latency that a request may have, e.g. ``30 ms``; null: any."""
+    min_throughputs: list[str | None] = [None]
+    """Least throughput that a stream may have, e.g. ``50/s``; null: any."""
     include: list[Rule] = [Rule()]
     """Runs that match none of these are left out."""
     exclude: list[Rule] = []
@@ -111,6 +131,23 @@ class WhatIfStudy(_Runs):
     """Name -> overrides applied together, in order. Empty: each override is a scenario of its own."""
     target: str | None = None
     """A latency ("20 ms"), or the period of a pipeline for throughput, that the questions ask for."""
+    prices: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
+    """EUR by device type, or by link without its number (``wire``, ``node.nvlink``); they go before any ``price_eur``
+    of a file. A device without a price leaves its cluster without one; a link without a price costs nothing."""
+    sizes: dict[str, list[int] | Range] = {}
+    """Dotted keys that end in ``count`` -> numbers to choose from, 0 for none at all. The study then looks for the
+    cheapest combination that reaches the target (the fewest devices, where one has no price)."""
+
+    @model_validator(mode="after")
+    def _sizes_are_counts(self) -> WhatIfStudy:
+        if self.sizes and self.target is None:
+            raise ValueError("sizes: a search for the cheapest size needs a target, e.g. target: 20 ms")
+        for key, value in self.sizes.items():
+            counts = value.values() if isinstance(value, Range) else value
+            whole = all(isinstance(count, int) and count >= 0 for count in counts)
+            if key.rpartition(".")[2] != "count" or not counts or not whole:
+                raise ValueError(f"sizes: '{key}': give a key that ends in '.count' whole numbers from 0 on")
+        return self
 
 
 class ValidateStudy(_Runs):

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from moirai_sim.studies.store import Store
 
-PROBLEM = ["model", "cluster", "network", "objective", "memory_scale"]
+PROBLEM = ["model", "cluster", "network", "objective", "memory_scale", "replicas", "max_latency", "min_throughput"]
 """Columns that say which question was asked; rows that agree in them compete."""
 
 
@@ -24,12 +24,14 @@ def runs_table(store: Store) -> pd.DataFrame:
     rows = []
     for result in store.read():
         key, outcome = result["key"], result["outcome"]
-        row = {name: key[name] for name in (*PROBLEM, "policy", "seed")}
+        row = {name: key.get(name) for name in (*PROBLEM, "policy", "seed")} | {"replicas": key.get("replicas", 1)}
         row |= {"network": outcome.get("network", key["network"]), "status": outcome["status"]}
         row |= {
             "objective_ms": _ms(outcome.get("objective_ns")),
             "bound_ms": _ms(outcome.get("lower_bound_ns")),
             "gap": outcome.get("gap"),
+            "latency_ms": _ms(outcome.get("latency_ns", outcome.get("makespan_ns"))),
+            "placements_used": outcome.get("replicas", 1),
             "devices_used": outcome.get("devices_used"),
             "operators": outcome.get("operators"),
             "transfers": outcome.get("transfers"),
@@ -41,7 +43,7 @@ def runs_table(store: Store) -> pd.DataFrame:
     if table.empty:
         return table
     answered = table["status"].isin(["optimal", "feasible"])
-    table.loc[~answered, ["objective_ms", "gap"]] = float("nan")
+    table.loc[~answered, ["objective_ms", "latency_ms", "gap"]] = float("nan")
     by_problem = table.groupby(PROBLEM, dropna=False, sort=False)
     table["bound_ms"] = by_problem["bound_ms"].transform("max")
     table["versus_best"] = table["objective_ms"] / by_problem["objective_ms"].transform("min")

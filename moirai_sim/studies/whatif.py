@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import moirai_sim
 from moirai_sim.errors import InputError, did_you_mean
+from moirai_sim.progress import progress
 from moirai_sim.studies import runs
-from moirai_sim.studies.parallel import run_all
+from moirai_sim.studies.overrides import changed_cluster
+from moirai_sim.studies.parallel import Key, run_all
+from moirai_sim.studies.prices import Parts, check_prices, parts, price_eur
+from moirai_sim.studies.sizes import MAX_SIZES, Counts, answer_of, search
 from moirai_sim.studies.store import Store, digest
 from moirai_sim.studies.study import Range, WhatIfStudy, read_study
 
 if TYPE_CHECKING:
     from moirai_sim.clusters.cluster import Cluster
-    from moirai_sim.yaml_files import YamlDocument
+    from moirai_sim.policies.base import Objective, Request
+    from moirai_sim.problem import PlacementProblem
+    from moirai_sim.timeline import Timeline
 
 BASE = "base"
+SIZES, ANSWER = "sizes", "sizes: answer"
+"""Scenarios of the search for a size: its variants, and its answer."""
 Changes = dict[str, Any]
 """Dotted key of the cluster's YAML -> value."""
 
@@ -62,68 +71,6 @@ def _values(value: object) -> list[Any]:
     return list(value) if isinstance(value, list) else [value]
 
 
-def changed_cluster(source: str, changes: Mapping[str, Any]) -> Cluster:
-    """Return a cluster of the catalog or a file with dotted keys of its YAML replaced.
-
-    In a list, the ``name`` of an entry or its number stands for its place: ``devices.gpu.count``, ``links.0.latency``.
-
-    Raises
-    ------
-    InputError
-        If a key leads nowhere, or the changed cluster is wrong.
-    """
-    from moirai_sim.clusters.reader import cluster_from_document
-
-    document = _document(source)
-    document.data = copy.deepcopy(document.data)
-    problems: list[str] = []
-    for dotted, value in changes.items():
-        try:
-            _assign(document.data, dotted, value)
-        except InputError as error:
-            problems += [f"override '{dotted}' of cluster '{source}': {problem}" for problem in error.problems]
-    if problems:
-        raise InputError(problems)
-    return cluster_from_document(document)
-
-
-def _document(source: str) -> YamlDocument:
-    from moirai_sim import catalog
-    from moirai_sim.yaml_files import YamlDocument
-
-    return YamlDocument(catalog.find("topologies", source))
-
-
-def _assign(data: MutableMapping[str, Any], dotted: str, value: object) -> None:
-    *parents, last = _keys(data, dotted)
-    node: Any = data
-    for key in parents:
-        node = node[key]
-    node[last] = value
-
-
-def _keys(data: MutableMapping[str, Any], dotted: str) -> Iterator[str | int]:
-    """Translate a dotted key into the keys and indices of the document; the last key of a mapping may be new."""
-    node: Any = data
-    parts = dotted.split(".")
-    for depth, part in enumerate(parts):
-        if isinstance(node, Sequence) and not isinstance(node, str):
-            names = [
-                str(entry.get("name", i)) if isinstance(entry, Mapping) else str(i) for i, entry in enumerate(node)
-            ]
-            index = names.index(part) if part in names else int(part) if part.isdigit() else -1
-            if not 0 <= index < len(node):
-                raise InputError(f"no entry '{part}' in '{'.'.join(parts[:depth])}'; {did_you_mean(part, names)}")
-            yield index
-            node = node[index]
-        elif isinstance(node, Mapping) and (part in node or depth == len(parts) - 1):
-            yield part
-            node = node.get(part)
-        else:
-            known = list(node) if isinstance(node, Mapping) else []
-            raise InputError(f"no key '{part}' in '{'.'.join(parts[:depth])}'; {did_you_mean(part, known)}")
-
-
 def whatif(
     study_path: Path, out: Path, *, jobs: int | None = None, ray: str | None = None, retry_failed: bool = False
 ) -> dict[str, Any]:
@@ -139,18 +86,118 @@ def whatif(
     study = read_study(study_path, "whatif")
     if not isinstance(study, WhatIfStudy):
         raise TypeError(f"read_study returned {type(study).__name__}")
-    named = _named_keys(study)
+    variants = [(scenario, changes) for scenario, changes in expand(study)]
+    clusters = _read_clusters(study, [changes for _, changes in variants])
+    sizes = list_sizes(study) if study.sizes else {}
+    check_prices(study.prices, [cluster.parts for cluster in [*clusters, *sizes.values()]])
+    common = _common(study)
+    named: dict[str, Key] = {}
+    for (scenario, changes), cluster in zip(variants, clusters, strict=True):
+        for model in study.models:
+            key = {"model": model, "scenario": scenario, "overrides": changes, **common}
+            named[_name(key, cluster)] = key
     store = Store(out)
     store.open(study.model_dump(mode="json", by_alias=True))
-    return run_all(run_variant, named, store, name=study.name, jobs=jobs, ray=ray, retry_failed=retry_failed)
+
+    def run(keys: Mapping[str, Key], name: str) -> dict[str, Any]:
+        return run_all(run_variant, keys, store, name=name, jobs=jobs, ray=ray, retry_failed=retry_failed)
+
+    summary = run(named, study.name)
+    for model in study.models if sizes else ():
+        _search_sizes(study, model, sizes, store, run, summary)
+    return summary
 
 
-def _named_keys(study: WhatIfStudy) -> dict[str, dict[str, Any]]:
+@dataclass(frozen=True)
+class _Read:
+    """What of a variant's cluster the parent keeps."""
+
+    figures: str
+    """Hash of everything that a result can depend on."""
+    parts: Parts
+    devices: int
+
+
+def _read_clusters(study: WhatIfStudy, variants: Sequence[Changes]) -> list[_Read]:
+    problems: list[str] = []
+    found = []
+    with progress("clusters", total=len(variants)) as advance:
+        for changes in variants:
+            try:
+                cluster = changed_cluster(study.cluster, changes)
+                found.append(_Read(digest(runs.cluster_figures(cluster)), parts(cluster), len(cluster.devices)))
+            except InputError as error:
+                problems += error.problems
+            advance()
+    if problems:
+        raise InputError(list(dict.fromkeys(problems)))
+    return found
+
+
+def list_sizes(study: WhatIfStudy) -> dict[Counts, _Read]:
+    """Return the cluster of every combination of counts, but for none of anything.
+
+    Raises
+    ------
+    InputError
+        If there are too many, or one of them makes a wrong cluster.
+    """
+    choices = list(_wanted_sizes(study).values())
+    total = math.prod(map(len, choices))
+    if total > MAX_SIZES:
+        raise InputError(f"sizes: {total:,} combinations are more than {MAX_SIZES:,}; take fewer numbers of each")
+    sizes = [counts for counts in itertools.product(*choices) if any(counts)]
+    changes = [dict(zip(study.sizes, counts, strict=True)) for counts in sizes]
+    return dict(zip(sizes, _read_clusters(study, changes), strict=True))
+
+
+def _wanted_sizes(study: WhatIfStudy) -> dict[str, list[int]]:
+    return {name: sorted(set(_values(value))) for name, value in study.sizes.items()}
+
+
+def _search_sizes(
+    study: WhatIfStudy,
+    model: str,
+    sizes: Mapping[Counts, _Read],
+    store: Store,
+    run: Callable[[Mapping[str, Key], str], dict[str, Any]],
+    summary: dict[str, Any],
+) -> None:
+    """Search the sizes for one model; keep every outcome and the answer as results, and count them in ``summary``."""
+    common = _common(study)
+
+    def ask(what: str, wanted: list[Counts]) -> dict[Counts, Mapping[str, Any]]:
+        names: dict[Counts, str] = {}
+        keys: dict[str, Key] = {}
+        for counts in wanted:
+            changes = dict(zip(study.sizes, counts, strict=True))
+            key = {"model": model, "scenario": SIZES, "overrides": changes, "ask": what, **common}
+            names[counts] = _name(key, sizes[counts])
+            keys[names[counts]] = key
+        done = run(keys, f"{study.name}: {what}")
+        for figure in ("runs", "failed", "resumed"):
+            summary[figure] += done[figure]
+        outcomes = {result["name"]: result["outcome"] for result in store.read(list(keys))}
+        return {counts: outcomes[name] for counts, name in names.items()}
+
+    prices = {counts: price_eur(size.parts, study.prices) for counts, size in sizes.items()}
+    if None in prices.values():
+        prices = dict.fromkeys(sizes)
+    devices = {counts: size.devices for counts, size in sizes.items()}
+    order = sorted(sizes, key=lambda counts: (prices[counts] or 0.0, devices[counts], counts))
+    answer = answer_of(list(study.sizes), search(order, common["target_ns"], ask), prices, devices, str(study.target))
+    wanted = {"sizes": study.model_dump(mode="json", by_alias=True)["sizes"], "prices": study.prices}
+    key = {"model": model, "scenario": ANSWER, "overrides": {}, **wanted, **common}
+    content = [key, runs.source_digest(model), *(size.figures for size in sizes.values())]
+    store.write(digest(content)[:24], key, answer, 0.0)
+    summary.setdefault("sizes", {})[model] = {name: answer[name] for name in answer if name != "findings"}
+
+
+def _common(study: WhatIfStudy) -> dict[str, Any]:
+    """Return what all keys of a study share."""
     from moirai_sim.units import parse_ns
 
-    problems: list[str] = []
-    named: dict[str, dict[str, Any]] = {}
-    common = {
+    return {
         "cluster": study.cluster,
         "policy": study.policy,
         "network": study.network,
@@ -160,18 +207,11 @@ def _named_keys(study: WhatIfStudy) -> dict[str, dict[str, Any]]:
         "target_ns": None if study.target is None else parse_ns(study.target),
         "version": moirai_sim.__version__,
     }
-    for scenario, changes in expand(study):
-        try:
-            figures = runs.cluster_figures(changed_cluster(study.cluster, changes))
-        except InputError as error:
-            problems += error.problems
-            continue
-        for model in study.models:
-            key = {"model": model, "scenario": scenario, "overrides": changes, **common}
-            named[digest([key, runs.source_digest(model), figures])[:24]] = key
-    if problems:
-        raise InputError(sorted(set(problems)))
-    return named
+
+
+def _name(key: Key, cluster: _Read) -> str:
+    """Return the hash that names a variant: its key with files replaced by their content."""
+    return digest([key, runs.source_digest(key["model"]), cluster.figures])[:24]
 
 
 @lru_cache(maxsize=2)
@@ -198,14 +238,18 @@ def _place_variant(key: Mapping[str, Any]) -> dict[str, Any]:
 
     cluster = changed_cluster(key["cluster"], key["overrides"])
     problem = build_problem(_graph(key["model"]), cluster, network=key["network"] or "fair")
-    facts: dict[str, Any] = {"price_eur": price_eur(cluster), "devices": problem.n_devices}
+    facts: dict[str, Any] = {"parts": parts(cluster), "devices": problem.n_devices}
+    if key["scenario"] == SIZES and sum(problem.weight_bytes.tolist()) > sum(problem.memory_bytes.tolist()):
+        return facts | {"status": "pruned", "reason": "memory"}
     if key["target_ns"] is not None and key["scenario"] != BASE:  # all others are compared with the base
         bound = lower_bound_ns(problem, key["objective"])
         if bound > key["target_ns"]:
-            return facts | {"status": "pruned", "lower_bound_ns": bound}
+            return facts | {"status": "pruned", "reason": "bound", "lower_bound_ns": bound}
+        if key.get("ask") == "bound":
+            return facts | {"status": "bounded", "lower_bound_ns": bound}
     request = Request(objective=key["objective"], time_limit_s=key["time_limit_s"], seed=key["seed"])
     timeline = place(problem, key["policy"], request)
-    figures = runs.outcome(problem, timeline)
+    figures = runs.outcome(problem, timeline) | {"held_ns": _held_ns(key, problem, request)}
     energy = None
     if timeline.spans:
         energy = energy_j(cluster, figures["busy_ns"], timeline.objective_ns)
@@ -213,11 +257,33 @@ def _place_variant(key: Mapping[str, Any]) -> dict[str, Any]:
     return figures | facts | {"energy_j": energy}
 
 
-def price_eur(cluster: Cluster) -> float | None:
-    """Return the price of all devices and links, or None where one has none."""
-    prices = [device.type.price_eur for device in cluster.devices] + [link.price_eur or 0.0 for link in cluster.links]
-    known = [price for price in prices if price is not None]
-    return float(sum(known)) if len(known) == len(prices) else None
+def _held_ns(key: Mapping[str, Any], problem: PlacementProblem, request: Request) -> int | None:
+    """Return the objective of the base's placement on a variant; None where it cannot stand there."""
+    from moirai_sim.placement import placement_from_timeline
+    from moirai_sim.policies.loads import fits
+    from moirai_sim.policies.run import time_placement
+
+    if key["scenario"] in (BASE, SIZES):
+        return None
+    named = ("model", "cluster", "policy", "network", "objective", "seed", "time_limit_s")
+    base = _base_timeline(*(key[name] for name in named))
+    if not base.spans or not set(base.placement.values()) <= set(problem.devices):
+        return None
+    placement = placement_from_timeline(problem, base)
+    return time_placement(problem, placement, request).objective_ns if fits(problem, placement.device) else None
+
+
+@lru_cache(maxsize=4)
+def _base_timeline(
+    model: str, cluster: str, policy: str, network: str | None, objective: Objective, seed: int, time_limit_s: float
+) -> Timeline:
+    """Place the base once a worker, for all of its variants."""
+    from moirai_sim.policies.base import Request
+    from moirai_sim.policies.run import place
+    from moirai_sim.sources import build_problem
+
+    problem = build_problem(_graph(model), changed_cluster(cluster, {}), network=network or "fair")
+    return place(problem, policy, Request(objective=objective, time_limit_s=time_limit_s, seed=seed))
 
 
 def energy_j(cluster: Cluster, busy_ns: Mapping[str, int], length_ns: int) -> float | None:

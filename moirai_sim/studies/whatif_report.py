@@ -5,21 +5,33 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from moirai_sim.studies.page import Report, Section
+from moirai_sim.studies.prices import price_eur
+from moirai_sim.studies.sizes_report import size_sections
 from moirai_sim.studies.uncertainty import difference_interval, interval
-from moirai_sim.studies.whatif import BASE
+from moirai_sim.studies.whatif import ANSWER, BASE, SIZES
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pandas as pd
     import plotly.graph_objects as go
 
     from moirai_sim.studies.store import Store
 
 NO_DIFFERENCE = "no difference beyond the model's error"
+TOLERANCE = 0.01
+"""A placement breaks where placing anew is better by more than this share."""
+HELD = "Solid: placed anew for each value. Dashed: the placement of the base, kept."
+BREAKS = (
+    "The range of each swept value in which the base's placement stays within 1 % of placing anew (and meets the "
+    "target, if there is one), the nearest values outside it, and what keeping it costs there: its time over that of a "
+    "new one."
+)
 
 
 def build(study: dict[str, Any], store: Store) -> Report:
     """Return the report of a ``whatif`` folder."""
-    table = variants_table(store)
+    table = variants_table(store, study.get("prices", {}))
     answered = table.dropna(subset=["objective_ms"])
     gains = answered[answered["verdict"] == "faster"]
     cards = [
@@ -34,9 +46,17 @@ def build(study: dict[str, Any], store: Store) -> Report:
         Section("What pays", _pays_text(answered), rows=_pays(answered)),
     ]
     if answered["price_eur"].notna().any():
-        text = "Variants that no other beats in price, time and energy at once are marked."
-        sections.append(Section("Cost against time", text, picture=_pareto_picture(answered)))
-    sections += [Section(f"As {key} changes", picture=_sweep(answered, key)) for key in _swept(answered)]
+        text = "On the front are the variants that no other beats in price, time and energy at once; they are listed."
+        known, front = _front(answered)
+        picture = _pareto_picture(known, front)
+        listed = known[front].sort_values("price_eur")[["model", "changes", "price_eur", "objective_ms", "energy_j"]]
+        listed = listed.dropna(axis="columns", how="all")
+        sections.append(Section("Cost against time", text, picture=picture, rows=listed))
+    sections += [Section(f"As {key} changes", HELD, picture=_sweep(answered, key)) for key in _swept(answered)]
+    broken = breaks(table)
+    if len(broken):
+        sections.append(Section("Where the placement of the base breaks", BREAKS, rows=broken))
+    sections = size_sections(study, store) + sections
     if study.get("target"):
         sections.insert(0, Section("Reaching the target", _target_text(table, study["target"]), rows=_reaching(table)))
     failed = table[table["status"] == "error"]
@@ -47,14 +67,19 @@ def build(study: dict[str, Any], store: Store) -> Report:
     return Report(study["name"], study.get("description", ""), cards, sections, {"study": study})
 
 
-def variants_table(store: Store) -> pd.DataFrame:
+def variants_table(store: Store, prices: Mapping[str, float] | None = None) -> pd.DataFrame:
     """Return one row a variant: the objective with its 90 % interval, and the speed-up over the base with its own.
+
+    ``prices`` are those of the study; sizes that a search tried are not variants and are left out.
 
     ``verdict`` is "faster", "slower", or that the difference is within what the cost model's error allows.
     """
     import pandas as pd
 
-    results = list(store.read())
+    results = [r for r in store.read() if r["key"]["scenario"] not in (SIZES, ANSWER)]
+    for result in results:
+        found = result["outcome"].get("parts")
+        result["outcome"]["price_eur"] = None if found is None else price_eur(found, prices or {})
     base = {r["key"]["model"]: r["outcome"] for r in results if r["key"]["scenario"] == BASE}
     rows = []
     for result in results:
@@ -67,6 +92,7 @@ def variants_table(store: Store) -> pd.DataFrame:
             "overrides": key["overrides"],
             "status": outcome["status"],
             "objective_ms": outcome["objective_ns"] / 1e6 if found else float("nan"),
+            "held_ms": (outcome.get("held_ns") or float("nan")) / 1e6,
             "target_ms": (key["target_ns"] or float("nan")) / 1e6,
             "gap": outcome.get("gap"),
             "devices": outcome.get("devices"),
@@ -142,9 +168,7 @@ def _pays(table: pd.DataFrame) -> pd.DataFrame:
 def _pays_text(table: pd.DataFrame) -> str:
     priced = table.dropna(subset=["euro_per_ms_saved"]).sort_values("euro_per_ms_saved")
     if priced.empty:
-        return (
-            "Gains beyond the model's error, largest first. Give devices and links a price_eur to rank them by price."
-        )
+        return "Gains beyond the model's error, largest first. Give the study prices to rank them by price."
     best = priced.iloc[0]
     return f"Most for the money: {best['changes']} ({best['euro_per_ms_saved']:,.0f} EUR for each millisecond saved)."
 
@@ -184,12 +208,19 @@ def _tornado(table: pd.DataFrame) -> go.Figure:
     return figure
 
 
-def _pareto_picture(table: pd.DataFrame) -> go.Figure:
-    import plotly.graph_objects as go
-
+def _front(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
+    """Return the variants whose price is known, and which of them no other beats."""
     known = table.dropna(subset=["price_eur"])
     columns = ["price_eur", "objective_ms"] + (["energy_j"] if known["energy_j"].notna().all() else [])
-    front = pareto(known, columns)
+    front = known["price_eur"].isna()
+    for _, rows in known.groupby("model", sort=False):  # models do not compete
+        front[rows.index] = pareto(rows, columns)
+    return known, front
+
+
+def _pareto_picture(known: pd.DataFrame, front: pd.Series) -> go.Figure:
+    import plotly.graph_objects as go
+
     figure = go.Figure()
     for label, rows in (("beaten by another", known[~front]), ("Pareto front", known[front])):
         figure.add_scatter(
@@ -205,6 +236,41 @@ def _pareto_picture(table: pd.DataFrame) -> go.Figure:
         xaxis={"title": "price, EUR", "automargin": True}, yaxis={"title": "objective, ms", "automargin": True},
     )  # fmt: skip
     return figure
+
+
+def breaks(table: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a sweep of one key: where the base's placement holds, and what keeping it costs outside.
+
+    It holds where its objective is within `TOLERANCE` of placing anew and meets the target, if there is one.
+    """
+    import numpy as np
+    import pandas as pd
+
+    rows = []
+    single = table[table["overrides"].map(len) == 1]
+    keys = single["overrides"].map(lambda overrides: next(iter(overrides)))
+    numbers = single["overrides"].map(lambda overrides: leading_number(next(iter(overrides.values()))))
+    single = single.assign(key=keys, number=numbers).dropna(subset=["number"])
+    for (model, key), group in single.groupby(["model", "key"], sort=True):
+        swept = group.drop_duplicates("number").sort_values("number")
+        if len(swept) < 3 or not swept["held_ms"].notna().any():
+            continue
+        cost = (swept["held_ms"] / swept["objective_ms"]).to_numpy()
+        late = (swept["held_ms"] > swept["target_ms"]).to_numpy()
+        holds = (cost <= 1 + TOLERANCE) & ~late
+        names = [next(iter(overrides.values())) for overrides in swept["overrides"]]
+        row = {"model": model, "swept": key, "holds from": "", "holds to": "", "breaks below": "", "breaks above": ""}
+        row |= {"cost below": float("nan"), "cost above": float("nan")}
+        if holds.any():
+            edges = np.flatnonzero(np.diff(np.concatenate([[0], holds.astype(int), [0]])))
+            first, end = max(edges.reshape(-1, 2).tolist(), key=lambda run: run[1] - run[0])
+            row |= {"holds from": names[first], "holds to": names[end - 1]}
+            if first > 0:
+                row |= {"breaks below": names[first - 1], "cost below": float(cost[first - 1])}
+            if end < len(names):
+                row |= {"breaks above": names[end], "cost above": float(cost[end])}
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def _swept(table: pd.DataFrame) -> list[str]:
@@ -242,8 +308,14 @@ def _sweep(table: pd.DataFrame, key: str) -> go.Figure:
         figure.add_scatter(
             x=group["number"], y=group["objective_ms"], mode="lines+markers", name=f"{scenario} · {model}",
             text=group["devices_used"],
-            hovertemplate="%{x}: %{y:.4g} ms on %{text} devices<extra></extra>",
+            hovertemplate="%{x}: %{y:.4g} ms on %{text} devices<extra></extra>", legendgroup=f"{scenario} · {model}",
         )  # fmt: skip
+        if group["held_ms"].notna().any():
+            figure.add_scatter(
+                x=group["number"], y=group["held_ms"], mode="lines", line={"dash": "dash"}, showlegend=False,
+                legendgroup=f"{scenario} · {model}",
+                hovertemplate="%{x}: %{y:.4g} ms with the placement of the base<extra></extra>",
+            )  # fmt: skip
     figure.update_layout(
         height=420, margin={"l": 10, "r": 10, "t": 30, "b": 10},
         xaxis={"title": f"{key}{f', {unit}' if unit else ''}", "automargin": True},

@@ -1,0 +1,74 @@
+"""The command line: one thin function a command, in one module a group.
+
+Every heavy import waits inside the command that needs it.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from moirai_sim.cli import about, costs, placements, studies
+from moirai_sim.errors import InputError, InternalError, MoiraiError
+
+app = typer.Typer(
+    name="moirai-sim",
+    help="Which device should run which operator of my network, how fast will it be, and how sure are we?",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+profile = typer.Typer(help="Measure operators and links, or read published measurements.", no_args_is_help=True)
+app.add_typer(profile, name="profile")
+for command in (
+    about.quickstart, about.doctor, about.catalog, about.graph, costs.predict,
+    placements.place, placements.simulate, placements.verify, placements.measure,
+    studies.validate, studies.evaluate, studies.whatif, studies.report, about.schema, costs.calibrate,
+):  # fmt: skip
+    app.command()(command)
+profile.command("operators")(costs.profile_operators)
+profile.command("links")(costs.profile_links)
+profile.command("import")(costs.profile_import)
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 a check failed, 2 wrong input, 3 no answer, 4 our bug."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    usage_error: type[Exception] = typer.BadParameter.__bases__[0]
+    try:
+        sys.exit(app(args=arguments, prog_name="moirai-sim", standalone_mode=False) or 0)
+    except MoiraiError as error:
+        if debug:
+            raise
+        for problem in getattr(error, "problems", None) or [str(error)]:
+            sys.stderr.write(f"error: {problem}\n")
+        sys.exit(error.exit_code)
+    except usage_error as error:
+        text = error.format_message()  # type: ignore[attr-defined]
+        help_alone = text.startswith("Usage:")  # a bare `moirai-sim` or `moirai-sim profile`
+        sys.stderr.write(text + "\n" if help_alone else f"error: {text}; see moirai-sim --help\n")
+        sys.exit(InputError.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.stderr.write("stopped; finished results are kept, nothing is half-written\n")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has left, as in `... | head`
+        sys.exit(0)
+    except Exception as error:
+        if debug:
+            raise
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        sys.stderr.write(f"error: a bug of moirai-sim: {what}; run it again with --debug and please report it\n")
+        sys.exit(InternalError.exit_code)
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
+) -> None:
+    """Say which device should run which operator of a network, how fast it will be, and how sure that is."""

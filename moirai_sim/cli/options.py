@@ -1,0 +1,88 @@
+"""What several commands share: their options, and how they read a problem and print a timeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moirai_sim.errors import InputError
+
+if TYPE_CHECKING:
+    from moirai_sim.problem import PlacementProblem
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+Source = Annotated[str, typer.Argument(help="An .onnx file, zoo:NAME, or a published instance.")]
+ClusterName = Annotated[str | None, typer.Option("--cluster", help="A name of 'catalog topologies' or a YAML file.")]
+NeededCluster = Annotated[str, typer.Option("--cluster", help="A name of 'catalog topologies' or a YAML file.")]
+NetworkName = Annotated[str | None, typer.Option("--network", help="none, one-port, half-duplex or fair.")]
+NoMemory = Annotated[bool, typer.Option("--no-memory", help="Lift all memory limits.")]
+MemoryScale = Annotated[
+    float | None, typer.Option("--memory-scale", help="Give every device this multiple of the model's weights.")
+]
+MaxLatency = Annotated[str | None, typer.Option("--max-latency", help="Longest latency of a request, e.g. 30ms.")]
+MaxPeriod = Annotated[str | None, typer.Option("--max-period", help="Longest period of a stream, e.g. 20ms.")]
+MinThroughput = Annotated[
+    str | None, typer.Option("--min-throughput", help="The same as a rate: requests a second, e.g. 50/s.")
+]
+Fuse = Annotated[str | None, typer.Option("--fuse", help="Backend whose fusions apply; 'none' fuses nothing.")]
+PlacementFile = Annotated[Path, typer.Option("--placement", help="A timeline file, e.g. of 'place'.")]
+Out = Annotated[Path, typer.Option("-o", "--out", help="Where to write the result.")]
+OptionalOut = Annotated[Path | None, typer.Option("-o", "--out", help="Where to write the result.")]
+Study = Annotated[Path, typer.Argument(help="A study file; see 'schema study'.")]
+
+
+def problem_of(
+    source: str,
+    cluster: str | None,
+    network: str | None,
+    *,
+    no_memory: bool,
+    memory_scale: float | None,
+    fuse: str | None,
+) -> PlacementProblem:
+    """Return the problem that the options of a command describe."""
+    from moirai_sim.clusters.reader import read_cluster
+    from moirai_sim.sources import load_problem
+
+    where = None if cluster is None else read_cluster(cluster)
+    return load_problem(source, where, network=network, memory=not no_memory, memory_scale=memory_scale, fuse=fuse)
+
+
+def limits(max_latency: str | None, max_period: str | None, min_throughput: str | None) -> dict[str, int | None]:
+    """Return ``max_latency_ns`` and ``max_period_ns`` as the options of a command give them."""
+    if max_period is not None and min_throughput is not None:
+        raise InputError("--max-period, --min-throughput: both limit the period; give one of them")
+    longest = None if max_latency is None else round(seconds(max_latency, "--max-latency") * 1e9)
+    period = None if max_period is None else round(seconds(max_period, "--max-period") * 1e9)
+    if min_throughput is not None:
+        from moirai_sim.units import parse_period_ns
+
+        bare = min_throughput.strip()[-1:].isdigit()
+        try:
+            period = parse_period_ns(f"{min_throughput}/s" if bare else min_throughput)
+        except InputError as error:
+            raise InputError(f"--min-throughput: {error}") from error
+    return {"max_latency_ns": longest, "max_period_ns": period}
+
+
+def seconds(text: str, option: str) -> float:
+    """Return a time given as bare seconds or with a unit."""
+    from moirai_sim.units import parse_ns
+
+    try:
+        found = parse_ns(text if text.strip()[-1:].isalpha() else f"{text} s") / 1e9
+    except InputError as error:
+        raise InputError(f"{option}: {error}") from error
+    if not found > 0:
+        raise InputError(f"{option}: must be above zero, read {text!r}")
+    return found
+
+
+def one_of(value: str, known: tuple[str, ...], option: str) -> None:
+    """Refuse a value that an option does not know, with the nearest that it does."""
+    from moirai_sim.errors import did_you_mean
+
+    if value not in known:
+        raise InputError(f"{option}: unknown value '{value}'; {did_you_mean(value, known)}")

@@ -1,0 +1,271 @@
+"""Commands on one placement: make it, simulate it, check it, measure it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moirai_sim.cli.options import (
+    ClusterName,
+    Fuse,
+    Json,
+    MaxLatency,
+    MaxPeriod,
+    MemoryScale,
+    MinThroughput,
+    NeededCluster,
+    NetworkName,
+    NoMemory,
+    OptionalOut,
+    Out,
+    PlacementFile,
+    Source,
+    limits,
+    one_of,
+    problem_of,
+    seconds,
+)
+from moirai_sim.errors import InputError
+
+if TYPE_CHECKING:
+    from moirai_sim.problem import PlacementProblem
+    from moirai_sim.timeline import Timeline
+
+
+def place(
+    source: Source,
+    cluster: ClusterName = None,
+    policy: Annotated[str, typer.Option(help="A name of 'catalog policies'.")] = "auto",
+    objective: Annotated[str, typer.Option(help="latency or throughput.")] = "latency",
+    max_latency: MaxLatency = None,
+    max_period: MaxPeriod = None,
+    min_throughput: MinThroughput = None,
+    replicas: Annotated[
+        int, typer.Option(min=1, help="Placements that may take turns in serving a stream (data parallelism).")
+    ] = 1,
+    network: NetworkName = None,
+    no_memory: NoMemory = False,
+    memory_scale: MemoryScale = None,
+    fuse: Fuse = None,
+    time_limit: Annotated[str, typer.Option("--time-limit", help="For policies that search, e.g. 60 or 10min.")] = "60",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes or threads; default one a core.")] = None,
+    out: OptionalOut = None,
+    as_json: Json = False,
+) -> None:
+    """Place operators on devices.
+
+    The file is a timeline. A proven bound of the objective and the best single device stand beside the answer.
+    """
+    from moirai_sim.clusters.local import local_cores
+    from moirai_sim.console import print_json
+    from moirai_sim.policies.base import Request
+    from moirai_sim.policies.registry import load_policy
+    from moirai_sim.policies.run import place as run
+
+    load_policy(policy)  # a misspelt name is reported before anything is read
+    one_of(objective, ("latency", "throughput"), "--objective")
+    limited = limits(max_latency, max_period, min_throughput)
+    problem = problem_of(source, cluster, network, no_memory=no_memory, memory_scale=memory_scale, fuse=fuse)
+    request = Request(
+        objective=objective,  # type: ignore[arg-type]  # checked above
+        time_limit_s=seconds(time_limit, "--time-limit"),
+        seed=seed,
+        workers=workers or len(local_cores()),
+        replicas=replicas,
+        **limited,
+    )
+    timeline = run(problem, policy, request)
+    if out is not None:
+        timeline.write(out)
+    if as_json:
+        print_json(timeline.to_json())
+    else:
+        _print_timeline(timeline, problem, out)
+    if timeline.status in ("infeasible", "limit", "error"):
+        raise typer.Exit(3)
+
+
+def simulate(
+    source: Source,
+    placement: PlacementFile,
+    cluster: ClusterName = None,
+    network: NetworkName = None,
+    no_memory: NoMemory = False,
+    memory_scale: MemoryScale = None,
+    fuse: Fuse = None,
+    engine: Annotated[str, typer.Option(help="simpy or replay.")] = "simpy",
+    out: OptionalOut = None,
+    trace: Annotated[Path | None, typer.Option(help="Also write a Chrome trace, for ui.perfetto.dev.")] = None,
+    gantt: Annotated[Path | None, typer.Option(help="Also draw a Gantt chart, as .html or .png.")] = None,
+    parquet: Annotated[Path | None, typer.Option(help="Also write the spans as a Parquet table.")] = None,
+    explained: Annotated[bool, typer.Option("--explain", help="Critical path, and what faster parts save.")] = False,
+    streams: Annotated[int, typer.Option(help="Operators that a device runs at once.")] = 1,
+    launch: Annotated[str, typer.Option(help="Time to launch an operator, e.g. '5 us'.")] = "0",
+    launch_waits: Annotated[bool, typer.Option("--launch-waits", help="A device stands still at a launch.")] = False,
+    copy_engines: Annotated[
+        int | None, typer.Option(help="Transfers of a device at once; 0: it copies itself.")
+    ] = None,
+    spread: Annotated[float, typer.Option(help="Standard deviation of the logarithm of operator times.")] = 0.0,
+    fault: Annotated[list[str] | None, typer.Option(help="RESOURCE@TIME fails; RESOURCE@TIME=SPEED slows.")] = None,
+    requests: Annotated[int | None, typer.Option(help="Simulate a stream of so many requests.")] = None,
+    in_flight: Annotated[int, typer.Option(help="Requests of the stream that are under way at once.")] = 1,
+    rate: Annotated[float | None, typer.Option(help="Or requests a second that arrive at random (Poisson).")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of random times.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Simulate a placement."""
+    import json
+    from dataclasses import replace
+
+    from moirai_sim.console import print_facts, print_json, say
+    from moirai_sim.files import write_whole
+    from moirai_sim.placement import placement_from_timeline
+    from moirai_sim.simulation.engine import simulate as run
+    from moirai_sim.simulation.options import SimulationOptions, parse_fault
+    from moirai_sim.timeline import read_timeline
+    from moirai_sim.units import parse_ns
+
+    one_of(engine, ("simpy", "replay"), "--engine")
+    options = SimulationOptions(
+        streams=streams,
+        launch_ns=parse_ns(launch),
+        asynchronous_launch=not launch_waits,
+        copy_engines=copy_engines,
+        spread=spread,
+        faults=tuple(parse_fault(text) for text in fault or ()),
+        seed=seed,
+    )
+    placed = read_timeline(placement)
+    problem = problem_of(source, cluster, network, no_memory=no_memory, memory_scale=memory_scale, fuse=fuse)
+    wanted = placement_from_timeline(problem, placed)
+    if requests is not None:
+        from moirai_sim.simulation.workloads import poisson, serve
+
+        arrivals = None if rate is None else poisson(rate, requests, seed)
+        clients = in_flight if rate is None else None
+        service = serve(problem, wanted, arrivals=arrivals, in_flight=clients, requests=requests, options=options)
+        if out is not None:
+            write_whole(out, json.dumps(service.to_json(), indent=1) + "\n")
+        print_json(service.to_json()) if as_json else print_facts(service.figures())
+        return
+    timeline = replace(run(problem, wanted, engine=engine, options=options), policy=placed.policy)  # type: ignore[arg-type]
+    if timeline.replicas and (explained or trace or gantt or parquet):
+        say(f"{placement}: {len(timeline.cycle)} placements take turns; what is drawn and explained is the first")
+    explanation = None
+    if explained:
+        from moirai_sim.simulation.explain import explain
+
+        explanation = explain(problem, wanted, options=options)
+    if trace is not None or parquet is not None:
+        from moirai_sim.simulation.trace import write_parquet, write_trace
+
+        if trace is not None:
+            write_trace(timeline, trace, problem)
+        if parquet is not None:
+            write_parquet(timeline, parquet)
+    if gantt is not None:
+        from moirai_sim.simulation.gantt import write_gantt
+
+        write_gantt(timeline, gantt, explanation)
+    if out is not None:
+        timeline.write(out)
+    if as_json:
+        path = {} if explanation is None else {"explanation": explanation.to_json()}
+        print_json(timeline.to_json() | path)
+        return
+    _print_timeline(timeline, problem, out)
+    if explanation is not None:
+        typer.echo(explanation.text())
+
+
+def verify(
+    source: Source,
+    file: Annotated[Path, typer.Argument(help="A timeline file.")],
+    cluster: ClusterName = None,
+    network: NetworkName = None,
+    no_memory: NoMemory = False,
+    memory_scale: MemoryScale = None,
+    max_latency: MaxLatency = None,
+    max_period: MaxPeriod = None,
+    min_throughput: MinThroughput = None,
+    fuse: Fuse = None,
+    as_json: Json = False,
+) -> None:
+    """Check a timeline independently.
+
+    Lists every violation and exits 1 if there is one. The network, the memory, and the limits on latency and period
+    that the file says it was made for hold unless others are given.
+    """
+    from dataclasses import replace
+
+    from moirai_sim.console import print_json, print_text
+    from moirai_sim.timeline import read_timeline
+    from moirai_sim.verify import verify as check
+
+    limited = {key: value for key, value in limits(max_latency, max_period, min_throughput).items() if value}
+    timeline = replace(read_timeline(file), **limited)  # type: ignore[arg-type]
+    if not no_memory and memory_scale is None:
+        no_memory, memory_scale = timeline.memory
+    problem = problem_of(
+        source, cluster, network or timeline.network or None, no_memory=no_memory, memory_scale=memory_scale, fuse=fuse
+    )
+    violations = check(problem, timeline)
+    if as_json:
+        print_json({"valid": not violations, "violations": violations, "network": problem.network})
+    elif violations:
+        for violation in violations:
+            print_text(violation)
+    else:
+        print_text(f"right: {problem.n_operators} operators, {len(timeline.spans)} spans, network {problem.network}")
+    raise typer.Exit(1 if violations else 0)
+
+
+def measure(
+    model: Annotated[str, typer.Argument(help="An .onnx file with its weights, or zoo:NAME.")],
+    cluster: NeededCluster,
+    placement: PlacementFile,
+    out: Out,
+    repeats: Annotated[int, typer.Option(min=3, help="Measured runs; the median one is kept.")] = 15,
+    ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster that has the devices.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a placement on real devices."""
+    from moirai_sim.clusters.reader import read_cluster
+    from moirai_sim.console import print_json
+    from moirai_sim.execution.measure import load_subject
+    from moirai_sim.execution.measure import measure as run
+    from moirai_sim.graphs.load import load_graph
+    from moirai_sim.placement import placement_from_timeline
+    from moirai_sim.sources import build_problem
+    from moirai_sim.timeline import read_timeline
+
+    placed = read_timeline(placement)
+    operators = load_graph(model)
+    given = read_cluster(cluster)
+    problem = build_problem(operators, given)
+    wanted = placement_from_timeline(problem, placed)
+    if wanted.replicas:
+        turns = len(wanted.cycle)
+        raise InputError(f"{placement}: {turns} placements take turns in it; only one at a time can be measured")
+    subject = load_subject(model, operators)
+    if ray is None:
+        timeline = run(subject, problem, wanted, repeats=repeats)
+    else:
+        from moirai_sim.execution.ray_workers import RayWorkers
+
+        with RayWorkers(given, ray) as workers:
+            timeline = run(subject, problem, wanted, workers=workers, repeats=repeats)
+    timeline.write(out)
+    if as_json:
+        print_json(timeline.to_json())
+    else:
+        _print_timeline(timeline, problem, out)
+
+
+def _print_timeline(timeline: Timeline, problem: PlacementProblem, out: Path | None) -> None:
+    from moirai_sim.summary import print_timeline
+
+    print_timeline(timeline, problem, out)

@@ -1,0 +1,242 @@
+"""What a ``validate`` study knows before it measures: this machine's operators, parts and crossings, profiled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moirai_sim.files import write_whole
+from moirai_sim.studies.runs import cluster_figures, source_digest
+from moirai_sim.studies.store import digest
+
+if TYPE_CHECKING:
+    from moirai_sim.clusters.cluster import Cluster
+    from moirai_sim.execution.measure import Subject
+    from moirai_sim.execution.workers import Workers
+    from moirai_sim.graphs.operator import OperatorGraph
+    from moirai_sim.placement import Placement
+    from moirai_sim.problem import PlacementProblem
+    from moirai_sim.simulation.options import SimulationOptions
+    from moirai_sim.simulation.workloads import Service
+    from moirai_sim.studies.study import ValidateStudy
+    from moirai_sim.timeline import Timeline
+
+_FEW_OPERATORS = 150
+_FILLERS = ("light_squeezenet", "light_inception_v2")
+"""Profiled too where the models of a study have too few operators."""
+READER_SHARE = 0.9
+"""Share of a crossing through shared memory that its reader spends: the message is a token in a pipe, the rest is one
+more call of the backend and data that lie in the cache of another core. Chosen on the models of the quickstart."""
+_FREE_BANDWIDTH = 1e12
+"""Of a hand-over in shared memory: the calibrated time is all there is, nothing is shared."""
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A problem and the devices that it runs on, as they were measured."""
+
+    problem: PlacementProblem
+    options: SimulationOptions
+    contention: float = 1.0
+    """Time of an operator while all other devices compute, over its time alone."""
+
+    def predict(self, placement: Placement, policy: str = "") -> Timeline:
+        """Return the timeline of one request."""
+        from moirai_sim.simulation.contention import contended, overlap
+        from moirai_sim.simulation.engine import simulate
+
+        share = overlap(self.problem, placement, options=self.options)
+        problem = contended(self.problem, placement, share, self.contention)
+        return simulate(problem, placement, options=self.options, policy=policy)
+
+    def predict_period_ns(self, placement: Placement, in_flight: int, requests: int) -> int:
+        """Return the mean time between two answers of a stream."""
+        from moirai_sim.simulation.contention import contended
+        from moirai_sim.simulation.workloads import serve
+
+        def stream(problem: PlacementProblem) -> Service:
+            return serve(problem, placement, in_flight=in_flight, requests=requests, options=self.options)
+
+        busy = np.array(list(stream(self.problem).device_busy.values()))
+        others = (busy.sum() - busy) / max(len(busy) - 1, 1)
+        problem = contended(self.problem, placement, others[np.asarray(placement.device)], self.contention)
+        return round(1e9 / stream(problem).throughput_per_s)
+
+
+def model_source(model: str) -> str:
+    """Return a model source; the light models inside the ``onnx`` package go by their bare names."""
+    from moirai_sim.graphs.light import light_models
+
+    return str(light_models().get(model, model))
+
+
+def calibrated(cluster: Cluster, sources: Sequence[str], study: ValidateStudy, out: Path) -> Cluster:
+    """Profile this machine's operators and links, and return the cluster priced by what was found.
+
+    What an earlier, broken off run of the same study found is used again.
+    """
+    from moirai_sim.costs.calibrate import calibrate
+    from moirai_sim.profiling.links import profile_links
+    from moirai_sim.profiling.operators import profile_operators
+    from moirai_sim.profiling.schema import write_profile
+    from moirai_sim.units import parse_ns
+
+    folder = out / "calibration" / cluster.name
+    model = (folder / "model").absolute()
+    made_from = {
+        "models": [source_digest(source) for source in sources],
+        "cluster": cluster_figures(cluster),
+        "calibrate": study.calibrate,
+        "seed": study.seed,
+        "machine": machine(),
+    }
+    note = folder / "made-from.json"
+    text = json.dumps(made_from, indent=1, sort_keys=True) + "\n"
+    if note.is_file() and note.read_text(encoding="utf-8") == text:
+        return priced_by(cluster, model)
+    note.unlink(missing_ok=True)
+    profiles = [folder / "links.parquet"]
+    links = profile_links(cluster)
+    write_profile(links, profiles[0], kind="links", metadata=links.attrs["metadata"])
+    addresses: dict[int, str] = {}  # by threads: cores of one machine are taken to be equal, so one profile serves all
+    for device in cluster.devices:
+        addresses.setdefault(device.threads, f"cpu:{device.address.partition(':')[2]}")
+    budget_s = parse_ns(str(study.calibrate)) / 1e9 / len(addresses)
+    for threads, address in sorted(addresses.items()):
+        operators = profile_operators(_enough(sources), address, budget_s=budget_s)
+        profiles.append(folder / f"operators-{threads}.parquet")
+        write_profile(operators, profiles[-1], metadata=operators.attrs["metadata"])
+    calibrate(profiles, model, name=f"{cluster.name}-here", seed=study.seed)
+    write_whole(note, text)
+    return priced_by(cluster, model)
+
+
+def _enough(sources: Sequence[str]) -> list[str]:
+    """Return the models, with some more where they have too few operators for a calibration to hold some out."""
+    from moirai_sim.graphs.load import load_graph
+
+    small = sum(len(load_graph(source).operators) for source in sources) < _FEW_OPERATORS
+    return [
+        *sources,
+        *((model_source(model) for model in _FILLERS if model_source(model) not in sources) if small else ()),
+    ]
+
+
+def priced_by(cluster: Cluster, model: Path) -> Cluster:
+    """Return a cluster whose operators and transfers are priced by a calibrated model.
+
+    Links in one machine are memory: what a crossing takes is all there is, and nothing is shared. Emulated links keep
+    their rates, since flows do share them.
+    """
+    links = cluster.links
+    if not _emulated(cluster):
+        links = tuple(replace(link, latency_ns=0, bandwidth_bytes_per_s=_FREE_BANDWIDTH) for link in links)
+    return replace(
+        cluster,
+        devices=tuple(replace(device, cost_model=str(model)) for device in cluster.devices),
+        links=links,
+        link_model=str(model),
+    )
+
+
+def device_model(cluster: Cluster, part_ns: int) -> SimulationOptions:
+    """Return how the devices of a measured cluster differ from plain ones: what parts and crossings cost them."""
+    from moirai_sim.simulation.options import SimulationOptions
+
+    return SimulationOptions(reader_share=0.0 if _emulated(cluster) else READER_SHARE, part_ns=part_ns)
+
+
+def _emulated(cluster: Cluster) -> bool:
+    from moirai_sim.execution.workers import EMULATED
+
+    return any(device.address.startswith(EMULATED) for device in cluster.devices)
+
+
+def price_in_place(
+    problem: PlacementProblem, cluster: Cluster, workers: Workers, subject: Subject, source: str
+) -> Priced:
+    """Time a model's operators and parts on the workers that will run it, and price the problem by them.
+
+    The times are kept beside the cost model, from which `priced_in_place` reads them.
+    """
+    from moirai_sim.execution.cuts import time_contention, time_cuts
+
+    types = {}
+    for name, column in zip(problem.devices, problem.device_type.tolist(), strict=True):
+        if column not in types:
+            types[column] = time_cuts(workers, subject, name)
+    document = {
+        "contention": time_contention(workers, subject) if not _emulated(cluster) else 1.0,
+        "operator_ns": [dict(types[column].operator_ns) for column in sorted(types)],
+        "part_ns": [types[column].part_ns for column in sorted(types)],
+    }
+    write_whole(in_place_file(Path(str(cluster.link_model)), source), json.dumps(document) + "\n")
+    return priced_in_place(problem, cluster, source)
+
+
+def in_place_file(model: Path, source: str) -> Path:
+    """Return where a cost model keeps the times of a model's operators in place."""
+    return model / "in-place" / f"{digest(source_digest(source))[:24]}.json"
+
+
+def priced_in_place(problem: PlacementProblem, cluster: Cluster, source: str) -> Priced:
+    """Return a problem with the times that its operators took in the model, and how its devices differ from plain ones.
+
+    A crossing costs what a chain of kernels showed, with one part at the price that it has in this model.
+    """
+    from moirai_sim.costs.links import load_link_model
+
+    document = json.loads(in_place_file(Path(str(cluster.link_model)), source).read_text(encoding="utf-8"))
+    position = {name: i for i, name in enumerate(problem.operators)}
+    operator_ns = np.zeros_like(problem.operator_ns)
+    for column, times in enumerate(document["operator_ns"]):
+        for name, ns in times.items():
+            operator_ns[position[name], column] = ns
+    part_ns = round(float(np.mean(document["part_ns"])))
+    in_chain = float(load_link_model(Path(str(cluster.link_model))).collective_s("part", 1, np.array([1]))[0])
+    transfer_ns = np.maximum(problem.transfer_ns - round(in_chain * 1e9), 0) + part_ns
+    known = replace(
+        problem,
+        operator_ns=operator_ns,
+        operator_low_ns=operator_ns,
+        operator_high_ns=operator_ns,
+        transfer_ns=transfer_ns,
+        cost_share={"measured": 1.0},
+    )
+    return Priced(known, device_model(cluster, part_ns), document["contention"])
+
+
+def families(problem: PlacementProblem, graph: OperatorGraph) -> dict[str, str]:
+    """Return the family of every operator: that of the heaviest one of the kernel it belongs to."""
+    from moirai_sim.costs.families import family
+
+    kernel = kernel_of(problem)
+    heaviest: dict[int, str] = {}
+    for i, name in enumerate(problem.operators):
+        best = heaviest.setdefault(int(kernel[i]), name)
+        if graph[name].flops > graph[best].flops:
+            heaviest[int(kernel[i])] = name
+    main = {name: graph[heaviest[int(kernel[i])]] for i, name in enumerate(problem.operators)}
+    return {name: family(one.op_type, [tensor.shape for tensor in one.inputs]) for name, one in main.items()}
+
+
+def kernel_of(problem: PlacementProblem) -> Any:  # noqa: ANN401 - an array
+    """Return a representative operator of each operator's co-location group, [n]."""
+    kernel = np.arange(problem.n_operators)
+    if problem.colocation is not None:
+        for group in range(int(problem.colocation.max()) + 1):
+            members = np.flatnonzero(problem.colocation == group)
+            kernel[members] = members[:1]
+    return kernel
+
+
+def machine() -> dict[str, Any]:
+    """Return this machine and the versions on it."""
+    from moirai_sim.profiling import telemetry
+
+    return {"hardware": telemetry.hardware(), "versions": telemetry.versions()}
