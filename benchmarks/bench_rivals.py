@@ -1,28 +1,23 @@
-"""The compiled replay and the rivals: speed, Tarnawski's published figures, and growth of every policy."""
+"""The compiled replay and the rivals: speed, and Tarnawski's published figures."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.row import Row, curve, data_folder, fastest, without_data
+from benchmarks.row import Row, data_folder, fastest, without_data
 from moirai_sim.instances.random_graphs import layered_problem
 from moirai_sim.placement import Placement
 from moirai_sim.policies.base import Request
 from moirai_sim.policies.heft import Heft
 from moirai_sim.policies.pipeline_dp import PipelineDp
-from moirai_sim.policies.registry import load_policy
 from moirai_sim.policies.search import improve
-from moirai_sim.problem import PlacementProblem
-from moirai_sim.simulation.replay import Evaluator, replay
-
-GROWING = ("single", "random", "met", "m-topo", "m-etf", "heft", "cpop", "m-sct", "getf")
-"""Policies whose time is plotted; exact ones and `search`, whose time is the limit they are given, are not."""
-CURVE_LIMIT_S = 20.0
-"""A policy that took longer leaves the curve at the next size."""
+from moirai_sim.simulation.list_scheduling import Evaluator
+from moirai_sim.simulation.replay import replay
 
 
 def _replay() -> Row:
@@ -42,7 +37,7 @@ def _replay() -> Row:
         expected = replay(problem, Placement(device=device)).makespan_ns
         if set(evaluator.makespans_ns(batch).tolist()) != {expected}:
             raise RuntimeError(f"the evaluator and the replay disagree on {name}")
-        speeds[name] = batch.size / fastest(lambda e=evaluator, b=batch: e.makespans_ns(b))
+        speeds[name] = batch.size / fastest(partial(evaluator.makespans_ns, batch))
     note = ", ".join(f"{name} {speed:.3g}" for name, speed in speeds.items())
     return Row("replay", speeds["GoogLeNet"], "operators/s", target, speeds["GoogLeNet"] >= 3e7, note)
 
@@ -82,31 +77,6 @@ def _pipeline(file: str, published_ms: float) -> Callable[[], Row]:
     return run
 
 
-def _growth() -> Row:
-    """Plot the time of the policies against operators (4 devices) and devices (1,000 operators)."""
-    by_operators = [(n, layered_problem(n, 4)) for n in (100, 1_000, 10_000, 100_000)]
-    by_devices = [(k, layered_problem(1_000, k)) for k in (2, 4, 8, 16, 32, 64, 128, 256)]
-    last = 0.0
-    for what, sizes in (("operators", by_operators), ("devices", by_devices)):
-        rows = []
-        late: set[str] = set()
-        for size, problem in sizes:
-            times = [float("nan") if name in late else _seconds(name, problem) for name in GROWING]
-            late |= {name for name, seconds in zip(GROWING, times, strict=True) if not seconds < CURVE_LIMIT_S}
-            rows.append((size, *times))
-        curve(f"policies-by-{what}", (what, *GROWING), rows)
-        last = max(last, rows[-1][1 + GROWING.index("heft")])
-    return Row("growth", last, "s", None, None, "slowest heft of policies-by-operators and policies-by-devices")
-
-
-def _seconds(name: str, problem: PlacementProblem) -> float:
-    policy = load_policy(name)
-    policy.place(layered_problem(30, 2), Request())  # compile
-    started = time.perf_counter()
-    policy.place(problem, Request(time_limit_s=CURVE_LIMIT_S))
-    return time.perf_counter() - started
-
-
 BENCHMARKS = {
     "replay": _replay,
     "heft-4000": _heft(4_000, 0.3),
@@ -115,5 +85,4 @@ BENCHMARKS = {
     "pipeline-dp-gnmt": _pipeline("LayerGraphs/gnmt_inference.json", 32.91),
     "pipeline-dp-bert_l-3": _pipeline("OperatorGraphs/bert_l-3_inference.json", 27.92),
     "pipeline-dp-resnet50": _pipeline("OperatorGraphs/resnet50_inference.json", 124.35),
-    "growth": _growth,
 }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -70,11 +72,11 @@ def evaluate_1000() -> Row:
 
 
 def evaluate_speed_up() -> Row:
-    """Speed of two workers over one, on the same 400 runs of a tenth of a second; starting workers counts."""
+    """Speed of two workers over one, on the same 1,000 runs; starting workers counts."""
     with tempfile.TemporaryDirectory() as folder:
-        one, _, _ = _evaluate(400, 1, Path(folder), ("m-sct", "getf"))
-        two, _, _ = _evaluate(400, 2, Path(folder), ("m-sct", "getf"))
-    note = f"400 runs of m-sct and getf, {one:.1f} s over {two:.1f} s"
+        one, _, _ = _evaluate(1000, 1, Path(folder), ("m-sct", "getf"))
+        two, _, _ = _evaluate(1000, 2, Path(folder), ("m-sct", "getf"))
+    note = f"1,000 runs of m-sct and getf, {one:.1f} s over {two:.1f} s"
     return Row("evaluate-speed-up", one / two, "ratio", "at least 1.7", one / two >= 1.7, note)
 
 
@@ -88,6 +90,37 @@ def evaluate_memory() -> Row:
     curve("evaluate", ("runs", "seconds", "parent MiB"), points)
     growth = points[-1][2] / points[0][2]
     return Row("evaluate-memory", growth, "ratio", "at most 1.1", growth <= 1.1, "parent's peak, 1,000 over 100 runs")
+
+
+def evaluate_kills() -> Row:
+    """SIGKILL of the parent and its workers at twenty random moments; then the bytes of an undisturbed evaluation."""
+    draw = random.Random(7)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        whole, _, _ = _evaluate(1000, 2, folder)
+        calm, stormy = folder / "out-2", folder / "out-killed"
+        command = [sys.executable, "-c", RUN.format(kind="evaluate"), str(folder / "study.yaml"), str(stormy), "2"]
+        kills, left = 0, []
+        while kills < 20:
+            process = subprocess.Popen(
+                command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            )
+            try:
+                process.wait(draw.uniform(0, 0.45 * whole))
+                break  # done before twenty kills: too few runs for this machine, and the row says so
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                kills += 1
+                left.append(len(list(stormy.glob("results/*.json"))))
+        _run("evaluate", folder / "study.yaml", stormy, 2)
+        same = _results(stormy) == _results(calm)
+    note = f"equal bytes: {same}; results there after each kill: {' '.join(map(str, left))}"
+    return Row("evaluate-kills", float(kills), "kills", "20, then the same bytes", kills == 20 and same, note)
+
+
+def _results(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in (folder / "results").iterdir()}
 
 
 def whatif_200() -> Row:
@@ -148,6 +181,7 @@ BENCHMARKS: dict[str, Callable[[], Row]] = {
     "evaluate-1000": evaluate_1000,
     "evaluate-speed-up": evaluate_speed_up,
     "evaluate-memory": evaluate_memory,
+    "evaluate-kills": evaluate_kills,
     "whatif-200": whatif_200,
     "report-1000": report_1000,
 }

@@ -166,6 +166,13 @@ def test_dnn_partitioning_reports_every_field(tmp_path):
     assert len(caught.value.problems) == 4
 
 
+def test_dnn_partitioning_refuses_training_graphs(tmp_path):
+    document = partitioning()
+    document["nodes"][0]["isBackwardNode"] = 1
+    with pytest.raises(InputError, match="isBackwardNode"):
+        read_dnn_partitioning(write_json(tmp_path, document))
+
+
 PIPEDREAM = """\
 node2 -- ReLU(inplace) -- forward_compute_time=0.5, backward_compute_time=1.0, activation_size=16.0, parameter_size=0.0
 node10 -- Linear(4, 2) -- forward_compute_time=0.000, backward_compute_time=0, activation_size=8.0, parameter_size=40.0

@@ -6,13 +6,16 @@ import itertools
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
+import networkx as nx
 import numpy as np
 import onnx
 import psutil
@@ -21,11 +24,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from moirai_sim.clusters.cluster import Cluster, Device, DeviceType, Link
 from moirai_sim.errors import ExecutionError, InputError
+from moirai_sim.execution.cuts import time_cuts
 from moirai_sim.execution.measure import Subject, load, load_order, measure
-from moirai_sim.execution.split import Executed, execute_as, split
+from moirai_sim.execution.split import Executed, execute_as, share_places, split
+from moirai_sim.execution.tcp import Address
 from moirai_sim.execution.workers import Workers, device_cores
 from moirai_sim.graphs.onnx_reader import read_model
 from moirai_sim.placement import Placement
+from moirai_sim.simulation.plan import part_heads
 from moirai_sim.sources import build_problem
 
 CORES = sorted(os.sched_getaffinity(0))
@@ -206,6 +212,77 @@ def test_requests_in_flight_all_come_out_right(subject, workers):
     loaded.close()
 
 
+# ---- parts ----
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_place_is_taken_again_only_when_nobody_can_still_use_it(subject, seed):
+    device = random_device(subject, seed, 3)
+    executed = execute_as(subject.model, subject.graph, device, subject.whole)
+    parts = split(executed, device, list(subject.graph.operators))
+    size = {name: spec.bytes for name, spec in executed.tensors.items()}
+    place, place_bytes = share_places(parts, size, executed.outputs)
+    crossing = [name for part in parts for name, _ in part.sends]
+    assert sorted(place) == sorted(crossing)
+    assert all(size[name] <= place_bytes[k] for name, k in place.items())
+    order = nx.DiGraph()
+    order.add_nodes_from(range(len(parts)))
+    writer = {name: p for p, part in enumerate(parts) for name in part.outputs}
+    for p, part in enumerate(parts):
+        order.add_edges_from((writer[name], p) for name in part.awaits)
+        earlier = [q for q in range(p) if parts[q].device == part.device]
+        order.add_edges_from((q, p) for q in earlier[-1:])
+    for a in crossing:
+        for b in crossing:
+            if a != b and place[a] == place[b] and writer[a] <= writer[b]:
+                users = {p for p, part in enumerate(parts) if a in (*part.inputs, *part.outputs)}
+                assert users <= nx.ancestors(order, writer[b]), "written while somebody may still read"
+                assert a not in executed.outputs
+
+
+def test_places_are_shared_and_results_stay_right(subject):
+    order = list(subject.graph.operators)
+    device = {name: f"c{i % 2}" for i, name in enumerate(order)}
+    with Workers(cluster()) as crew:
+        loaded = load_order(crew, subject, device, order)
+        crossing = {name for part in loaded.parts for name, _ in part.sends}
+        place, _ = share_places(loaded.parts, dict.fromkeys(crossing, 1), loaded.executed.outputs)
+        assert len(set(place.values())) < len(crossing)
+        for run in loaded.run_hot():
+            assert run.makespan_ns > 0
+        assert loaded.check() < 1e-5
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_simulator_begins_parts_where_the_executor_does(subject, seed):
+    problem = build_problem(subject.graph, cluster(3), fuse="onnxruntime")
+    rng = np.random.default_rng(seed)
+    where = rng.integers(0, 3, problem.n_operators)
+    if problem.colocation is not None:
+        for group in range(int(problem.colocation.max()) + 1):
+            members = np.flatnonzero(problem.colocation == group)
+            where[members] = where[members[0]]
+    device = {name: problem.devices[k] for name, k in zip(problem.operators, where, strict=True)}
+    order = problem.topological_order
+    executed = execute_as(subject.model, subject.graph, device, subject.whole)
+    parts = split(executed, device, [problem.operators[i] for i in order])
+    heads = part_heads(problem, where, order)
+    assert heads.sum() <= len(parts) <= heads.sum() + 2  # a change of layout may be a part of its own
+
+
+def test_operators_timed_in_place_add_up_to_the_model(subject):
+    order = list(subject.graph.operators)
+    with Workers(cluster()) as crew:
+        cuts = time_cuts(crew, subject, "c0")
+        loaded = load_order(crew, subject, dict.fromkeys(order, "c0"), order, every_kernel=True)
+        assert len(loaded.parts) == len(subject.whole.nodes)
+    assert set(cuts.operator_ns) <= set(order)
+    assert sum(cuts.operator_ns.values()) == pytest.approx(cuts.whole_ns, rel=0.01)
+    assert cuts.part_ns >= 0
+    heavy = max(cuts.operator_ns, key=cuts.operator_ns.__getitem__)
+    assert heavy.startswith("conv")
+
+
 # ---- faults ----
 
 
@@ -321,3 +398,25 @@ def test_nothing_stays_in_shared_memory():
         loaded = load_order(crew, subject, random_device(subject, 2), list(subject.graph.operators))
         loaded.run()
         assert {p.name for p in Path("/dev/shm").iterdir()} == {p.name for p in before}
+
+
+def test_a_port_in_use_is_one_clear_error():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = Address(*taken.getsockname())
+        ours, theirs = socket.socketpair()
+        inbox, write = os.pipe()
+        with theirs:
+            start = "import sys; from moirai_sim.execution.worker import main; main(sys.argv[1:])"
+            worker = subprocess.Popen(
+                [sys.executable, "-c", start, str(theirs.fileno()), str(inbox)],
+                pass_fds=(theirs.fileno(), inbox, write),
+            )
+        control = Connection(ours.detach())
+        settings = {"name": "c0", "cores": CORES[:1], "spin_ns": 0, "peers": {"c0": write}}
+        control.send(settings | {"addresses": {"c0": address}})
+        assert control.poll(20)
+        assert control.recv() == ("error", f"127.0.0.1, port {address.port}: Address already in use")
+        assert worker.wait(5) is not None
+        control.close()
+        os.close(inbox)
+        os.close(write)

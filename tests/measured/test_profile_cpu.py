@@ -78,12 +78,15 @@ def test_owner_of_a_blocked_node_is_named_after_the_tensor_it_stands_for():
 
 
 @pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
-def test_links_are_timed_in_both_directions():
+def test_links_tell_what_a_crossing_costs_and_how_much_of_it_is_one_more_part():
     kind = DeviceType("core", "cpu", 1 << 30, 1e10, {"float32": 1e11})
     devices = tuple(Device(name, kind, address=f"cpu:{core}") for name, core in zip("ab", CORES, strict=False))
     found = profile_links(Cluster("two", devices), sizes=(1024, 1 << 20), repeats=10)
     assert list(found.columns) == list(LINK_COLUMNS)
-    assert set(zip(found["source_device"], found["target_device"], strict=True)) == {("a", "b"), ("b", "a")}
+    assert set(zip(found["source_device"], found["target_device"], strict=True)) == {("a", "b")}
+    assert sorted(zip(found["collective"], found["participants"], found["bytes"], strict=True)) == [
+        ("part", 1, 1024), ("part", 1, 1 << 20), ("send", 2, 1024), ("send", 2, 1 << 20),
+    ]  # fmt: skip
     assert (found["median_s"] > 0).all()
     check_profile(found, "links")
 
@@ -121,6 +124,21 @@ def test_torch_backend_on_the_cpu(model):
     assert (np.asarray(samples) > 0).all()
     with pytest.raises(InputError, match="cuda"):
         TorchDevice("cuda:99")
+
+
+def test_torch_inputs_rotate_are_random_and_never_point_outside():
+    torch = pytest.importorskip("torch")
+    from moirai_sim.graphs.work import make_operator
+    from moirai_sim.profiling.backends.torch import TorchDevice
+
+    device = TorchDevice(f"cpu:{CORES[0]}")
+    add = device.prepare(make_operator("a", "Add", [(64, 64), (64, 64)], [(64, 64)]))
+    first, second = add(), add()
+    assert not torch.equal(first, second)
+    assert first.count_nonzero() == first.numel()
+    gather = make_operator("g", "Gather", [(5, 8), (300,)], [(300, 8)], {"axis": 0})
+    assert device.prepare(gather)().shape == (300, 8)
+    assert (device.time_operator(gather, 0.01) > 0).all()
 
 
 @pytest.mark.gpu

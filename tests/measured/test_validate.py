@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from moirai_sim.errors import InputError
 from moirai_sim.studies.feedback import calibrate_from_runs
 from moirai_sim.studies.validate import validate
+from moirai_sim.studies.validate_prices import in_place_file
 from moirai_sim.studies.validate_summary import interval, summarise
 from moirai_sim.timeline import read_timeline
 
@@ -141,6 +142,10 @@ def test_feedback_corrects_a_model_that_is_wrong_by_a_factor(study: Path, tmp_pa
         for key in times:
             times[key] = [value / 2 for value in times[key]]
     table.write_text(json.dumps(content))
+    in_place = in_place_file(table.parent, str(tmp_path / "net.onnx"))
+    content = json.loads(in_place.read_text())
+    content["operator_ns"] = [{name: ns // 2 for name, ns in times.items()} for times in content["operator_ns"]]
+    in_place.write_text(json.dumps(content))
     for path in (out / "results").glob("*.json"):
         document = json.loads(path.read_text())
         for row in document["outcome"]["families"].values():

@@ -9,6 +9,7 @@ import pytest
 
 from moirai_sim.clusters.cluster import Cluster, Device, DeviceType, Link
 from moirai_sim.policies.base import Request
+from moirai_sim.policies.bounds import lower_bound_ns
 from moirai_sim.policies.run import place
 from moirai_sim.problem import PlacementProblem
 from moirai_sim.testing.brute_force import optimal_period_ns
@@ -59,3 +60,12 @@ def test_the_same_request_gives_the_same_bytes() -> None:
     first, second = (place(problem, "auto", Request(time_limit_s=20)) for _ in range(2))
     assert first.status == "optimal"
     assert first.spans == second.spans
+
+
+@pytest.mark.parametrize("policy", ["auto", "diviml"])
+def test_a_latency_that_nobody_finds_ends_without_an_answer(policy: str) -> None:
+    problem = replace(small_problem(3, operators=80, devices=3), network="one-port")  # coarsened, so nothing is proven
+    longest = lower_bound_ns(problem) + 1  # hardly to be reached, and not proven to be out of reach
+    timeline = place(problem, policy, Request("throughput", time_limit_s=1.0, max_latency_ns=longest))
+    assert timeline.status == "limit"
+    assert not timeline.spans

@@ -11,7 +11,8 @@ from moirai_sim.errors import InputError
 from moirai_sim.placement import Placement
 from moirai_sim.problem import Network, PlacementProblem
 from moirai_sim.simulation.engine import simulate_schedule
-from moirai_sim.simulation.replay import Evaluator, replay
+from moirai_sim.simulation.list_scheduling import Evaluator, makespan
+from moirai_sim.simulation.replay import replay
 from moirai_sim.simulation.schedule import Schedule, placement_from_schedule, timeline_from_schedule
 from moirai_sim.testing.problems import small_problem
 from moirai_sim.verify import verify
@@ -65,6 +66,19 @@ def test_what_the_replay_says_is_right(seed: int, network: Network, shared: bool
     assert (again.operator_start_ns <= schedule.operator_start_ns).all()
 
 
+@settings(max_examples=100, deadline=None)
+@cases
+def test_a_run_that_gives_up_says_a_bound_above_the_limit(
+    seed: int, network: Network, shared: bool, operators: int
+) -> None:
+    problem, placement = _placed(seed, network, shared, operators)
+    evaluator = Evaluator(problem)
+    true = evaluator.makespan_ns(placement.device)
+    for limit in range(true + 2):
+        value = makespan(evaluator.arrays, evaluator.workspace, placement.device, limit)
+        assert value == true if limit >= true else limit < value <= true
+
+
 def test_a_priority_decides_who_goes_first() -> None:
     problem = small_problem(3, operators=2, devices=1, density=0.0)
     evaluator, device = Evaluator(problem), np.zeros(2, dtype=np.int64)
@@ -72,8 +86,8 @@ def test_a_priority_decides_who_goes_first() -> None:
     for first in (0, 1):
         priority = np.array([1, 0]) if first == 0 else np.array([0, 1])
         assert evaluator.makespan_ns(device, priority) == total
-        assert evaluator.workspace.start[first] == 0
-        assert evaluator.workspace.start[1 - first] == problem.operator_ns[first, 0]
+        assert evaluator.workspace.operators["start"][first] == 0
+        assert evaluator.workspace.operators["start"][1 - first] == problem.operator_ns[first, 0]
 
 
 def test_many_devices_and_ties_in_a_wide_graph() -> None:

@@ -104,3 +104,9 @@ def test_bounds_of_many_equal_devices_use_their_type() -> None:
         route_class=same.route_class[:2, :2].copy(),
     )
     assert critical_path_ns(same) <= critical_path_ns(small)
+
+
+def test_a_bound_without_time_for_its_programme_weighs_all_devices_alike() -> None:
+    problem = _independent([[2_000, 4_000]] * 6)
+    assert load_ns(problem) == 8_000  # four on the first, two on the second
+    assert load_ns(problem, time_limit_s=0.0) == 6_000  # the fastest times, over two devices

@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 from moirai_sim.clusters.cluster import Link
 from moirai_sim.placement import Placement
+from moirai_sim.simulation.contention import contended, overlap
 from moirai_sim.simulation.engine import simulate, simulate_schedule
 from moirai_sim.simulation.explain import critical_path, explain, faster
 from moirai_sim.simulation.faults import losses
@@ -220,6 +222,30 @@ def test_a_reader_that_copies_is_busy_meanwhile(build, share, expected) -> None:
     problem = build([5, 7, 12], [(0, 1, 10)], 2, "one-port")
     options = SimulationOptions(reader_share=share)
     assert simulate(problem, on(0, 1, 1), options=options).makespan_ns == expected
+
+
+def test_parts_cost_where_they_begin(build) -> None:
+    """A chain of four on two devices is three parts; a transfer of 10 holds a part of 4, which moves to its reader."""
+    problem = build([5, 6, 7, 8], [(0, 1, 10), (1, 2, 10), (2, 3, 10)], 2, "one-port")
+    options = SimulationOptions(part_ns=4)
+    assert simulate(problem, on(0, 0, 1, 0), options=options).makespan_ns == 4 + 5 + 6 + 6 + 4 + 7 + 6 + 4 + 8
+    assert simulate(problem, on(0, 0, 0, 0), options=options).makespan_ns == 4 + 26
+    both = build([5, 6, 7], [(0, 1, 10), (0, 2, 10)], 2, "one-port")
+    shared = replace(
+        both, edge_tensor=np.array([0, 0]), tensor_bytes=both.tensor_bytes[:1], transfer_ns=both.transfer_ns[:1]
+    )
+    assert simulate(shared, on(0, 1, 1), options=options).makespan_ns == 4 + 5 + 6 + 4 + 6 + 7, "one arrival, one part"
+
+
+def test_devices_that_compute_together_slow_each_other(build) -> None:
+    """Of an operator of 10 beside one of 40, all is beside the other; of the 40 a quarter is."""
+    problem = build([10, 40], [], 2)
+    placement = on(0, 1)
+    share = overlap(problem, placement)
+    assert share.tolist() == [1.0, 0.25]
+    assert simulate(contended(problem, placement, share, 1.2), placement).makespan_ns == 42
+    assert overlap(problem, on(0, 0)).tolist() == [0.0, 0.0]
+    assert np.array_equal(contended(problem, placement, share, 1.0).operator_ns, problem.operator_ns)
 
 
 def test_one_copy_engine_is_a_half_duplex_port(build) -> None:

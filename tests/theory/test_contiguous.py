@@ -42,6 +42,42 @@ def test_hand_worked_fork_join() -> None:
     assert latency_ns(instance, np.array([CPU] * 4)) == 40 + 60 + 20
 
 
+def _walked(instance: DnnPartitioningInstance, piece: tuple[int, ...]) -> int | None:
+    """Return the latency by walking from call to call with sets alone: shares nothing with `latency_ns`."""
+    n, edges = len(piece), instance.edges.tolist()
+    calls = [{i for i in range(n) if piece[i] == k} for k in range(instance.accelerators)] + [
+        {i} for i in range(n) if piece[i] == CPU
+    ]
+    calls = [call for call in calls if call]
+    for call in calls[: sum(piece[min(call)] != CPU for call in calls)]:
+        if sum(int(instance.weight_bytes[i]) for i in call) > instance.accelerator_memory_bytes:
+            return None
+    ended: dict[int, int] = {}
+    while calls:
+        for call in calls:
+            read = {i for i, j in edges if j in call and i not in call}
+            if read <= ended.keys():
+                break
+        else:
+            return None  # every call waits for another
+        calls.remove(call)
+        at = max((ended[i] for i in read), default=0)
+        if piece[min(call)] == CPU:
+            at += sum(int(instance.cpu_ns[i]) for i in call)
+        else:
+            written = {i for i, j in edges if i in call and j not in call}
+            at += sum(int(instance.accelerator_ns[i]) for i in call)
+            at += sum(int(instance.producer_cost_ns[i]) for i in [*read, *written])
+        ended |= dict.fromkeys(call, at)
+    return max(ended.values())
+
+
+def test_data_between_an_accelerator_and_a_cpu_is_paid_by_the_accelerator() -> None:
+    instance = _instance([4, 6, 5], [40, 60, 50], [(0, 1), (1, 2)], [3, 7, 2])
+    # 0 on a CPU ends at 40; the piece {1} reads 0 for 3, computes 6, writes 1 for 7: 56; 2 on a CPU reads it for free
+    assert latency_ns(instance, np.array([CPU, 0, CPU])) == 40 + 3 + 6 + 7 + 50
+
+
 def test_what_the_rules_forbid() -> None:
     instance = _instance([1, 1, 1], [1, 1, 1], [(0, 1), (1, 2)], [0, 0, 0])
     assert latency_ns(instance, np.array([0, 1, 0])) is None  # not contiguous: the piece waits for itself
@@ -57,7 +93,9 @@ def test_split_is_between_the_optimum_and_the_bound(seed: int) -> None:
     edges = [(i, j) for j in range(n) for i in range(j) if rng.random() < 0.4]
     fast = rng.integers(1, 9, size=n)
     instance = _instance(fast.tolist(), (10 * fast).tolist(), sorted(edges), rng.integers(0, 4, size=n).tolist(), 15)
-    values = [latency_ns(instance, np.array(piece)) for piece in itertools.product((CPU, 0, 1), repeat=n)]
+    pieces = list(itertools.product((CPU, 0, 1), repeat=n))
+    values = [latency_ns(instance, np.array(piece)) for piece in pieces]
+    assert values == [_walked(instance, piece) for piece in pieces]
     optimum = min(value for value in values if value is not None)
     piece, value = split(instance, orders=10)
     assert latency_ns(instance, piece) == value

@@ -9,8 +9,8 @@ import pytest
 from sklearn.base import clone
 
 from moirai_sim.clusters.cluster import DeviceType
-from moirai_sim.costs.card import held_out
-from moirai_sim.costs.catalog_model import LearnedModel, load_cost_model, save_cost_model
+from moirai_sim.costs.card import gpu_held_out
+from moirai_sim.costs.catalog_model import Ensemble, LearnedModel, load_cost_model, save_cost_model
 from moirai_sim.costs.estimator import TimeEstimator
 from moirai_sim.costs.families import dimensions, family
 from moirai_sim.costs.features import generation, sustained_flops
@@ -21,7 +21,9 @@ from moirai_sim.graphs.work import make_operator
 from moirai_sim.profiling.published.table import device_json, profile
 from moirai_sim.testing import check_cost_model
 
-SMALL = TimeEstimator(trees=30, sharp_trees=15, learning_rate=0.15, leaves=6, min_leaf=3, interval_rows=2000)
+SMALL = TimeEstimator(
+    trees=30, leaves=6, sharp_trees=15, sharp_leaves=6, learning_rate=0.15, min_leaf=3, interval_rows=2000
+)
 
 
 def gpu(name: str = "a", flops: float = 10e12, bandwidth: float = 500e9, **more) -> DeviceType:
@@ -107,6 +109,14 @@ def test_stored_and_fitted_estimators_agree(fitted, tmp_path: Path):
     assert sum(p.stat().st_size for p in (tmp_path / "m").iterdir()) < 5 * 2**20
 
 
+def test_prices_do_not_depend_on_how_many_are_asked_for(fitted, tmp_path: Path):
+    save_cost_model(fitted, tmp_path, {"name": "m"})
+    ensemble = Ensemble(tmp_path / "gemm-vector.sharp.onnx.gz")
+    width = fitted.models_["gemm-vector"].sharp.__self__.n_features_in_
+    x = np.random.default_rng(0).normal(size=(9000, width)).astype(np.float32)
+    assert (ensemble(x) == np.concatenate([ensemble(x[i : i + 100]) for i in range(0, 9000, 100)])).all()
+
+
 @pytest.mark.parametrize("broken", ["{", '{"format": "other"}', '{"format": "moirai-sim/cost-model@1"}'])
 def test_a_broken_model_is_an_input_error(tmp_path: Path, broken: str):
     (tmp_path / "card.json").write_text("{}")
@@ -124,6 +134,15 @@ def test_a_model_cannot_name_files_outside_its_folder(fitted, tmp_path: Path):
         LearnedModel(tmp_path)
 
 
+def test_a_model_of_other_features_is_an_input_error(fitted, tmp_path: Path):
+    save_cost_model(fitted, tmp_path, {"name": "m"})
+    inputs = fitted.models_["gemm-vector"].shared.__self__.n_features_in_
+    ensemble = Ensemble(tmp_path / "gemm-vector.shared.onnx.gz")
+    assert ensemble(np.zeros((1, inputs), np.float32)).shape == (1,)
+    with pytest.raises(InputError, match=rf"{tmp_path}: takes {inputs} features .* has {inputs + 1}; .*'calibrate'"):
+        ensemble(np.zeros((1, inputs + 1), np.float32))
+
+
 def test_an_ensemble_that_is_no_onnx_is_an_input_error(fitted, tmp_path: Path):
     save_cost_model(fitted, tmp_path, {"name": "m"})
     (tmp_path / "gemm-vector.shared.onnx.gz").write_bytes(b"nonsense")
@@ -133,7 +152,7 @@ def test_an_ensemble_that_is_no_onnx_is_an_input_error(fitted, tmp_path: Path):
 
 def test_held_out_errors_by_split():
     frame = pd.concat([synthetic(gpu()), synthetic(gpu("b", 20e12, 900e9), seed=1)], ignore_index=True)
-    rows = held_out(frame, clone(SMALL).set_params(interval_rows=500))
+    rows = gpu_held_out(frame, clone(SMALL).set_params(interval_rows=500))
     assert {(r["split"], r["family"]) for r in rows} == {
         (s, f) for s in ("random", "larger", "left-out device") for f in ("gemm", "all")
     }
@@ -178,8 +197,13 @@ def test_generations_by_what_they_compute_in():
         ("MatMul", [(2, 3, 4, 8), (2, 3, 8, 16)], (2, 3, 4, 16), {}, (6, 4, 16, 8, 1, 0)),
         ("MatMul", [(2, 3, 8), (8, 16)], (2, 3, 16), {}, (1, 6, 16, 8, 1, 0)),
         ("Conv", [(2, 8, 10, 10), (16, 4, 3, 3)], (2, 16, 8, 8), {"group": 2}, (2, 128, 8, 36, 9, 1)),
-        ("Softmax", [(2, 3, 5)], (2, 3, 5), {}, (1, 6, 1, 5, 1, 0)),
+        ("Softmax", [(2, 3, 5)], (2, 3, 5), {}, (1, 6, 1, 5, 5, 0)),
         ("ReduceMean", [(6, 5)], (6, 1), {}, (1, 6, 1, 5, 1, 0)),
+        ("MaxPool", [(1, 8, 9, 9)], (1, 8, 4, 4), {"kernel_shape": [3, 3], "strides": [2, 2]}, (1, 128, 8, 9, 9, 2)),
+        ("Mul", [(2, 8, 3, 3), (8, 1, 1)], (2, 8, 3, 3), {}, (1, 144, 2, 3, 9, 1)),
+        ("Add", [(2, 8, 3, 3), (2, 8, 3, 3)], (2, 8, 3, 3), {}, (1, 144, 2, 3, 144, 0)),
+        ("Transpose", [(2, 3, 4, 5)], (3, 2, 4, 5), {"perm": [1, 0, 2, 3]}, (1, 120, 1, 5, 20, 4)),
+        ("Concat", [(2, 3, 5), (2, 4, 5)], (2, 7, 5), {"axis": 1}, (1, 70, 2, 5, 15, 3)),
         ("Attention", [(2, 8, 1, 64), (2, 4, 99, 64)], (2, 8, 1, 64), {}, (2, 1, 99, 64, 8, 4)),
     ],
 )

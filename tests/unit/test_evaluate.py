@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from moirai_sim.errors import InputError
 from moirai_sim.studies.evaluate import evaluate
 from moirai_sim.studies.store import Store
 
@@ -44,7 +46,7 @@ def study(tmp_path):
 
 
 def _bytes(folder):
-    return {path.name: path.read_bytes() for path in sorted((folder / "results").glob("*.json"))}
+    return {path.name: path.read_bytes() for path in sorted((folder / "results").iterdir())}
 
 
 def test_every_combination_has_a_result_and_a_second_call_does_nothing(study, tmp_path):
@@ -54,6 +56,28 @@ def test_every_combination_has_a_result_and_a_second_call_does_nothing(study, tm
     assert len(before) == 36
     assert evaluate(study, tmp_path / "out", jobs=1)["resumed"] == 36
     assert _bytes(tmp_path / "out") == before
+
+
+def test_instances_run_on_their_own_devices_and_models_on_named_clusters(study, tmp_path):
+    study.write_text(
+        "kind: evaluate\nmodels: [net0.json, 'zoo:ws-32?seed=1']\nclusters: [null, diviml-server]\npolicies: [single]\n"
+    )
+    assert evaluate(study, tmp_path / "out", jobs=1)["failed"] == 0
+    ran = {(Path(r["key"]["model"]).name, r["key"]["cluster"]) for r in Store(tmp_path / "out").read()}
+    assert ran == {("net0.json", None), ("zoo:ws-32?seed=1", "diviml-server")}
+
+
+def test_a_study_without_a_run_is_refused(study, tmp_path):
+    head = "kind: evaluate\npolicies: [single]\n"
+    for rest, message in (
+        ("models: [net0.json]\nclusters: [diviml-server]\n", "brings its own devices"),
+        ("models: ['zoo:ws-32']\n", "needs devices to run on"),
+        ("models: [net0.json]\nexclude: [{}]\n", "nothing to run"),
+    ):
+        study.write_text(head + rest)
+        with pytest.raises(InputError, match=message):
+            evaluate(study, tmp_path / "out", jobs=1)
+    assert not (tmp_path / "out").exists()
 
 
 def test_workers_make_no_difference(study, tmp_path):
@@ -100,14 +124,13 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(study, tmp_path):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert interrupted
+    (stormy / "results" / ".half.json.x1").write_text("{")  # what a kill in the middle of a write leaves
     resumed = evaluate(study, stormy, jobs=1)["resumed"]
     assert resumed > 0
     assert _bytes(stormy) == calm
 
 
 def test_a_folder_keeps_one_kind_of_study(study, tmp_path):
-    from moirai_sim.errors import InputError
-
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "study.json").write_text('{"kind": "whatif"}')
     with pytest.raises(InputError, match="kind 'whatif'"):

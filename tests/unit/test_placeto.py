@@ -14,6 +14,7 @@ from moirai_sim.policies.loads import fits
 from moirai_sim.policies.placeto import Placeto
 from moirai_sim.policies.random import Random
 from moirai_sim.policies.run import time_placement
+from moirai_sim.policies.starts import find_starts
 
 
 def test_without_torch_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,3 +44,20 @@ def test_answers_fit_the_memory_and_repeat(monkeypatch: pytest.MonkeyPatch) -> N
     assert one.device.tolist() == same.device.tolist()
     assert fits(problem, one.device)
     assert time_placement(problem, one, Request()).spans
+
+
+def test_large_graphs_are_grouped_first_and_the_answer_is_never_worse_than_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.setattr("moirai_sim.policies.placeto.ITERATIONS", 3)
+    monkeypatch.setattr("moirai_sim.policies.placeto.GROUPS", 12)
+    problem = wired_problem("watts-strogatz", 16, 3, seed=3)
+    assert problem.n_operators > 12
+    request = Request(seed=5, time_limit_s=1000)
+    answer = Placeto().place(problem, request)
+    groups = answer.provenance["groups"]
+    assert isinstance(groups, int)
+    assert groups < problem.n_operators
+    assert answer.provenance["updates"] == 3
+    assert time_placement(problem, answer, request).makespan_ns <= find_starts(problem, request)[0].value_ns

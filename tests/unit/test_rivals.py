@@ -13,6 +13,7 @@ from moirai_sim.policies.m_etf import MEtf
 from moirai_sim.policies.m_sct import MSct, favourite_children
 from moirai_sim.policies.m_topo import MTopo
 from moirai_sim.policies.met import Met
+from moirai_sim.policies.pipeline_dp import PipelineDp
 from moirai_sim.policies.random import Random
 from moirai_sim.policies.ranks import mean_operator_ns, mean_transfer_ns, upward_ranks
 from moirai_sim.policies.single import Single
@@ -140,11 +141,14 @@ def test_m_sct_finds_the_favourite_child() -> None:
 
 
 def test_m_sct_keeps_a_device_for_the_favourite_child() -> None:
-    # 4 could start on d0 when 0 ends at 3; d0 waits for its favourite 2, whose other input arrives from d1 at 4.
-    problem = build([[3, 3], [3, 3], [8, 8], [1, 1], [6, 6]], {(0, 2): 9, (1, 2): 1, (1, 4): 3, (2, 3): 9})
+    # 0 runs on d0 until 3, 1 on d1 until 5. ETF gives d0 at 3 to 4, until 9, and 2 runs from 9 to 17. SCT keeps d0 for
+    # the favourite 2, whose other input arrives at 6; 4 goes to d1 at 6, and 2 ends at 14. 3 takes one more.
+    problem = build([[3, 3], [5, 5], [8, 8], [1, 1], [6, 6]], {(0, 2): 9, (1, 2): 1, (0, 4): 3, (2, 3): 9})
     etf, sct = MEtf().place(problem, REQUEST), MSct().place(problem, REQUEST)
-    assert sct.device[2] == sct.device[0]
-    assert replay(problem, sct).makespan_ns <= replay(problem, etf).makespan_ns
+    assert etf.device.tolist() == [0, 1, 0, 0, 0]
+    assert replay(problem, etf).makespan_ns == 18
+    assert sct.device.tolist() == [0, 1, 0, 0, 1]
+    assert replay(problem, sct).makespan_ns == 15
 
 
 def test_getf_speeds_and_groups() -> None:
@@ -157,6 +161,35 @@ def test_getf_speeds_and_groups() -> None:
 def test_getf_keeps_off_a_device_that_is_too_slow() -> None:
     problem = build([[2, 4, 4, 64]] * 8, {})
     assert 3 not in Getf().place(problem, REQUEST).device
+
+
+def test_getf_keeps_operators_to_the_group_of_the_programme() -> None:
+    # Speeds 1/2 and 1, so each device is a group. 1 takes 4 at least, so T = 4 needs all of it on d1 and all of 0 on
+    # d0; ETF alone gives the first device to 1, which has the higher rank.
+    problem = build([[2, 2], [10, 4]], {})
+    np.testing.assert_allclose(device_speeds(problem), [0.5, 1])
+    assert Getf().place(problem, REQUEST).device.tolist() == [0, 1]
+    assert MEtf().place(problem, REQUEST).device.tolist() == [1, 0]
+
+
+def test_pipeline_dp_cuts_a_chain_where_the_largest_load_is_least() -> None:
+    # Cut after 0: 3 | 7 and a transfer of 1; after 1: 4 | 6 and 9; after 2: 6 | 4 and 5; nowhere: 10.
+    problem = build([[3, 3], [1, 1], [2, 2], [4, 4]], {(0, 1): 1, (1, 2): 9, (2, 3): 5})
+    answer = PipelineDp().place(problem, Request(objective="throughput"))
+    assert answer.provenance["largest_load_ns"] == 6
+    assert answer.device.tolist() in ([0, 0, 0, 1], [1, 1, 1, 0])
+
+
+def test_placeto_learns_to_part_two_operators() -> None:
+    # Together they take 10, apart 5; a walk at random ends at 10 or 5, so at 0.75 of the start on average.
+    pytest.importorskip("torch")
+    from moirai_sim.policies.placeto_agent import Agent, Family, train
+
+    family = Family([build([[5, 5], [5, 5]], {})], [np.array([0, 0])])
+    curve = train(Agent(2, seed=0), family, iterations=60, seed=0)
+    assert family.best_ns[0] == 5
+    assert sorted(family.best_device[0].tolist()) == [0, 1]
+    assert np.mean(curve[-10:]) < 0.6
 
 
 def test_colocated_operators_stay_together_in_every_rival() -> None:

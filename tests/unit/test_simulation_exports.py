@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -53,6 +54,13 @@ def test_slices_of_a_track_never_overlap(problem, tmp_path) -> None:
     assert sum(len(found) for found in slices.values()) == 4 + 2 * 2  # a transfer stands on two ports
     for found in slices.values():
         assert all(one[1] <= other[0] + 1e-9 for one, other in itertools.pairwise(sorted(found)))
+
+
+def test_a_picture_says_that_it_shows_the_first_of_several_placements(problem) -> None:
+    other = Placement(np.array([1, 1, 0, 1]))
+    assert "take turns" not in figure(simulate(problem, PLACEMENT)).layout.title.text
+    cycle = replace(PLACEMENT, replicas=(other, other))
+    assert "first of 3 placements that take turns" in figure(simulate(problem, cycle)).layout.title.text
 
 
 def test_counters_follow_memory_and_load(problem) -> None:

@@ -4,10 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from moirai_sim.errors import InputError
 from moirai_sim.studies.store import Store
 from moirai_sim.studies.uncertainty import Z90, difference_interval, interval
 from moirai_sim.studies.whatif import whatif
-from moirai_sim.studies.whatif_report import NO_DIFFERENCE, build, leading_number, pareto, variants_table
+from moirai_sim.studies.whatif_report import NO_DIFFERENCE, breaks, build, leading_number, pareto, variants_table
 
 DEVICE = """\
 name: {name}
@@ -75,9 +76,35 @@ def test_a_bound_above_the_target_spares_the_placement(study, tmp_path):
     assert results["base"]["status"] == "feasible"
 
 
-def test_nothing_is_written_for_an_override_that_leads_nowhere(study, tmp_path):
-    from moirai_sim.errors import InputError
+def test_prices_of_the_study_go_before_those_of_the_files_and_run_nothing_again(study, tmp_path):
+    whatif(study, tmp_path / "out", jobs=1)
+    study.write_text(study.read_text() + "prices: {slow: 10, bus: 7}\n")
+    assert whatif(study, tmp_path / "out", jobs=1)["resumed"] == 5
+    table = variants_table(Store(tmp_path / "out"), {"slow": 10, "bus": 7}).set_index(["scenario", "changes"])
+    assert table.loc[("base", ""), "price_eur"] == 27
+    assert table.loc[("swap", "devices.a.device = fast.yaml"), "price_eur"] == 3000 + 10 + 7
+    study.write_text(study.read_text().replace("slow: 10", "slwo: 10"))
+    with pytest.raises(InputError, match="did you mean 'slow'"):
+        whatif(study, tmp_path / "out", jobs=1)
 
+
+def test_the_placement_of_the_base_is_kept_beside_the_new_one(study, tmp_path):
+    study.write_text(
+        study.read_text().replace("[2 GB/s, 4 GB/s, 64 GB/s]", "{from: 0.04, to: 1, step: 0.24, unit: GB/s}")
+    )
+    whatif(study, tmp_path / "out", jobs=1)
+    table = variants_table(Store(tmp_path / "out"))
+    slowest = table[table["changes"] == "links.bus.bandwidth = 0.04 GB/s"].iloc[0]
+    fastest = table[table["changes"] == "links.bus.bandwidth = 1 GB/s"].iloc[0]
+    assert slowest["held_ms"] > 1.01 * slowest["objective_ms"]
+    assert fastest["held_ms"] == fastest["objective_ms"]  # the base itself
+    (row,) = breaks(table).to_dict("records")
+    assert row["holds to"] == "1 GB/s"
+    assert row["breaks below"] in ("0.04 GB/s", "0.28 GB/s", "0.52 GB/s", "0.76 GB/s")
+    assert row["cost below"] > 1.01
+
+
+def test_nothing_is_written_for_an_override_that_leads_nowhere(study, tmp_path):
     study.write_text(study.read_text().replace("links.bus.bandwidth", "links.bsu.bandwidth"))
     with pytest.raises(InputError, match="did you mean 'bus'"):
         whatif(study, tmp_path / "out", jobs=1)

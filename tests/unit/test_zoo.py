@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import onnx
 import pytest
@@ -74,6 +76,29 @@ def test_parameters_and_work_are_as_published(name):
     if macs is not None:
         assert graph.flops / 2 == pytest.approx(macs, rel=macs_tolerance)
     assert not any(operator.bytes_only for operator in graph)
+
+
+# Layers that the papers draw. ResNet-n has n - 1 convolutions besides the 1x1 ones of its 3 or 4 changes of width.
+# A layer of BERT has six products with weights and two of attention; ViT and GPT fuse query, key and value into one.
+OPERATORS = {
+    "resnet18": {"Conv": 17 + 3, "Gemm": 1},
+    "resnet50": {"Conv": 49 + 4, "Gemm": 1},
+    "resnet152": {"Conv": 151 + 4, "Gemm": 1},
+    "googlenet": {"Conv": 3 + 9 * 6, "MaxPool": 4 + 9, "Gemm": 1},
+    "inception-v3": {"Conv": 94},  # torchvision
+    "inception-v4": {"Conv": 149},  # timm
+    "unet": {"Conv": 9 * 2 + 1, "ConvTranspose": 4, "MaxPool": 4},
+    "bert-base": {"MatMul": 12 * 8 + 1, "Softmax": 12},  # and the pooler
+    "vit-b": {"Conv": 1, "MatMul": 12 * 6 + 1, "Softmax": 12},
+    "gpt3-1.3b": {"MatMul": 24 * 6 + 1, "Softmax": 24},
+    "gpt3-13b": {"MatMul": 40 * 6 + 1, "Softmax": 40},
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_layers_are_as_many_as_published(name):
+    counts = Counter(operator.op_type for operator in load_graph(f"zoo:{name}"))
+    assert {op_type: counts[op_type] for op_type in OPERATORS[name]} == OPERATORS[name]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,123 @@
+"""The tile model: what it says of work and devices, and how it carries over to a GPU that was not measured."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from moirai_sim.clusters.cluster import DeviceType
+from moirai_sim.costs import tiles
+from moirai_sim.costs.catalog_model import load_cost_model, save_cost_model
+from moirai_sim.costs.estimator import TimeEstimator
+from moirai_sim.costs.families import COLUMNS
+from moirai_sim.graphs.work import make_operator
+from moirai_sim.profiling.published.table import device_json, profile
+
+
+def gpu(name: str, flops: float, bandwidth: float, units: int) -> DeviceType:
+    return DeviceType(
+        name, "gpu", 2**35, bandwidth, {"bfloat16": flops, "float32": flops / 16}, units, 1.5e9, 4 * 10**7
+    )
+
+
+OLD, NEW = gpu("old", 300e12, 2e12, 108), gpu("new", 1000e12, 3e12, 132)
+LIKE = np.log([2.5, 0.85, 0.8, 0.7, 1.5, 1.0, 2.0, 3.0, 0.6])
+
+
+def table(m, n, k):
+    m, n, k = (np.atleast_1d(np.asarray(x, dtype=float)) for x in (m, n, k))
+    found = {"batch": 1, "m": m, "n": n, "k": k, "read_bytes": 2 * (m * k + k * n), "write_bytes": 2 * m * n}
+    return np.column_stack([np.broadcast_to(found.get(c, 0.0), m.shape) for c in COLUMNS])
+
+
+def sizes(rows: int, seed: int):
+    return (2 ** np.random.default_rng(seed).uniform(4, 13, (3, rows))).astype(int)
+
+
+def measured(device: DeviceType, rows: int, seed: int, parameters=LIKE) -> pd.DataFrame:
+    m, n, k = sizes(rows, seed)
+    noise = 0.05 * np.random.default_rng(seed).standard_normal(rows)
+    time = np.exp(tiles.log_seconds(parameters, table(m, n, k), "bfloat16", device) + noise)
+    columns = {
+        "name": "x", "op_type": "MatMul", "family": "gemm", "dtype": "bfloat16", "device": device.name,
+        "device_type": device_json(device), "backend": "b", "stack": "s 1", "source": "synthetic",
+        "input_shapes": [f"[[{a}, {c}], [{c}, {b}]]" for a, b, c in zip(m, n, k, strict=True)],
+        "output_shapes": [f"[[{a}, {b}]]" for a, b in zip(m, n, strict=True)], "flops": 2 * m * n * k,
+        "read_bytes": 2 * (m * k + k * n), "write_bytes": 2 * m * n, "time_s": time,
+    }  # fmt: skip
+    return profile(columns, rows)
+
+
+def test_times_stay_above_the_launch_and_near_the_limit_of_what_is_large():
+    small, large = np.exp(tiles.log_seconds(LIKE, table([1, 8192], [32, 8192], [32, 8192]), "bfloat16", OLD))
+    assert 2.5e-6 < small < 10e-6
+    assert 1.0 < large * 0.85 * 300e12 / (2 * 8192**3) < 1.3
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_more_work_never_takes_less_time(axis):
+    m, n, k = (np.full(12, 512) for _ in range(3))
+    grown = [m, n, k]
+    grown[axis] = 2 ** np.arange(4, 16)
+    assert (np.diff(tiles.log_seconds(LIKE, table(*grown), "bfloat16", NEW)) > -0.02).all()
+
+
+def test_a_split_contraction_keeps_idle_units_busy():
+    narrow, wide = tiles.log_seconds(LIKE, table([64, 64], [64, 8192], [16384, 16384]), "bfloat16", OLD)
+    assert narrow < wide
+    whole = 16384 / 64 * np.hypot(2 * 64**3 / (300e12 / 108 * 0.85), 0.7 * 2 * 64**3 / (300e12 / 108))
+    assert np.exp(narrow) < 0.5 * whole
+
+
+def test_a_fit_explains_what_the_model_itself_made():
+    points = table(*sizes(300, 1))
+    time = tiles.log_seconds(LIKE, points, "bfloat16", OLD)
+    found = tiles.log_seconds(tiles.fit(points, time, "bfloat16", OLD), points, "bfloat16", OLD)
+    assert np.abs(found - time).mean() < 0.03
+
+
+def test_devices_that_are_not_known_take_after_those_that_are_and_after_the_prior():
+    known = {"a|bfloat16": list(LIKE), "a|float8": list(LIKE + 1)}
+    prior = np.log([value for value, _ in tiles.PARAMETERS.values()])
+    assert tiles.parameters_of(known, "a", "bfloat16") == list(LIKE)
+    assert np.allclose(tiles.parameters_of(known, "b", "bfloat16"), (LIKE + prior) / 2)
+    assert np.allclose(tiles.parameters_of(known, "b", "int8"), (2 * LIKE + 1 + prior) / 3)
+    assert np.allclose(tiles.parameters_of({}, "b", "int8"), prior)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return TimeEstimator(trees=10, leaves=6, sharp_trees=0, intervals=False).fit(measured(OLD, 400, 0))
+
+
+def test_it_carries_over_and_a_few_points_narrow_the_interval(fitted, tmp_path):
+    other = LIKE + np.array([0.1, -0.1, 0.1, 0.5, -0.5, 0.3, -0.5, 0.2, 0.0])
+    points, rest = measured(NEW, 40, 2, other), measured(NEW, 300, 3, other)
+    truth = rest["median_s"].to_numpy()
+    before, low, high, flag = fitted.predict_interval(rest)
+    assert flag.all()
+    adapted = TimeEstimator(**fitted.get_params()).fit(measured(OLD, 400, 0)).adapt(points)
+    after, new_low, new_high, flag = adapted.predict_interval(rest)
+    assert flag.all()
+    assert np.abs(after / truth - 1).mean() < min(0.08, 0.7 * np.abs(before / truth - 1).mean())
+    assert (new_high / new_low).max() < (high / low).min()
+    assert 0.8 < ((new_low <= truth) & (truth <= new_high)).mean() < 1.0
+
+    save_cost_model(adapted, tmp_path / "m", {"name": "m"})
+    operators = [make_operator("x", "MatMul", [(64, 512), (512, 256)], [(64, 256)], dtype="bfloat16")]
+    stored = load_cost_model(tmp_path / "m").predict(operators, NEW).latency_s
+    expected = tiles.log_seconds(
+        adapted.models_["gemm-tensor"].tiles["new|bfloat16"], table(64, 256, 512), "bfloat16", NEW
+    )
+    assert stored == pytest.approx(np.exp(expected), rel=1e-6)
+
+
+def test_points_of_a_device_that_was_measured_change_nothing(fitted):
+    rest = measured(OLD, 50, 4)
+    before = fitted.predict(rest)
+    assert (fitted.adapt(measured(OLD, 20, 5)).predict(rest) == before).all()
+
+
+def test_fewer_than_ten_points_tell_no_interval(fitted):
+    adapted = TimeEstimator(**fitted.get_params()).fit(measured(OLD, 400, 0)).adapt(measured(NEW, 9, 2))
+    assert "new|bfloat16" in adapted.models_["gemm-tensor"].tiles
+    assert not adapted.models_["gemm-tensor"].tile_widths
