@@ -14,7 +14,8 @@ _EXTRAS = {
     "torch": ("torch", "policy 'placeto', profiling and measuring on NVIDIA GPUs"),
     "ray": ("ray", "studies over several machines"),
     "pyscipopt": ("scip", "cross-checks of the MILP with a second solver"),
-    "matplotlib": ("figures", "pictures as PNG and PDF"),
+    "kaleido": ("figures", "pictures of a report as PDF, PNG and SVG"),
+    "matplotlib": ("figures", "a timeline as PNG"),
 }
 """Import name -> (extra that brings it, what it is for)."""
 _SOLVERS = {

@@ -40,12 +40,6 @@ class InputError(MoiraiError):
         super().__init__("\n".join(self.problems))
 
 
-class SolverLimitError(MoiraiError):
-    """A solver stopped without an answer (exit code 3)."""
-
-    exit_code = 3
-
-
 class InternalError(MoiraiError):
     """A bug of ours: a result that our own checks refuse (exit code 4)."""
 

@@ -98,7 +98,9 @@ def _cost_models() -> _Lister:
         card = card.get("card", card) if isinstance(card, dict) else {}
         data = card.get("data") or card.get("sources") or ""
         about = data if isinstance(data, str) else ", ".join(map(str, data))
-        return {"folder": str(folder), "about": about, "errors": known_errors(card)}
+        hardware = card.get("hardware") or {}
+        measured = ", ".join(hardware) if isinstance(hardware, dict) else str(hardware)
+        return {"folder": str(folder), "about": about, "measured_on": measured, "errors": known_errors(card)}
 
     return catalog.list_names("cost-models"), describe
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moirai_sim.clusters.cluster import Cluster, Device, DeviceType
+    from moirai_sim.costs.links import LinkModel
     from moirai_sim.graphs.operator import Operator, OperatorGraph
     from moirai_sim.instances.pipedream import PipedreamGraph
 
@@ -27,6 +28,8 @@ ROOFLINE = "roofline"
 """The cost model of devices that name none."""
 NO_FUSION = "none"
 """Value of ``fuse`` that prices every operator as a kernel of its own."""
+WITH_DEVICES = ("moirai", "dnn-partitioning")
+"""Kinds of published instances that bring their own devices and costs."""
 
 
 def load_problem(
@@ -66,7 +69,7 @@ def load_problem(
     if memory_scale is not None and not 0 < memory_scale < float("inf"):
         raise InputError(f"memory scale {memory_scale}: must be above 0, e.g. 0.4")
     kind = recognise(source)
-    if kind in ("moirai", "dnn-partitioning"):
+    if kind in WITH_DEVICES:
         if cluster is not None:
             raise InputError(f"{source}: brings its own devices and costs; leave out the cluster")
         problem = _instance(Path(source), kind)
@@ -115,6 +118,14 @@ def recognise(source: str | Path) -> str:
     if any(FIRST_LINE.match(line) for line in head.decode("utf-8", errors="replace").splitlines()):
         return "pipedream"
     return "model"
+
+
+def brings_devices(source: str | Path) -> bool:
+    """Tell whether a source is a published instance with devices of its own; what cannot be read is not."""
+    try:
+        return recognise(source) in WITH_DEVICES
+    except InputError:
+        return False
 
 
 def build_problem(
@@ -218,11 +229,41 @@ def transfer_table(cluster: Cluster, sizes: NDArray[np.int64]) -> tuple[NDArray[
         from moirai_sim.costs.links import load_link_model
 
         model = load_link_model(find("cost-models", cluster.link_model))
+        if model.by_device:
+            route_class, examples = _by_kind(cluster, route_class)
         for a, b in examples:
-            columns.append(model.transfer_ns(sizes, route(cluster, cluster.devices[a].name, cluster.devices[b].name)))
+            columns.append(_measured_transfers(model, cluster, sizes, cluster.devices[a], cluster.devices[b]))
         source = cluster.link_model
     table = np.stack(columns, axis=1) if columns else np.zeros((len(sizes), 0), dtype=np.int64)
     return route_class, table, source
+
+
+def _measured_transfers(
+    model: LinkModel, cluster: Cluster, sizes: NDArray[np.int64], one: Device, other: Device
+) -> NDArray[np.int64]:
+    """Return transfer times [q] in ns by a link model; by the data sheet between devices that it does not know."""
+    way = route(cluster, one.name, other.name)
+    kind = one.type.name if one.type.name == other.type.name else ""
+    nodes = 1 if one.server == other.server else 2
+    if not model.serves(kind, nodes=nodes):
+        if not model.serves(""):
+            return np.array([way.transfer_ns(int(size)) for size in sizes], dtype=np.int64)
+        kind, nodes = "", 1  # a model without device types was measured over the very links of its cluster
+    found: NDArray[np.int64] = model.transfer_ns(sizes, way, device=kind, nodes=nodes)
+    return found
+
+
+def _by_kind(cluster: Cluster, route_class: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[tuple[int, int]]]:
+    """Split route classes [k, k] by the types of both ends and whether a server holds both; return a pair of each."""
+    devices = cluster.devices
+    types = np.unique([device.type.name for device in devices], return_inverse=True)[1]
+    servers = np.unique([device.server for device in devices], return_inverse=True)[1]
+    split = (route_class * (types.max() + 1) + types[:, None]) * (types.max() + 1) + types
+    split = np.where(route_class < 0, -1, 2 * split + (servers[:, None] == servers))
+    found, first, inverse = np.unique(split, return_index=True, return_inverse=True)
+    skip = int(found[0] < 0)
+    pairs = [divmod(int(at), len(devices)) for at in first[skip:]]
+    return inverse.reshape(split.shape).astype(np.int64) - skip, pairs
 
 
 @dataclass(frozen=True)

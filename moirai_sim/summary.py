@@ -167,7 +167,8 @@ def print_timeline(timeline: Timeline, problem: PlacementProblem, out: Path | No
     from moirai_sim.policies.loads import best_single_device
 
     if not timeline.spans:
-        print_facts({"status": timeline.status, "policy": timeline.policy, "file": out})
+        reason = timeline.provenance.get("reason")
+        print_facts({"status": timeline.status, "policy": timeline.policy, "reason": reason, "file": out})
         return
     measured = timeline.status == "measured"
     alone = best_single_device(problem)
@@ -180,7 +181,10 @@ def print_timeline(timeline: Timeline, problem: PlacementProblem, out: Path | No
             "policy": timeline.policy or None,
             "network": timeline.network,
             "makespan": format_ns(timeline.makespan_ns),
-            "period": None if timeline.period_ns is None else format_ns(timeline.period_ns),
+            "longest latency": f"{format_ns(timeline.latency_ns)} (of {len(timeline.cycle)} placements that take turns)"
+            if timeline.replicas
+            else None,
+            "period": None if timeline.period_ns is None else _period(timeline.period_ns),
             "lower bound": f"{format_ns(timeline.lower_bound_ns)} (gap {timeline.gap:.2%})"
             if timeline.lower_bound_ns
             else None,
@@ -193,18 +197,28 @@ def print_timeline(timeline: Timeline, problem: PlacementProblem, out: Path | No
     print_text()
     busy: Counter[str] = Counter()
     count: Counter[str] = Counter()
-    for span in timeline.spans:
+    for span in (span for one in timeline.cycle for span in one.spans):
         if span.kind == "operator":
             busy[span.resource] += span.end_ns - span.start_ns
             count[span.resource] += len(span.operators) or 1
+    turns = len(timeline.cycle)
+    whole, of = timeline.makespan_ns, "makespan"
+    if turns > 1 and timeline.period_ns is not None:
+        whole, of = turns * timeline.period_ns, f"{turns} periods"
+    elif turns > 1:
+        whole, of = sum(one.makespan_ns for one in timeline.cycle), f"{turns} makespans"
     print_table(
-        ["device", "operators", "busy", "share of makespan"],
+        ["device", "operators", "busy", f"share of {of}"],
         (
-            (device, count[device], format_ns(busy[device]), f"{busy[device] / max(1, timeline.makespan_ns):.1%}")
+            (device, count[device], format_ns(busy[device]), f"{busy[device] / max(1, whole):.1%}")
             for device in problem.devices
             if count[device]
         ),
     )
+
+
+def _period(period_ns: int) -> str:
+    return format_ns(period_ns) + (f" ({1e9 / period_ns:.4g} requests/s)" if period_ns else "")
 
 
 def evidence(problem: PlacementProblem) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -71,16 +71,32 @@ class Timeline:
     spans: Sequence[Span] = ()
     objective: str = "latency"
     period_ns: int | None = None
-    """Throughput objective: time between two finished requests of a saturated pipeline."""
+    """Of streams: mean time between two finished requests of a saturated pipeline, rounded up."""
     lower_bound_ns: int = 0
-    """Proven lower bound of the objective (makespan for latency, period for throughput)."""
+    """Proven lower bound of the objective (latency, or period for throughput)."""
     solve_seconds: float = 0.0
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    replicas: Sequence[Timeline] = ()
+    """One request by each further placement of a cycle; see `placement.Placement.replicas`."""
+    max_latency_ns: int | None = None
+    """What was asked: the longest latency that a request may have."""
+    max_period_ns: int | None = None
+    """What was asked: the longest period that a stream may have."""
+
+    @property
+    def cycle(self) -> Sequence[Timeline]:
+        """One request by every placement that takes turns, this one's first."""
+        return [self, *self.replicas]
+
+    @property
+    def latency_ns(self) -> int:
+        """How long a request takes that is alone: the makespan, the longest where placements take turns."""
+        return max(one.makespan_ns for one in self.cycle)
 
     @property
     def objective_ns(self) -> int:
-        """The value that the policy minimised: the makespan, or the period for throughput."""
-        return self.makespan_ns if self.period_ns is None else self.period_ns
+        """The value that the policy minimised: the latency, or the period for throughput."""
+        return self.latency_ns if self.objective == "latency" or self.period_ns is None else self.period_ns
 
     @property
     def gap(self) -> float:
@@ -104,7 +120,23 @@ class Timeline:
 
     def to_json(self) -> dict[str, Any]:
         """Return the timeline as the document that the file holds."""
-        period = {} if self.period_ns is None else {"period_ns": self.period_ns}
+        optional = {
+            key: value
+            for key, value in (
+                ("period_ns", self.period_ns),
+                ("max_latency_ns", self.max_latency_ns),
+                ("max_period_ns", self.max_period_ns),
+            )
+            if value is not None
+        }
+        replicas = [
+            {
+                "makespan_ns": replica.makespan_ns,
+                "placement": dict(replica.placement),
+                "spans": [span.to_json() for span in replica.spans],
+            }
+            for replica in self.replicas
+        ]
         return {
             "format": FORMAT,
             "status": self.status,
@@ -112,12 +144,13 @@ class Timeline:
             "objective": self.objective,
             "network": self.network,
             "makespan_ns": self.makespan_ns,
-            **period,
+            **optional,
             "lower_bound_ns": self.lower_bound_ns,
             "gap": self.gap,
             "solve_seconds": self.solve_seconds,
             "placement": dict(self.placement),
             "spans": [span.to_json() for span in self.spans],
+            **({"replicas": replicas} if replicas else {}),
             "provenance": dict(self.provenance),
         }
 
@@ -137,17 +170,44 @@ def read_timeline(path: Path) -> Timeline:
     document = read_json(path)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise InputError(f'{path}: not a timeline; its "format" must be "{FORMAT}"')
+    problems: list[str] = []
+    timeline = _read_one(document, f"{path}: ", problems)
+    entries = document.get("replicas", [])
+    replicas = []
+    if isinstance(entries, list):
+        for index, entry in enumerate(entries):
+            place = f"{path}: replicas[{index}]"
+            if not isinstance(entry, dict) or set(entry) - {"makespan_ns", "placement", "spans"}:
+                problems.append(f"{place}: must be an object with makespan_ns, placement and spans")
+            else:
+                read = _read_one(entry, f"{place}: ", problems)
+                replicas.append(replace(timeline, **{key: getattr(read, key) for key in _OWN}, **_PLAIN))
+    if problems:
+        raise InputError(problems)
+    return replace(timeline, replicas=tuple(replicas))
+
+
+_OWN = ("makespan_ns", "placement", "spans")
+"""What a replica has of its own; the rest is the timeline's."""
+_PLAIN: dict[str, Any] = {
+    "status": "feasible", "objective": "latency", "period_ns": None, "lower_bound_ns": 0, "solve_seconds": 0.0,
+    "provenance": {}, "max_latency_ns": None, "max_period_ns": None,
+}  # fmt: skip
+
+
+def _read_one(document: Mapping[str, Any], place: str, problems: list[str]) -> Timeline:
     placed = document.get("placement")
     if not isinstance(placed, dict) or not _texts(list(placed.values())):
-        raise InputError(f'{path}: "placement" must be an object that maps names of operators to names of devices')
-    problems = [f'{path}: "{key}" must be {what}, read {document[key]!r}' for key, what in _wrong(document, _FIELDS)]
+        problems.append(f'{place}"placement" must be an object that maps names of operators to names of devices')
+        placed = {}
+    problems += [f'{place}"{key}" must be {what}, read {document[key]!r}' for key, what in _wrong(document, _FIELDS)]
     spans: list[Span] = []
     entries = document.get("spans", [])
     if isinstance(entries, list):
-        found = (_read_span(entry, f"{path}: spans[{index}]", problems) for index, entry in enumerate(entries))
+        found = (_read_span(entry, f"{place}spans[{index}]", problems) for index, entry in enumerate(entries))
         spans = [span for span in found if span is not None]
     if problems:
-        raise InputError(problems)
+        return Timeline(status="error", policy="", network="", makespan_ns=0, placement={})
     return Timeline(
         status=document.get("status", "feasible"),
         policy=document.get("policy", ""),
@@ -160,6 +220,8 @@ def read_timeline(path: Path) -> Timeline:
         lower_bound_ns=document.get("lower_bound_ns", 0),
         solve_seconds=float(document.get("solve_seconds", 0.0)),
         provenance=document.get("provenance", {}),
+        max_latency_ns=document.get("max_latency_ns"),
+        max_period_ns=document.get("max_period_ns"),
     )
 
 
@@ -209,6 +271,9 @@ _FIELDS: dict[str, _Field] = {
     "makespan_ns": _NS,
     "lower_bound_ns": _NS,
     "period_ns": _NS,
+    "max_latency_ns": _NS,
+    "max_period_ns": _NS,
+    "replicas": ("a list", lambda value: isinstance(value, list)),
     "solve_seconds": (
         "a number of seconds",
         lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e18,

@@ -44,6 +44,14 @@ class TransferSpan(_Strict):
     end_ns: Nanoseconds
 
 
+class Replica(_Strict):
+    """One request by a further placement of the cycle."""
+
+    makespan_ns: Nanoseconds
+    placement: dict[str, str]
+    spans: list[Annotated[OperatorSpan | TransferSpan, Field(discriminator="kind")]]
+
+
 class TimelineFile(_Strict):
     """A placement together with everything it made happen. Times are whole nanoseconds."""
 
@@ -54,7 +62,11 @@ class TimelineFile(_Strict):
     network: str
     makespan_ns: Nanoseconds
     period_ns: Nanoseconds | None = None
-    """Throughput objective: time between two finished requests of a saturated pipeline."""
+    """Of streams: mean time between two finished requests of a saturated pipeline, rounded up."""
+    max_latency_ns: Nanoseconds | None = None
+    """What was asked: the longest latency that a request may have."""
+    max_period_ns: Nanoseconds | None = None
+    """What was asked: the longest period that a stream may have."""
     lower_bound_ns: Nanoseconds
     """A proven lower bound of the objective."""
     gap: Annotated[float, Field(ge=0, le=1)]
@@ -62,4 +74,6 @@ class TimelineFile(_Strict):
     placement: dict[str, str]
     """Operator name to device name."""
     spans: list[Annotated[OperatorSpan | TransferSpan, Field(discriminator="kind")]]
+    replicas: list[Replica] = []
+    """Placements that take turns with this one: of R in all, request j runs by number j mod R, this one being 0."""
     provenance: dict[str, Any]

@@ -35,6 +35,9 @@ NANOSECONDS: dict[str, Decimal] = {
 }
 """Units of time, in nanoseconds."""
 
+REQUESTS_PER_SECOND: dict[str, Decimal] = {"/s": Decimal(1), "/min": Decimal(1) / 60, "/h": Decimal(1) / 3600}
+"""Units of throughput, in requests per second."""
+
 FLOPS_PER_SECOND: dict[str, Decimal] = {
     f"{p}{u}": Decimal(f) for p, f in _SI.items() for u in ("FLOP/s", "FLOPS", "OP/s", "OPS")
 }
@@ -95,6 +98,20 @@ def parse_bytes(text: str | float) -> int:
 def parse_ns(text: str | float) -> int:
     """Return a time in whole nanoseconds, e.g. ``parse_ns("3 us") == 3000``."""
     return int(parse(text, NANOSECONDS).to_integral_value())
+
+
+def parse_period_ns(text: str | float) -> int:
+    """Return the longest whole period, ns, of a throughput: ``parse_period_ns("50/s") == 20_000_000``.
+
+    Raises
+    ------
+    InputError
+        If it is no rate, or zero.
+    """
+    rate = parse(text, REQUESTS_PER_SECOND)
+    if not rate:
+        raise InputError(f"{text!r} is no throughput; give a rate above 0, e.g. '50/s'")
+    return int(10**9 / rate)
 
 
 def parse_bandwidth(text: str | float) -> float:

@@ -23,7 +23,7 @@ class Rule(NamedTuple):
 COMMUTATIVE = frozenset({"Add", "Mul", "Sum"})
 
 CLASSES: dict[str, tuple[str, ...]] = {
-    "ConvActivation": ("Relu", "Sigmoid", "Tanh", "LeakyRelu", "Clip", "HardSigmoid"),
+    "ConvActivation": ("Relu", "Sigmoid", "Tanh", "LeakyRelu", "Clip", "HardSigmoid", "HardSwish"),
     "GemmActivation": ("Relu", "Sigmoid", "Tanh", "LeakyRelu", "Elu", "Selu", "Softplus", "Softsign", "HardSigmoid"),
     "Scaled": ("Mul", "Div"),
     "Addition": ("Add", "Sum"),
