@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moirai_sim.errors import ExecutionError, InputError
@@ -24,6 +26,7 @@ PREFIX = ("unshare", "--net")
 """Starts a command in a namespace of its own."""
 _BURST_BYTES, _BURST_S = 65536, 1e-3
 """What may pass at once: the largest packet that Linux hands down, or what a timer's tick lets through."""
+_ENTER_LIMIT_S, _ENTER_POLL_S = 10.0, 1e-3
 _TOOLS = ("unshare", "nsenter", "ip", "tc")
 
 
@@ -94,8 +97,10 @@ def connect(cluster: Cluster, processes: Mapping[str, int]) -> dict[str, Address
     Raises
     ------
     ExecutionError
-        If a command fails.
+        If a command fails, or a process does not enter its namespace.
     """
+    for node, pid in processes.items():
+        _await_namespace(node, pid)
     ends: dict[str, list[str]] = {name: [] for name in processes}
     for number, link in enumerate(cluster.links):
         (a, b), names = link.ends, (f"l{number}a", f"l{number}b")
@@ -123,6 +128,21 @@ def connect(cluster: Cluster, processes: Mapping[str, int]) -> dict[str, Address
             _run(*inside, "ip", "address", "add", f"{host}/16", "dev", ends[node][0])
             addresses[node] = Address(host, PORT)
     return addresses
+
+
+def _await_namespace(node: str, pid: int) -> None:
+    """Wait until a started process has left our namespace: a link laid sooner would end in ours."""
+    ours = Path("/proc/self/ns/net").readlink()
+    deadline = time.monotonic() + _ENTER_LIMIT_S
+    while time.monotonic() < deadline:
+        try:
+            # A dead process that nobody has waited for yet has no namespace either.
+            if Path(f"/proc/{pid}/ns/net").readlink() != ours:
+                return
+        except OSError:
+            break
+        time.sleep(_ENTER_POLL_S)
+    raise ExecutionError(f"emulated cluster: the process of '{node}' did not enter a network namespace of its own")
 
 
 def _run(*command: str) -> None:

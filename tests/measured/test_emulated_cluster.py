@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from onnx import TensorProto, helper
 from moirai_sim.clusters.cluster import Cluster, Device, DeviceType, Link
 from moirai_sim.errors import ExecutionError, InputError
 from moirai_sim.execution.measure import Subject, load_order
-from moirai_sim.execution.namespaces import check_emulated, why_not
+from moirai_sim.execution.namespaces import check_emulated, connect, why_not
 from moirai_sim.execution.workers import Workers
 from moirai_sim.graphs.onnx_reader import read_model
 
@@ -85,6 +86,24 @@ def test_no_namespace_is_left(end):
     while namespaces() - before and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not namespaces() - before
+
+
+def test_links_wait_until_their_processes_are_in_their_namespaces():
+    late = ["sh", "-c", "sleep 0.2; exec unshare --net sleep 60"]
+    cluster = replace(star(2), links=(Link("l", ("m0", "m1"), RATE),), switches=())
+    with ExitStack() as stack:
+        processes = {device.name: stack.enter_context(subprocess.Popen(late)) for device in cluster.devices}
+        try:
+            pids = {name: process.pid for name, process in processes.items()}
+            assert set(connect(cluster, pids)) == {"m0", "m1"}
+            ended = processes["m1"]
+            ended.kill()
+            ended.wait()
+            with pytest.raises(ExecutionError, match="process of 'm1' did not enter"):
+                connect(cluster, pids)
+        finally:
+            for process in processes.values():
+                process.kill()
 
 
 def test_no_namespace_outlives_a_killed_master():
