@@ -99,8 +99,7 @@ def connect(cluster: Cluster, processes: Mapping[str, int]) -> dict[str, Address
     ExecutionError
         If a command fails, or a process does not enter its namespace.
     """
-    for node, pid in processes.items():
-        _await_namespace(node, pid)
+    _await_namespaces(processes)
     ends: dict[str, list[str]] = {name: [] for name in processes}
     for number, link in enumerate(cluster.links):
         (a, b), names = link.ends, (f"l{number}a", f"l{number}b")
@@ -130,19 +129,24 @@ def connect(cluster: Cluster, processes: Mapping[str, int]) -> dict[str, Address
     return addresses
 
 
-def _await_namespace(node: str, pid: int) -> None:
-    """Wait until a started process has left our namespace: a link laid sooner would end in ours."""
+def _await_namespaces(processes: Mapping[str, int]) -> None:
+    """Wait until started processes have left our namespace: a link laid sooner would end in ours."""
     ours = Path("/proc/self/ns/net").readlink()
     deadline = time.monotonic() + _ENTER_LIMIT_S
-    while time.monotonic() < deadline:
-        try:
-            # A dead process that nobody has waited for yet has no namespace either.
-            if Path(f"/proc/{pid}/ns/net").readlink() != ours:
-                return
-        except OSError:
-            break
-        time.sleep(_ENTER_POLL_S)
-    raise ExecutionError(f"emulated cluster: the process of '{node}' did not enter a network namespace of its own")
+    for node, pid in processes.items():
+        while _namespace(pid) == ours and time.monotonic() < deadline:
+            time.sleep(_ENTER_POLL_S)
+        if _namespace(pid) in {ours, None}:
+            raise ExecutionError(
+                f"emulated cluster: the process of '{node}' did not enter a network namespace of its own"
+            )
+
+
+def _namespace(pid: int) -> Path | None:
+    try:
+        return Path(f"/proc/{pid}/ns/net").readlink()
+    except OSError:  # it has ended
+        return None
 
 
 def _run(*command: str) -> None:
