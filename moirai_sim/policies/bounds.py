@@ -25,6 +25,8 @@ FAR = 2**60
 """Stands for an impossible time; sums of a few still fit 64 bits."""
 LP_OPERATORS = 3_000
 """Problems above this size get the bounds that need no linear programme of the whole graph."""
+MANY_KINDS = 32
+"""Above so many kinds of device every way over counts as the cheapest one: each pair for itself takes their square."""
 LP_S = 20.0
 """Time that a linear programme gets where nobody says how much there is."""
 
@@ -82,16 +84,17 @@ def heads_and_tails(problem: PlacementProblem) -> tuple[NDArray[np.int64], NDArr
     FAR where no device of a kind can run the operator or its predecessors.
     """
     kinds = device_kinds(problem)
-    hop = _hops(problem, kinds)
     duration = _durations(problem, kinds)
+    many = duration.shape[1] > MANY_KINDS
+    longest, hop = (_longest_alike, _cheapest_hop(problem)) if many else (_longest, _hops(problem, kinds))
     indptr, edge_ids = problem.predecessors
     tensor = np.append(problem.edge_tensor, -1)
     order = np.array(problem.topological_order)
     head, tail = np.zeros_like(duration), np.zeros_like(duration)
-    _longest(order, indptr, edge_ids, _column(problem, 0), tensor, duration, hop, head)  # type: ignore[no-untyped-call]
+    longest(order, indptr, edge_ids, _column(problem, 0), tensor, duration, hop, head)  # type: ignore[no-untyped-call]
     indptr, edge_ids = problem.successors
-    back = np.ascontiguousarray(hop.transpose(0, 2, 1))
-    _longest(order[::-1].copy(), indptr, edge_ids, _column(problem, 1), tensor, duration, back, tail)  # type: ignore[no-untyped-call]
+    back = hop if many else np.ascontiguousarray(hop.transpose(0, 2, 1))
+    longest(order[::-1].copy(), indptr, edge_ids, _column(problem, 1), tensor, duration, back, tail)  # type: ignore[no-untyped-call]
     return head, tail
 
 
@@ -129,6 +132,13 @@ def _hops(problem: PlacementProblem, kinds: NDArray[np.int64]) -> NDArray[np.int
     return hop
 
 
+def _cheapest_hop(problem: PlacementProblem) -> NDArray[np.int64]:
+    """Return the least time of each tensor between any two devices, [q + 1] ns; the last one, index -1, is 0."""
+    used = np.unique(problem.route_class[~np.eye(problem.n_devices, dtype=bool)])
+    least = problem.transfer_ns[:, used[used >= 0]].min(axis=1, initial=FAR)
+    return np.append(least, 0)
+
+
 def _column(problem: PlacementProblem, side: int) -> NDArray[np.int64]:
     return problem.edges[:, side].copy() if len(problem.edges) else np.zeros(0, dtype=np.int64)
 
@@ -145,6 +155,18 @@ def _longest(order, indptr, edge_ids, other, tensor, duration, hop, reach):  # t
                 for source in range(duration.shape[1]):
                     best = min(best, reach[i, source] + duration[i, source] + hop[tensor[e], source, target])
                 reach[j, target] = max(reach[j, target], best)
+
+
+@kernel
+def _longest_alike(order, indptr, edge_ids, other, tensor, duration, hop, reach):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Do what `_longest` does where a tensor takes ``hop`` [q + 1] from any kind to any other."""
+    for j in order:
+        for position in range(indptr[j], indptr[j + 1]):
+            e = edge_ids[position]
+            i = other[e]
+            over = min(np.min(reach[i] + duration[i]) + hop[tensor[e]], np.int64(2**60))
+            for target in range(duration.shape[1]):
+                reach[j, target] = max(reach[j, target], min(reach[i, target] + duration[i, target], over))
 
 
 # --- loads -----------------------------------------------------------------------------------------------------------

@@ -47,6 +47,19 @@ def test_period_bound_is_valid(seed: int) -> None:
         assert lower_bound_ns(problem, "throughput") <= optimum
 
 
+def test_bounds_hold_where_too_many_kinds_of_device_count_all_ways_over_as_the_cheapest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for seed in range(12):
+        problem = small_problem(seed, operators=4, devices=3, unsupported=seed % 3 == 0)
+        one_way = replace(problem, transfer_ns=np.full_like(problem.transfer_ns, 7))
+        exact, exact_one_way = critical_path_ns(problem), critical_path_ns(one_way)
+        with monkeypatch.context() as context:
+            context.setattr("moirai_sim.policies.bounds.MANY_KINDS", 1)
+            assert 0 < critical_path_ns(problem) <= exact
+            assert critical_path_ns(replace(one_way)) == exact_one_way
+
+
 def _independent(times: list[list[int]]) -> PlacementProblem:
     base = small_problem(0, operators=len(times), devices=len(times[0]), density=0.0)
     return replace(base, operator_ns=np.array(times, dtype=np.int64))

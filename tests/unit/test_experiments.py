@@ -1,10 +1,12 @@
 """The experiments run at a smoke size, and their results become the tables of their pages."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from moirai_sim.studies.evaluate import evaluate
 from moirai_sim.studies.store import Store
@@ -22,6 +24,21 @@ def test_smoke_size_runs_and_is_summarised(name, tmp_path):
     subprocess.run(command, check=True)
     assert "| policy | runs |" in (tmp_path / "kept" / "results.md").read_text()
     assert len((tmp_path / "kept" / "results.csv").read_text().splitlines()) == summary["runs"] + 1
+
+
+@pytest.mark.parametrize("name", ["study", "stream", "limits", "llm"])
+def test_every_part_of_diviml_runs_with_one_model_and_two_policies(name, tmp_path):
+    folder = EXPERIMENTS / "diviml"
+    whole = yaml.safe_load((folder / f"{name}.yaml").read_text())
+    model = next((one for one in whole["models"] if "ws-32" in one), whole["models"][0])
+    small = whole | {"models": [model], "policies": ["heft", "diviml"], "time_limit": "1 s"}
+    small.pop("exclude", None)
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(small))
+    shutil.copy(folder / "servers.yaml", tmp_path)
+    summary = evaluate(tmp_path / "study.yaml", tmp_path / "out", jobs=1)
+    assert summary["runs"] > 2
+    outcomes = [result["outcome"] for result in Store(tmp_path / "out").read()]
+    assert all("error" not in outcome or "no placement" in outcome["error"] for outcome in outcomes), outcomes
 
 
 STUDIES = [path for path in sorted(EXPERIMENTS.glob("*/*.yaml")) if "models:" in path.read_text()]  # not the clusters
