@@ -146,7 +146,8 @@ def build_problem(
     network
         How transfers contend.
     fuse
-        The backend whose fusions apply; None takes that of the devices (none where they differ), "none" fuses nothing.
+        The backend whose fusions apply; None takes ONNX Runtime where any device has it, since the others then run what
+        it made of the model, else that of the devices (none where they differ); "none" fuses nothing.
 
     Raises
     ------
@@ -323,6 +324,8 @@ def _card_hash(model: str | None) -> str | None:
 
 def _common_backend(cluster: Cluster) -> str:
     backends = {device.backend for device in cluster.devices}
+    if "onnxruntime" in backends:
+        return "onnxruntime"
     return backends.pop() if len(backends) == 1 else NO_FUSION
 
 

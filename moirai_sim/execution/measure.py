@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 
 from moirai_sim.errors import ExecutionError, InputError
+from moirai_sim.execution.backends import ONNXRUNTIME
 from moirai_sim.execution.split import Executed, Part, execute_as, part_model, share_places, split
 from moirai_sim.execution.weights import with_random_weights
 from moirai_sim.execution.worker import Assignment, Job, Record
@@ -73,14 +74,20 @@ class Subject:
         self._reference: list[NDArray[Any]] | None = None
 
     @cached_property
+    def portable(self) -> Executed:
+        """The kernels where not only ONNX Runtime runs parts."""
+        return Executed(self.model, self.graph, portable=True)
+
+    @cached_property
     def outputs(self) -> list[str]:
         """Outputs that kernels write (not inputs or constants handed through)."""
         return [name for name in self.whole.outputs if name in self.whole.writer]
 
     def reference(self, workers: Crew) -> list[NDArray[Any]]:
-        """Return the outputs of the unsplit model in a plain session on the first device."""
+        """Return the outputs of the unsplit model in a plain session on the first device, of ONNX Runtime if any is."""
         if self._reference is None:
-            self._reference = self.load_plain(workers, workers.names[0])
+            first = next((name for name in workers.names if workers.backends[name] == ONNXRUNTIME), workers.names[0])
+            self._reference = self.load_plain(workers, first)
         return self._reference
 
     def load_plain(self, workers: Crew, device: str) -> list[NDArray[Any]]:
@@ -298,7 +305,8 @@ def load_order(
     unknown = sorted(set(device.values()) - set(workers.names))
     if unknown:
         raise InputError(f"placement: no worker for device '{unknown[0]}'; workers: {', '.join(workers.names)}")
-    executed = execute_as(subject.model, subject.graph, device, subject.whole)
+    whole = subject.whole if set(workers.backends.values()) <= {ONNXRUNTIME} else subject.portable
+    executed = execute_as(subject.model, subject.graph, device, whole)
     parts = tuple(split(executed, device, order, every_kernel=every_kernel))
     assignments, tensors = _assignments(executed, parts, subject, in_flight, workers.threads)
     key = workers.load(assignments)
@@ -445,6 +453,7 @@ def _assignments(
             peers=tuple(peer for peer in by_device if peer != device),
             slots=slots,
             threads=threads[device],
+            optimized=not executed.portable,
         )
         for device, own in by_device.items()
     }, names

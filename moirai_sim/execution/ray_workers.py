@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from moirai_sim.errors import ExecutionError, InputError
+from moirai_sim.execution.backends import device_backends
 from moirai_sim.execution.channel import Inbox
 from moirai_sim.execution.tcp import Address, TcpLinks
 from moirai_sim.execution.worker import Assignment, Record, Worker
@@ -29,12 +30,12 @@ _PINGS = 20
 class _Actor:
     """A worker inside of a Ray actor."""
 
-    def __init__(self, name: str, cores: Sequence[int]) -> None:
+    def __init__(self, name: str, cores: Sequence[int], backend: str) -> None:
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, cores)
         self.name = name
         read, self.write = os.pipe()
-        self.worker = Worker(None, Inbox(read, 0), {})
+        self.worker = Worker(None, Inbox(read, 0), {}, backend)
 
     def clock(self) -> int:
         return time.monotonic_ns()
@@ -82,6 +83,7 @@ class RayWorkers:
 
         self.names = [device.name for device in cluster.devices]
         self.threads = {device.name: device.threads for device in cluster.devices}
+        self.backends = device_backends(cluster)
         self._keys = 0
         self._ours = not ray.is_initialized()
         if self._ours:
@@ -95,7 +97,7 @@ class RayWorkers:
         actor = ray.remote(num_cpus=0)(_Actor)
         self._actors: dict[str, Any] = {
             device.name: actor.options(resources={device.server: 1} if device.server else None).remote(
-                device.name, device_cores(device)
+                device.name, device_cores(device), self.backends[device.name]
             )
             for device in cluster.devices
         }

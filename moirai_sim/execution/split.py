@@ -72,6 +72,8 @@ class Executed:
         Tensors that must exist between kernels although ONNX Runtime would fuse them away.
     threads
         Threads of the sessions.
+    portable
+        Only the rewriting that another backend can follow; ONNX Runtime then optimizes each of its parts further.
 
     Raises
     ------
@@ -80,8 +82,15 @@ class Executed:
     """
 
     def __init__(
-        self, model: onnx.ModelProto, graph: OperatorGraph, kept: Sequence[str] = (), threads: int = 1
+        self,
+        model: onnx.ModelProto,
+        graph: OperatorGraph,
+        kept: Sequence[str] = (),
+        threads: int = 1,
+        *,
+        portable: bool = False,
     ) -> None:
+        self.portable = portable
         if model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:
             raise InputError(f"{graph.name}: the model with its weights exceeds the 2 GiB of an ONNX file")
         known = {output.name for output in model.graph.output}
@@ -90,7 +99,7 @@ class Executed:
             marked = onnx.ModelProto()
             marked.CopyFrom(model)
             marked.graph.output.extend(onnx.ValueInfoProto(name=name) for name in kept if name not in known)
-        executed, arrays = executed_graph(marked.SerializeToString(), threads)
+        executed, arrays = executed_graph(marked.SerializeToString(), threads, portable=portable)
         self.model = executed
         self.tensors = {name: TensorSpec(array.dtype.name, array.shape) for name, array in arrays.items()}
         self.outputs = [output.name for output in model.graph.output]
@@ -165,7 +174,7 @@ def crossing_tensors(graph: OperatorGraph, device: Mapping[str, str]) -> dict[st
 def execute_as(model: onnx.ModelProto, graph: OperatorGraph, device: Mapping[str, str], whole: Executed) -> Executed:
     """Return the executed graph for a placement: the whole model's unless the placement cuts one of its kernels."""
     kept = [name for name, producer in crossing_tensors(graph, device).items() if producer not in whole.owners]
-    return (Executed(model, graph, kept) if kept else whole).with_local_inputs(device)
+    return (Executed(model, graph, kept, portable=whole.portable) if kept else whole).with_local_inputs(device)
 
 
 def split(

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moirai_sim.execution.backends import BACKENDS, Backend
 from moirai_sim.execution.channel import ALIGNMENT, Inbox, Segment, post
 from moirai_sim.execution.tcp import TcpLinks
 
@@ -67,6 +68,8 @@ class Assignment:
     slots: int = 1
     """Requests in flight; each has buffers of its own."""
     threads: int = 1
+    optimized: bool = True
+    """Whether the parts are to run as they stand."""
 
 
 @dataclass
@@ -114,15 +117,12 @@ def _aligned(size: int) -> NDArray[np.uint8]:
 class _Loaded:
     """An assignment made ready to run: sessions, buffers, bindings."""
 
-    def __init__(self, assignment: Assignment, handle: int) -> None:
-        from moirai_sim.profiling.backends.onnxruntime import make_session
-
+    def __init__(self, assignment: Assignment, handle: int, backend: Backend) -> None:
         self.assignment = assignment
         self.names = list(assignment.tensors)
         segment = Segment(assignment.place_bytes, handle, slots=assignment.slots) if assignment.shared else None
-        self.sessions = [
-            make_session(job.model, assignment.threads, optimize=False, shared=True) for job in assignment.jobs
-        ]
+        self.backend = backend
+        self.sessions = [backend.part(job.model, assignment.threads, assignment.optimized) for job in assignment.jobs]
         self.slots = [self._bind(segment, slot) for slot in range(assignment.slots)]
         posts = [
             tuple((target, tensor) for tensor, targets in job.sends for target in targets) for job in assignment.jobs
@@ -157,14 +157,8 @@ class _Loaded:
                     pool.give_back(buffers[name])
         bindings = []
         for job, session in zip(assignment.jobs, self.sessions, strict=True):
-            binding = session.io_binding()
-            for name in job.inputs:
-                array = buffers[name]
-                binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-            for name in job.outputs:
-                array = buffers[name]
-                binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-            bindings.append(binding)
+            inputs, outputs = ({name: buffers[name] for name in names} for names in (job.inputs, job.outputs))
+            bindings.append(self.backend.bind(session, inputs, outputs))
         return buffers, bindings
 
     def memory(self, tensor: int, request: int) -> memoryview:
@@ -180,7 +174,10 @@ class _Loaded:
 class Worker:
     """Serves the commands of the master; see `main`."""
 
-    def __init__(self, control: Connection | None, inbox: Inbox, peers: Mapping[str, int]) -> None:
+    def __init__(
+        self, control: Connection | None, inbox: Inbox, peers: Mapping[str, int], backend: str = "onnxruntime"
+    ) -> None:
+        self.backend = BACKENDS[backend]()
         self.control = control
         self.inbox = inbox
         self.peers = peers
@@ -210,7 +207,7 @@ class Worker:
     def _load(self, key: int, assignment: Assignment) -> None:
         handle = recv_handle(self.control) if assignment.shared and self.control is not None else -1
         try:
-            self.loaded[key] = _Loaded(assignment, handle)
+            self.loaded[key] = _Loaded(assignment, handle, self.backend)
         finally:
             if handle >= 0:
                 os.close(handle)
@@ -229,10 +226,8 @@ class Worker:
         self, model: bytes, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str], threads: int
     ) -> list[NDArray[Any]]:
         """Hold the unsplit model in a plain session, in place of the last one; return its outputs."""
-        from moirai_sim.profiling.backends.onnxruntime import make_session
-
         self.plain = None
-        session = make_session(model, threads)
+        session = self.backend.whole(model, threads)
         known = {value.name for value in session.get_inputs()}
         arguments = list(outputs), {name: array for name, array in feeds.items() if name in known}
         self.plain = lambda: session.run(*arguments)
@@ -368,7 +363,7 @@ def main(arguments: Sequence[str]) -> None:
     settings = control.recv()
     if settings["cores"] and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, settings["cores"])
-    worker = Worker(control, Inbox(int(arguments[1]), settings["spin_ns"]), settings["peers"])
+    worker = Worker(control, Inbox(int(arguments[1]), settings["spin_ns"]), settings["peers"], settings["backend"])
     if settings["addresses"]:
         own = settings["addresses"].pop(settings["name"])
         inbox = settings["peers"][settings["name"]]
@@ -377,8 +372,6 @@ def main(arguments: Sequence[str]) -> None:
         except OSError as error:
             control.send(("error", f"{own.host}, port {own.port}: {os.strerror(error.errno or 0)}"))
             return
-    import onnxruntime  # noqa: F401 - now, so that the first placement does not wait for it
-
     control.send(("ok", os.getpid()))
     try:
         worker.serve()

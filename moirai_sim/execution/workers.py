@@ -19,6 +19,7 @@ import psutil
 
 from moirai_sim.errors import ExecutionError, InputError
 from moirai_sim.execution import namespaces
+from moirai_sim.execution.backends import device_backends
 from moirai_sim.execution.channel import SPIN_NS, close_all, create_segment
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Workers:
         users = Counter(core for own in cores.values() for core in own)
         self.names = [device.name for device in cluster.devices]
         self.threads = {device.name: device.threads for device in cluster.devices}
+        self.backends = device_backends(cluster)
         self._controls: dict[str, Connection] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._keys = 0
@@ -74,6 +76,7 @@ class Workers:
                     {
                         "name": name,
                         "cores": cores[name],
+                        "backend": self.backends[name],
                         "spin_ns": SPIN_NS if alone else 0,
                         "peers": {peer: write for peer, (_, write) in pipes.items()},
                         "addresses": addresses,

@@ -83,6 +83,7 @@ def workers():
 def test_a_device_of_several_threads_runs_its_parts_on_as_many(subject):
     class Crew:
         names, threads = ["c0", "c1"], {"c0": 1, "c1": 3}
+        backends = dict.fromkeys(names, "onnxruntime")
 
         def load(self, assignments):
             self.threads_of = {name: assignment.threads for name, assignment in assignments.items()}
@@ -412,7 +413,7 @@ def test_a_port_in_use_is_one_clear_error():
                 pass_fds=(theirs.fileno(), inbox, write),
             )
         control = Connection(ours.detach())
-        settings = {"name": "c0", "cores": CORES[:1], "spin_ns": 0, "peers": {"c0": write}}
+        settings = {"name": "c0", "cores": CORES[:1], "spin_ns": 0, "backend": "onnxruntime", "peers": {"c0": write}}
         control.send(settings | {"addresses": {"c0": address}})
         assert control.poll(20)
         assert control.recv() == ("error", f"127.0.0.1, port {address.port}: Address already in use")

@@ -46,7 +46,13 @@ def share_memory() -> None:
 
 
 def make_session(
-    model: bytes | Path, threads: int = 1, *, optimize: bool = True, save: Path | None = None, shared: bool = False
+    model: bytes | Path,
+    threads: int = 1,
+    *,
+    optimize: bool = True,
+    portable: bool = False,
+    save: Path | None = None,
+    shared: bool = False,
 ) -> Any:  # noqa: ANN401
     """Return an ``onnxruntime.InferenceSession`` on the CPU.
 
@@ -61,6 +67,8 @@ def make_session(
         Threads within an operator; with 1 everything runs on the calling thread, so the caller's pinning holds.
     optimize
         All graph optimizations; False runs the nodes as they stand (for graphs that were optimized before).
+    portable
+        Only optimizations that another backend can follow: fused operators, but no blocked layout of images.
     save
         Where ONNX Runtime writes the graph that it runs.
     shared
@@ -79,7 +87,8 @@ def make_session(
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     options.log_severity_level = _FATAL  # it warns that a saved graph runs only on like hardware: known and meant
     level = ort.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    most = level.ORT_ENABLE_EXTENDED if portable else level.ORT_ENABLE_ALL
+    options.graph_optimization_level = most if optimize else level.ORT_DISABLE_ALL
     if shared:
         share_memory()
         options.add_session_config_entry("session.use_env_allocators", "1")
@@ -131,22 +140,16 @@ def random_feeds(session: Any, seed: int = 0) -> dict[str, NDArray[Any]]:  # noq
     return feeds
 
 
-def executed_graph(model: bytes | Path, threads: int = 1) -> tuple[onnx.ModelProto, dict[str, NDArray[Any]]]:
+def executed_graph(
+    model: bytes | Path, threads: int = 1, *, portable: bool = False
+) -> tuple[onnx.ModelProto, dict[str, NDArray[Any]]]:
     """Return the graph that ONNX Runtime really runs for a model, and the shape and type of every tensor in it.
 
     The model is run once to learn the shapes of all intermediate results. The arrays are stride-0 views that say shape
-    and type and hold nothing.
+    and type and hold nothing. ``portable`` is that of `make_session`.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "executed.onnx"
-        session = make_session(model, threads, save=path)
-        executed = onnx.load(str(path))
-        feeds = random_feeds(session)
-        del session
+    executed, feeds = _rewritten(model, threads, portable=portable)
     graph = executed.graph
-    used = [value for value in graph.input if value.name in feeds]  # drops the inputs of constants folded away
-    del graph.input[:]
-    graph.input.extend(used)
     traced = onnx.ModelProto()
     traced.CopyFrom(executed)
     produced = [name for node in graph.node for name in node.output if name]
@@ -155,6 +158,23 @@ def executed_graph(model: bytes | Path, threads: int = 1) -> tuple[onnx.ModelPro
     values = make_session(traced.SerializeToString(), threads, optimize=False).run(produced, feeds)
     known = feeds | dict(zip(produced, values, strict=True))
     return executed, {name: np.broadcast_to(np.zeros((), value.dtype), value.shape) for name, value in known.items()}
+
+
+def portable_model(model: bytes | Path) -> bytes:
+    """Return a model as ONNX Runtime rewrites it where another backend must be able to follow."""
+    return bytes(_rewritten(model, 1, portable=True)[0].SerializeToString())
+
+
+def _rewritten(model: bytes | Path, threads: int, *, portable: bool) -> tuple[onnx.ModelProto, dict[str, NDArray[Any]]]:
+    """Return the graph that ONNX Runtime makes of a model, and random inputs for it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "executed.onnx"
+        session = make_session(model, threads, portable=portable, save=path)
+        executed, feeds = onnx.load(str(path)), random_feeds(session)
+    used = [value for value in executed.graph.input if value.name in feeds]  # drops those of constants folded away
+    del executed.graph.input[:]
+    executed.graph.input.extend(used)
+    return executed, feeds
 
 
 def owners(
