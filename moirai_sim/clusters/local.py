@@ -12,6 +12,8 @@ from moirai_sim.clusters.cluster import DeviceType
 
 LOCAL_CORE = "local-core"
 """Name of the device type that stands for one core of this machine."""
+TORCH_SUFFIX = "-torch"
+"""Of the names of CPUs on which PyTorch runs operators: they have another speed, so they are another device type."""
 
 _NOMINAL_BANDWIDTH = 12.8e9
 """One channel of DDR4-1600. No operating system tells the bandwidth, and a measured one changes by the minute."""

@@ -14,7 +14,7 @@ import networkx as nx
 
 from moirai_sim.catalog import entries, find, list_names
 from moirai_sim.clusters.cluster import Cluster, Device, DeviceType, Link
-from moirai_sim.clusters.local import LOCAL_CORE, local_core, local_cores
+from moirai_sim.clusters.local import LOCAL_CORE, TORCH_SUFFIX, local_core, local_cores
 from moirai_sim.clusters.names import Member, Members, natural
 from moirai_sim.clusters.schema import ClusterFile, DeviceEntry, DeviceFile, LinkEntry
 from moirai_sim.errors import InputError, did_you_mean
@@ -169,6 +169,8 @@ def _entry(form: ClusterFile, at: Location) -> Any:  # noqa: ANN401 - the entry 
 
 def _device(entry: DeviceEntry, types: Mapping[str, DeviceType], models: Mapping[str, str], member: Member) -> Device:
     kind = types[entry.device]
+    if kind.name == LOCAL_CORE and entry.backend == "torch":
+        kind = replace(kind, name=LOCAL_CORE + TORCH_SUFFIX)
     if entry.address is not None:
         address = entry.address.replace("{i}", str(member.number))
     elif kind.kind == "gpu":

@@ -114,9 +114,10 @@ class MeasuredModel:
 
         Virtual machines give many CPUs one name, so the vector units and the level 2 cache must be the same too.
         """
-        from moirai_sim.clusters.local import LOCAL_CORE
+        from moirai_sim.clusters.local import LOCAL_CORE, TORCH_SUFFIX
 
-        if device.name != LOCAL_CORE:
+        suffix = device.name.removeprefix(LOCAL_CORE)
+        if not device.name.startswith(LOCAL_CORE) or suffix not in ("", TORCH_SUFFIX):
             return device
         from moirai_sim.profiling.telemetry import cpu_model
 
@@ -129,6 +130,6 @@ class MeasuredModel:
             alike = [
                 sheet
                 for sheet in alike
-                if sheet.l2_cache_bytes == cache and sheet.name.startswith(device_type_name(sheet.compute_units or 1))
+                if sheet.l2_cache_bytes == cache and sheet.name == device_type_name(sheet.compute_units or 1) + suffix
             ]
         return min(alike, key=lambda sheet: (sheet.compute_units or 1, sheet.name), default=device)

@@ -103,13 +103,13 @@ def calibrated(cluster: Cluster, sources: Sequence[str], study: ValidateStudy, o
     profiles = [folder / "links.parquet"]
     links = profile_links(cluster)
     write_profile(links, profiles[0], kind="links", metadata=links.attrs["metadata"])
-    addresses: dict[int, str] = {}  # by threads: cores of one machine are taken to be equal, so one profile serves all
+    addresses: dict[tuple[str, int], str] = {}  # cores of one machine are taken to be equal: one profile serves all
     for device in cluster.devices:
-        addresses.setdefault(device.threads, f"cpu:{device.address.partition(':')[2]}")
+        addresses.setdefault((device.backend, device.threads), f"cpu:{device.address.partition(':')[2]}")
     budget_s = parse_ns(str(study.calibrate)) / 1e9 / len(addresses)
-    for threads, address in sorted(addresses.items()):
-        operators = profile_operators(_enough(sources), address, budget_s=budget_s)
-        profiles.append(folder / f"operators-{threads}.parquet")
+    for (backend, threads), address in sorted(addresses.items()):
+        operators = profile_operators(_enough(sources), address, backend=backend, budget_s=budget_s)
+        profiles.append(folder / f"operators-{backend}-{threads}.parquet")
         write_profile(operators, profiles[-1], metadata=operators.attrs["metadata"])
     calibrate(profiles, model, name=f"{cluster.name}-here", seed=study.seed)
     write_whole(note, text)

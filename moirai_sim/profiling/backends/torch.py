@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moirai_sim.clusters.cluster import DeviceType
+from moirai_sim.clusters.local import TORCH_SUFFIX
 from moirai_sim.errors import InputError
 from moirai_sim.profiling.schema import device_type_json, operator_key, operator_row, statistics
 
@@ -203,7 +204,7 @@ class TorchDevice:
                 name, l2_bytes = telemetry.cpu_model().lower().replace(" ", "-"), None
             memory = _host_memory()
             return DeviceType(
-                f"{name}-torch", "cpu", memory, bandwidth, peaks, 1,
+                name + TORCH_SUFFIX, "cpu", memory, bandwidth, peaks, 1,
                 l2_cache_bytes=l2_bytes, source=source_text,
             )  # fmt: skip
         facts = torch.cuda.get_device_properties(self.device)
