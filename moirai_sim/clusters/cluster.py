@@ -43,7 +43,8 @@ class Device:
     backend: str = "onnxruntime"
     """What runs operators here when a placement is measured."""
     address: str = "cpu:0"
-    """Where the backend finds it: ``cpu:FIRST[-LAST]`` (cores to pin) or ``cuda:INDEX``."""
+    """Where the backend finds it: ``cpu:FIRST[-LAST]`` (cores to pin), ``netns:FIRST[-LAST]`` (the same, as if in
+    another machine: see `moirai_sim.execution.namespaces`) or ``cuda:INDEX``."""
     threads: int = 1
     server: str = ""
     """Devices of one server share its host memory; empty where the cluster has one server."""

@@ -1,7 +1,8 @@
 """An emulated cluster on one machine: real bytes cross real, slow links between network namespaces.
 
 Every device and every switch gets a network namespace, every link a pair of virtual Ethernet ends whose rates ``tc``
-limits. Namespaces have no names: each lives as long as the process in it, and that ends with its master, so nothing is
+limits. A kernel that can (``netem``) delays what they carry; without it the receiving worker holds a tensor back for as
+long. Namespaces have no names: each lives as long as the process in it, and that ends with its master, so nothing is
 left behind however things end. Needs root on Linux.
 """
 
@@ -12,9 +13,11 @@ import shutil
 import subprocess
 import time
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moirai_sim.clusters.routes import route
 from moirai_sim.errors import ExecutionError, InputError
 from moirai_sim.execution.tcp import Address
 
@@ -26,6 +29,8 @@ PREFIX = ("unshare", "--net")
 """Starts a command in a namespace of its own."""
 _BURST_BYTES, _BURST_S = 65536, 1e-3
 """What may pass at once: the largest packet that Linux hands down, or what a timer's tick lets through."""
+_PACKETS = 100_000
+"""Most that are delayed on a link at once."""
 _ENTER_LIMIT_S, _ENTER_POLL_S = 10.0, 1e-3
 _TOOLS = ("unshare", "nsenter", "ip", "tc")
 
@@ -39,6 +44,21 @@ def why_not() -> str | None:
         return "emulated clusters need root, to make network namespaces"
     probe = subprocess.run([*PREFIX, "true"], capture_output=True, check=False)  # noqa: S603 - fixed command
     return None if probe.returncode == 0 else f"no network namespace can be made here: {probe.stderr.decode().strip()}"
+
+
+@cache
+def kernel_delays() -> bool:
+    """Return whether the kernel can delay packets: it has the queueing discipline ``netem``."""
+    probe = (*PREFIX, "tc", "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms")
+    return subprocess.run(probe, capture_output=True, check=False).returncode == 0  # noqa: S603 - fixed command
+
+
+def latency_to_hold(cluster: Cluster, source: str) -> dict[str, int]:
+    """Return the latency to every other device that the links do not have themselves, ns."""
+    if kernel_delays():
+        return {}
+    others = [device.name for device in cluster.devices if device.name != source]
+    return {other: route(cluster, source, other).latency_ns for other in others}
 
 
 def check_emulated(cluster: Cluster) -> None:
@@ -90,7 +110,8 @@ def connect(cluster: Cluster, processes: Mapping[str, int]) -> dict[str, Address
     Parameters
     ----------
     cluster
-        What to emulate: rates are those of the links, in each direction. Latencies are those of the machine.
+        What to emulate: rates and, where the kernel can, latencies are those of the links, in each direction. Those of
+        the machine come on top.
     processes
         Process id by device and switch.
 
@@ -111,7 +132,12 @@ def connect(cluster: Cluster, processes: Mapping[str, int]) -> dict[str, Address
             rate = f"{max(1, round(link.bandwidth_bytes_per_s * 8))}bit"
             burst = str(max(_BURST_BYTES, round(link.bandwidth_bytes_per_s * _BURST_S)))
             inside = ("nsenter", "-t", pid, "-n")
-            _run(*inside, "tc", "qdisc", "add", "dev", name, "root",
+            above: tuple[str, ...] = ("root",)
+            if link.latency_ns and kernel_delays():
+                _run(*inside, "tc", "qdisc", "add", "dev", name, "root", "handle", "1:",
+                     "netem", "delay", f"{link.latency_ns / 1e3:.3f}us", "limit", str(_PACKETS))  # fmt: skip
+                above = ("parent", "1:1")
+            _run(*inside, "tc", "qdisc", "add", "dev", name, *above,
                  "tbf", "rate", rate, "burst", burst, "latency", "2s")  # fmt: skip
             _run(*inside, "ip", "link", "set", name, "up")
     addresses = {}

@@ -1,7 +1,8 @@
 """How workers hand tensors to each other over a network: one TCP connection for each direction of each pair.
 
 A thread for each target sends, one for each source receives into the buffer from which the kernel reads, and puts a
-token into the worker's own inbox: from there on everything is as in `moirai_sim.execution.channel`.
+token into the worker's own inbox: from there on everything is as in `moirai_sim.execution.channel`. Where links are
+emulated whose latency the kernel cannot add, the token is held back for so long after the last byte.
 """
 
 from __future__ import annotations
@@ -9,14 +10,16 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Mapping
 from queue import SimpleQueue
+from types import MappingProxyType
 from typing import NamedTuple
 
 from moirai_sim.execution.channel import post
 
-_HEADER = struct.Struct("=iiiq")
-"""Key of the placement, tensor, request, bytes that follow."""
+_HEADER = struct.Struct("=iiiqq")
+"""Key of the placement, tensor, request, bytes that follow, ns to hold back the token."""
 _Message = tuple[int, int, int, memoryview]
 
 
@@ -40,6 +43,8 @@ class TcpLinks:
         Write end of the worker's own inbox.
     buffer
         Returns the memory for (key of the placement, tensor, request).
+    latency_ns
+        By target: how long a tensor is still under way after its last byte, besides what the network takes.
 
     Raises
     ------
@@ -48,8 +53,14 @@ class TcpLinks:
     """
 
     def __init__(
-        self, own: Address, peers: Mapping[str, Address], inbox: int, buffer: Callable[[int, int, int], memoryview]
+        self,
+        own: Address,
+        peers: Mapping[str, Address],
+        inbox: int,
+        buffer: Callable[[int, int, int], memoryview],
+        latency_ns: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
+        self._latency_ns = latency_ns
         self._peers = peers
         self._inbox = inbox
         self._buffer = buffer
@@ -68,11 +79,12 @@ class TcpLinks:
         threading.Thread(target=work, args=arguments, daemon=True).start()
 
     def _send_all(self, target: str, queue: SimpleQueue[_Message]) -> None:
+        latency_ns = self._latency_ns.get(target, 0)
         with socket.create_connection(self._peers[target], timeout=None) as connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             while True:
                 key, tensor, request, payload = queue.get()
-                connection.sendall(_HEADER.pack(key, tensor, request, payload.nbytes))
+                connection.sendall(_HEADER.pack(key, tensor, request, payload.nbytes, latency_ns))
                 if payload.nbytes:
                     connection.sendall(payload)
 
@@ -83,10 +95,24 @@ class TcpLinks:
 
     def _receive_all(self, connection: socket.socket) -> None:
         header = bytearray(_HEADER.size)
+        held: SimpleQueue[tuple[int, int, int]] = SimpleQueue()
+        holds = False
         while _receive(connection, memoryview(header)):
-            key, tensor, request, size = _HEADER.unpack(header)
+            key, tensor, request, size, latency_ns = _HEADER.unpack(header)
             if size and not _receive(connection, self._buffer(key, tensor, request)):
                 return
+            if not latency_ns:
+                post(self._inbox, tensor, request)
+                continue
+            if not holds:
+                self._thread(self._post_later, held)
+                holds = True
+            held.put((time.monotonic_ns() + latency_ns, tensor, request))
+
+    def _post_later(self, held: SimpleQueue[tuple[int, int, int]]) -> None:
+        while True:
+            due, tensor, request = held.get()
+            time.sleep(max(0, due - time.monotonic_ns()) / 1e9)
             post(self._inbox, tensor, request)
 
 

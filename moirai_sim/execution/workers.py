@@ -80,6 +80,7 @@ class Workers:
                         "spin_ns": SPIN_NS if alone else 0,
                         "peers": {peer: write for peer, (_, write) in pipes.items()},
                         "addresses": addresses,
+                        "latency_ns": namespaces.latency_to_hold(cluster, name) if self.emulated else {},
                     }
                 )
             self._collect(self.names, _START_LIMIT_S)
@@ -226,7 +227,7 @@ class Workers:
 
 
 def device_cores(device: Device) -> tuple[int, ...]:
-    """Return the cores that a device's address names.
+    """Return the cores that a device's address names; those of emulated machines are counted round.
 
     Raises
     ------
@@ -242,6 +243,9 @@ def device_cores(device: Device) -> tuple[int, ...]:
         )
     cores = tuple(range(int(first), int(last or first) + 1))
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    if kind == EMULATED:
+        usable = sorted(allowed)
+        cores = tuple(dict.fromkeys(usable[core % len(usable)] for core in cores))
     missing = [str(core) for core in cores if core not in allowed]
     if missing:
         have = ", ".join(map(str, sorted(allowed)))

@@ -81,6 +81,7 @@ def calibrated(cluster: Cluster, sources: Sequence[str], study: ValidateStudy, o
     What an earlier, broken off run of the same study found is used again.
     """
     from moirai_sim.costs.calibrate import calibrate
+    from moirai_sim.execution.workers import device_cores
     from moirai_sim.profiling.links import profile_links
     from moirai_sim.profiling.operators import profile_operators
     from moirai_sim.profiling.schema import write_profile
@@ -105,7 +106,8 @@ def calibrated(cluster: Cluster, sources: Sequence[str], study: ValidateStudy, o
     write_profile(links, profiles[0], kind="links", metadata=links.attrs["metadata"])
     addresses: dict[tuple[str, int], str] = {}  # cores of one machine are taken to be equal: one profile serves all
     for device in cluster.devices:
-        addresses.setdefault((device.backend, device.threads), f"cpu:{device.address.partition(':')[2]}")
+        cores = device_cores(device)
+        addresses.setdefault((device.backend, device.threads), f"cpu:{min(cores)}-{max(cores)}")
     budget_s = parse_ns(str(study.calibrate)) / 1e9 / len(addresses)
     for (backend, threads), address in sorted(addresses.items()):
         operators = profile_operators(_enough(sources), address, backend=backend, budget_s=budget_s)

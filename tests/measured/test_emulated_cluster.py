@@ -10,16 +10,21 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from onnx import TensorProto, helper
 
+import moirai_sim.execution.namespaces as namespaces_module
 from moirai_sim.clusters.cluster import Cluster, Device, DeviceType, Link
 from moirai_sim.errors import ExecutionError, InputError
 from moirai_sim.execution.measure import Subject, load_order
-from moirai_sim.execution.namespaces import check_emulated, connect, why_not
-from moirai_sim.execution.workers import Workers
+from moirai_sim.execution.namespaces import check_emulated, connect, kernel_delays, why_not
+from moirai_sim.execution.workers import Workers, device_cores
 from moirai_sim.graphs.onnx_reader import read_model
+from moirai_sim.placement import Placement
+from moirai_sim.simulation.engine import simulate
+from moirai_sim.sources import build_problem
 
 CORES = sorted(os.sched_getaffinity(0))
 CORE = DeviceType("core", "cpu", 2**33, 1e10, {"float32": 1e11})
@@ -35,6 +40,11 @@ def star(count: int = 3) -> Cluster:
     devices = tuple(Device(f"m{i}", CORE, address=f"netns:{CORES[i % len(CORES)]}") for i in range(count))
     links = tuple(Link(f"l{i}", (f"m{i}", "hub"), RATE) for i in range(count))
     return Cluster("star", devices, links, switches=("hub",))
+
+
+def delayed(latency_ns: int) -> Cluster:
+    plain = star()
+    return replace(plain, links=tuple(replace(link, latency_ns=latency_ns) for link in plain.links))
 
 
 def chain() -> Subject:
@@ -66,6 +76,35 @@ def test_tensors_cross_the_links_at_their_rate_and_arrive_whole():
     ]
     at_full_rate = HOPS * SIZE / RATE * 1e9
     assert timeline.makespan_ns > 0.9 * at_full_rate, "the links are not slowed down"
+
+
+@pytest.mark.parametrize("by_kernel", [False, True])
+def test_tensors_arrive_later_by_the_latency_of_their_links_and_the_simulator_knows(by_kernel, monkeypatch):
+    if by_kernel and not kernel_delays():
+        pytest.skip("this kernel has no netem")
+    monkeypatch.setattr(namespaces_module, "kernel_delays", lambda: by_kernel)
+    subject, cluster = chain(), delayed(30_000_000)
+    device = {f"n{i}": f"m{i % 3}" for i in range(HOPS + 1)}
+    with Workers(cluster) as crew:
+        loaded = load_order(crew, subject, device, list(subject.graph.operators))
+        loaded.run()
+        assert loaded.check() == 0
+        measured = loaded.timeline(*loaded.run())
+    under_way = HOPS * (2 * 30e6 + SIZE / RATE * 1e9)
+    assert measured.makespan_ns > 0.9 * under_way, "the links are not delayed"
+    problem = build_problem(subject.graph, cluster)
+    where = np.array([problem.devices.index(device[name]) for name in problem.operators])
+    predicted = simulate(problem, Placement(where))
+    assert sum(span.end_ns - span.start_ns for span in predicted.spans if span.kind == "transfer") == pytest.approx(
+        under_way, rel=1e-6
+    )
+
+
+def test_emulated_machines_share_cores_where_there_are_too_few():
+    devices = [Device(f"m{i}", CORE, address=f"netns:{i}") for i in range(2 * len(CORES))]
+    assert [device_cores(device) for device in devices] == [(core,) for core in CORES * 2]
+    with pytest.raises(InputError, match="names core"):
+        device_cores(Device("c", CORE, address=f"cpu:{max(CORES) + 1}"))
 
 
 @pytest.mark.parametrize("end", ["closed", "killed worker"])

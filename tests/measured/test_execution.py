@@ -414,7 +414,7 @@ def test_a_port_in_use_is_one_clear_error():
             )
         control = Connection(ours.detach())
         settings = {"name": "c0", "cores": CORES[:1], "spin_ns": 0, "backend": "onnxruntime", "peers": {"c0": write}}
-        control.send(settings | {"addresses": {"c0": address}})
+        control.send(settings | {"addresses": {"c0": address}, "latency_ns": {}})
         assert control.poll(20)
         assert control.recv() == ("error", f"127.0.0.1, port {address.port}: Address already in use")
         assert worker.wait(5) is not None
