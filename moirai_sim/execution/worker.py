@@ -368,9 +368,7 @@ def main(arguments: Sequence[str]) -> None:
         own = settings["addresses"].pop(settings["name"])
         inbox = settings["peers"][settings["name"]]
         try:
-            worker.network = TcpLinks(
-                own, settings["addresses"], inbox, worker.receive_buffer, settings["latency_ns"]
-            )
+            worker.network = TcpLinks(own, settings["addresses"], inbox, worker.receive_buffer, settings["latency_ns"])
         except OSError as error:
             control.send(("error", f"{own.host}, port {own.port}: {os.strerror(error.errno or 0)}"))
             return
