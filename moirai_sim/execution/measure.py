@@ -20,7 +20,7 @@ from moirai_sim.errors import ExecutionError, InputError
 from moirai_sim.execution.backends import ONNXRUNTIME
 from moirai_sim.execution.split import Executed, Part, execute_as, part_model, share_places, split
 from moirai_sim.execution.weights import with_random_weights
-from moirai_sim.execution.worker import Assignment, Job, Record
+from moirai_sim.execution.worker import SLOW, Assignment, Job, Record
 from moirai_sim.execution.workers import Workers
 from moirai_sim.profiling.backends.onnxruntime import random_array
 from moirai_sim.timeline import Span, Timeline
@@ -39,9 +39,13 @@ if TYPE_CHECKING:
 WARM_UP = 3
 _AHEAD_NS = 2_000_000
 """A run is announced so long before it starts, so that every worker is ready."""
-UNDISTURBED = 0.005
-"""A run in which no worker waited longer for its core, as a share of the run, counts as undisturbed."""
+UNDISTURBED = 1.0
+"""A run whose `Run.disturbed` is at most this counts as undisturbed."""
+_DELAYED = 0.005
+"""The share of a run in which a worker may wait for its core, as the scheduler tells."""
 _ATTEMPTS = 4
+_PATIENCE_S, _ENOUGH = 0.4, 3
+"""How long to wait for undisturbed runs, and how many of them are enough."""
 _PLAIN_RUNS = 9
 _BURST_NS, _BURST = 30_000_000, 8
 """Time that a burst of requests takes at most, unless one takes longer, and the most requests of it that count."""
@@ -98,8 +102,20 @@ class Subject:
 
 
 def time_plain(workers: Crew, devices: Sequence[str], runs: int) -> dict[str, list[int]]:
-    """Return times of the plain sessions that workers hold, all at once, one run after the other on each, ns."""
-    return workers.call(devices, "plain", runs, limit_s=300.0)
+    """Return times of the plain sessions that workers hold, all at once, one run after the other on each, ns.
+
+    Runs in which a core was slower than usual do not count, unless there are no others.
+    """
+    found: dict[str, list[tuple[int, float]]] = {name: [] for name in devices}
+    give_up = time.monotonic() + _PATIENCE_S
+    while True:
+        for name, times in workers.call(devices, "plain", runs, limit_s=300.0).items():
+            found[name] += times
+        undisturbed = {name: [ns for ns, slowed in times if slowed <= SLOW] for name, times in found.items()}
+        enough = all(len(times) >= min(_ENOUGH, runs) for times in undisturbed.values())
+        if enough or time.monotonic() > give_up:
+            least = {name: sorted(times, key=lambda run: run[1])[:_ENOUGH] for name, times in found.items()}
+            return {name: undisturbed[name] or [ns for ns, _ in least[name]] for name in devices}
 
 
 @dataclass(frozen=True)
@@ -110,7 +126,7 @@ class Run:
     """Start of time by the monotonic clock, ns."""
     records: Mapping[str, Record]
     disturbed: float
-    """Share of the run in which something else had the core of the worker that suffered most."""
+    """How much something else took of the core that suffered most, as a multiple of what is let pass."""
     request: int = 0
     """Which of the requests in the records."""
 
@@ -133,7 +149,7 @@ class Loaded:
     tensors: tuple[str, ...]
     participants: tuple[str, ...]
     makespan_ns: list[int] = field(default_factory=list)
-    """The shortest makespan of the last burst, once there was one."""
+    """The shortest makespan so far, once a burst has run: says how many requests the next one takes."""
 
     def run(self, offsets_ns: Sequence[int] = (0,), *, limit_s: float = 60.0) -> tuple[int, dict[str, Record]]:
         """Run requests that arrive at these offsets; return the origin of time and what every worker recorded."""
@@ -143,19 +159,24 @@ class Loaded:
         return origin, records
 
     def run_hot(self, *, budget_ns: int = _BURST_NS) -> list[Run]:
-        """Run requests one after the other without a pause and return all but the first, each with its own origin.
+        """Run requests one after the other without a pause and return the undisturbed ones, each with its own origin.
 
         After a pause caches are cold and cores asleep, which is no property of the placement, and what serves requests
-        does not pause. A request begins when the one before it has ended on all devices.
+        does not pause. A request begins when the one before it has ended on all devices and the pace of their cores was
+        looked at. What another process, or another machine of the same host, does to a run is no property of the
+        placement either: bursts are repeated for a while until some runs are undisturbed; else the least disturbed
+        ones count.
         """
-        count = int(np.clip(budget_ns // max(self.makespan_ns[0], 1), 1, _BURST)) if self.makespan_ns else 1
-        whole = self.run_undisturbed([0] * (count + 1))
-        runs = [
-            Run(_last_end(whole.records, request - 1), whole.records, whole.disturbed, request)
-            for request in range(1, count + 1)
-        ]
-        self.makespan_ns[:] = [min(run.makespan_ns for run in runs)]
-        return runs
+        give_up = time.monotonic() + _PATIENCE_S
+        runs: list[Run] = []
+        while True:
+            count = int(np.clip(budget_ns // max(self.makespan_ns[0], 1), 1, _BURST)) if self.makespan_ns else 1
+            records = self.workers.call(self.participants, "hot", self.key, count, limit_s=60.0)
+            runs += [_run_of(dict(zip(records, own, strict=True))) for own in zip(*records.values(), strict=True)]
+            self.makespan_ns[:] = [min(run.makespan_ns for run in runs)]
+            undisturbed = [run for run in runs if run.disturbed <= UNDISTURBED]
+            if len(undisturbed) >= _ENOUGH or time.monotonic() > give_up:
+                return undisturbed or sorted(runs, key=lambda run: run.disturbed)[:_ENOUGH]
 
     def run_undisturbed(self, offsets_ns: Sequence[int] = (0,), *, limit_s: float = 60.0) -> Run:
         """Run until nothing else took a worker's core for long, a few times at most; return the least disturbed run.
@@ -167,7 +188,7 @@ class Loaded:
             origin, records = self.run(offsets_ns, limit_s=limit_s)
             last = max(end for record in records.values() for *_, end in record.runs)
             delayed = max(record.delayed_ns for record in records.values())
-            run = Run(origin, records, delayed / max(last - origin, 1))
+            run = Run(origin, records, delayed / max(last - origin, 1) / _DELAYED)
             if best is None or run.disturbed < best.disturbed:
                 best = run
             if best.disturbed <= UNDISTURBED:
@@ -415,6 +436,14 @@ def load_subject(source: str | Path, graph: OperatorGraph) -> Subject:
             f"{text}: cannot be read ({error.strerror}); weights in other files must lie beside it"
         ) from error
     return Subject(with_random_weights(model), graph)
+
+
+def _run_of(records: Mapping[str, Record]) -> Run:
+    """Return a run of one request that workers began together."""
+    begun = min(record.begun for record in records.values())
+    delayed = max(record.delayed_ns for record in records.values()) / max(_last_end(records, 0) - begun, 1)
+    slowed = max(record.slowed for record in records.values())
+    return Run(begun, records, max(delayed / _DELAYED, slowed / SLOW))
 
 
 def _last_end(records: Mapping[str, Record], request: int) -> int:

@@ -131,7 +131,10 @@ class RayWorkers:
     def call(self, names: Sequence[str], command: str, *arguments: Any, limit_s: float = 60.0) -> dict[str, Any]:  # noqa: ANN401
         """Send one command to workers and return their answers; times are by the master's clock."""
         if command != "run":
-            return self._each({name: self._actors[name].call.remote(command, *arguments) for name in names}, limit_s)
+            others = self._each({name: self._actors[name].call.remote(command, *arguments) for name in names}, limit_s)
+            if command == "hot":
+                return {n: [_shifted(one, -self._offset_ns[n]) for one in records] for n, records in others.items()}
+            return others
         key, arrivals = arguments
         later = [at + 20_000_000 for at in arrivals]  # commands take longer through Ray than through a pipe
         calls = {
@@ -180,7 +183,9 @@ class RayWorkers:
 def _shifted(record: Record, by_ns: int) -> Record:
     """Return a record with all its instants moved to another clock."""
     return Record(
+        record.begun + by_ns,
         [(request, job, ready + by_ns, start + by_ns, end + by_ns) for request, job, ready, start, end in record.runs],
         [(request, tensor, sent + by_ns, arrived + by_ns) for request, tensor, sent, arrived in record.arrivals],
         record.delayed_ns,
+        record.slowed,
     )

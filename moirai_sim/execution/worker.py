@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moirai_sim.execution.backends import BACKENDS, Backend
-from moirai_sim.execution.channel import ALIGNMENT, Inbox, Segment, post
+from moirai_sim.execution.channel import ALIGNMENT, Inbox, Segment, Token, post
+from moirai_sim.execution.pace import Pace
 from moirai_sim.execution.tcp import TcpLinks
 
 if TYPE_CHECKING:
@@ -29,8 +30,13 @@ if TYPE_CHECKING:
 
     from moirai_sim.execution.split import TensorSpec
 
-DONE = -1
-"""Token of a worker that has finished its parts of a request."""
+DONE, READY = -1, -2
+"""Tokens of a worker that has finished its parts of a request, and of one that waits for the others to begin."""
+SLOW = 0.35
+"""A core whose interpreter is slower by more than this is disturbed. After kernels it is up to 0.25 slower, since its
+code is cold, and beside a busy sibling 0.6 or more."""
+_SLOW_NS = 300_000_000
+"""How long workers wait for a disturbed core to become quiet."""
 _SCHEDSTAT = Path("/proc/thread-self/schedstat")
 _EARLY_NS = 1_000_000
 """A worker that waits for a start time stops sleeping so much earlier, since sleep is late."""
@@ -76,12 +82,16 @@ class Assignment:
 class Record:
     """What a worker did: times by the monotonic clock, ns."""
 
+    begun: int
+    """When the first request arrived."""
     runs: list[tuple[int, int, int, int, int]] = field(default_factory=list)
     """(request, job, ready, start, end)"""
     arrivals: list[tuple[int, int, int, int]] = field(default_factory=list)
     """(request, tensor, sent, arrived)"""
     delayed_ns: int = 0
     """Time in which the worker wanted to run and something else had its core; 0 where the system does not tell."""
+    slowed: float = 0.0
+    """How much slower than usual the core was before or after, as a share: see `Pace`. 0 where nobody looked."""
 
 
 class _Pool:
@@ -184,6 +194,9 @@ class Worker:
         self.network: TcpLinks | None = None
         self.loaded: dict[int, _Loaded] = {}
         self.plain: Callable[[], Any] | None = None
+        self.pace = Pace()
+        self._ready = 0  # workers that wait for this one
+        self._early: list[Token] = []  # of the next run, from workers that began it already
 
     def serve(self) -> None:
         """Answer commands until the master leaves."""
@@ -234,29 +247,59 @@ class Worker:
         results: list[NDArray[Any]] = self.plain()
         return results
 
-    def _plain(self, runs: int) -> list[int]:
-        """Return the times of runs of the plain session, one after the other and after one that warms it, ns."""
+    def _plain(self, runs: int) -> list[tuple[int, float]]:
+        """Run the plain session once to warm it, then so often; return (ns, how much slower the core was) of each."""
         if self.plain is None:
             raise LookupError("no plain session was loaded")
         times = []
+        before = 0.0
         for _ in range(runs + 1):
             start = time.monotonic_ns()
             self.plain()
-            times.append(time.monotonic_ns() - start)
+            took = time.monotonic_ns() - start
+            after = self.pace.slowed()
+            times.append((took, max(before, after)))
+            before = after
         return times[1:]
 
     def _run(self, key: int, arrivals_ns: Sequence[int]) -> Record:
-        """Run requests that arrive at the given instants of the monotonic clock, at most ``slots`` at a time.
+        """Run requests that arrive at the given instants of the monotonic clock, at most ``slots`` at a time."""
+        delayed = _run_queue_ns()
+        record = self._requests(key, arrivals_ns)
+        record.delayed_ns = _run_queue_ns() - delayed
+        return record
 
-        Of the parts that could start, that of the earliest request goes first.
+    def _hot(self, key: int, count: int) -> list[Record]:
+        """Run a request that does not count and then ``count`` ones, one after the other without a pause.
+
+        Each begins when all workers have ended the one before it and every core keeps its own pace, or one has not for
+        too long.
         """
+        records = []
+        give_up = time.monotonic_ns() + _SLOW_NS
+        for _ in range(count + 1):
+            slowed = self.pace.slowed()
+            while slowed > SLOW and time.monotonic_ns() < give_up:
+                slowed = self.pace.slowed()
+            delayed = _run_queue_ns()
+            self._meet(key)
+            record = self._requests(key, [time.monotonic_ns()])
+            record.delayed_ns = _run_queue_ns() - delayed
+            record.slowed = max(slowed, self.pace.slowed())
+            records.append(record)
+        return records[1:]
+
+    def _requests(self, key: int, arrivals_ns: Sequence[int]) -> Record:
+        """Run requests; of the parts that could start, that of the earliest request goes first."""
         loaded, clock = self.loaded[key], time.monotonic_ns
         jobs, slots, count = loaded.assignment.jobs, loaded.assignment.slots, len(arrivals_ns)
-        record = Record(delayed_ns=-_run_queue_ns())
+        record = Record(arrivals_ns[0])
         here: list[dict[int, int]] = [{} for _ in arrivals_ns]  # by request: tensor -> arrival
         unfinished = [len(loaded.assignment.peers) + 1] * count  # workers that still work on the request
         active: list[list[int]] = []  # [request, next job, end of the one before], oldest first
         admitted = finished = 0
+        self._take(self._early, here, unfinished, record)
+        self._early.clear()
         while finished < count:
             while admitted < count and (admitted < slots or not unfinished[admitted - slots]):
                 arrival = arrivals_ns[admitted]
@@ -294,8 +337,20 @@ class Worker:
             self._take(self.inbox.drain(), here, unfinished, record)
         while any(unfinished):
             self._listen(here, unfinished, record)
-        record.delayed_ns += _run_queue_ns()
         return record
+
+    def _meet(self, key: int) -> None:
+        """Wait until all workers of a placement are here. Tensors of one that has gone on already are kept."""
+        peers = self.loaded[key].assignment.peers
+        for peer in peers:
+            self._send(peer, key, READY, 0)
+        while self._ready < len(peers):
+            for token in self.inbox.wait():
+                if token.tensor == READY:
+                    self._ready += 1
+                else:
+                    self._early.append(token)
+        self._ready -= len(peers)
 
     def receive_buffer(self, key: int, tensor: int, request: int) -> memoryview:
         """Return the memory of a tensor that arrives over the network."""
@@ -305,7 +360,7 @@ class Worker:
         if self.network is None:
             post(self.peers[target], tensor, request)
         else:
-            payload = memoryview(b"") if tensor == DONE else self.loaded[key].memory(tensor, request)
+            payload = memoryview(b"") if tensor < 0 else self.loaded[key].memory(tensor, request)
             self.network.send(target, key, tensor, request, payload)
 
     def _listen(
@@ -325,7 +380,7 @@ class Worker:
 
     def _take(
         self,
-        tokens: Sequence[tuple[int, int, int]],
+        tokens: Sequence[Token],
         here: Sequence[dict[int, int]],
         unfinished: list[int],
         record: Record,
@@ -335,6 +390,8 @@ class Worker:
         for tensor, request, sent in tokens:
             if tensor == DONE:
                 unfinished[request] -= 1
+            elif tensor == READY:
+                self._ready += 1
             else:
                 here[request][tensor] = arrived = sent if now is None else now
                 record.arrivals.append((request, tensor, sent, arrived))
