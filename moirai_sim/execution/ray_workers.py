@@ -36,6 +36,7 @@ class _Actor:
         self.name = name
         read, self.write = os.pipe()
         self.worker = Worker(None, Inbox(read, 0), {}, backend)
+        self.worker.one_clock = False
 
     def clock(self) -> int:
         return time.monotonic_ns()

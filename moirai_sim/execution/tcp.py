@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 from moirai_sim.execution.channel import post
 
-_HEADER = struct.Struct("=iiiqq")
-"""Key of the placement, tensor, request, bytes that follow, ns to hold back the token."""
-_Message = tuple[int, int, int, memoryview]
+_HEADER = struct.Struct("=iiiqqq")
+"""Key of the placement, tensor, request, when it was sent, bytes that follow, ns to hold back the token."""
+_Message = tuple[int, int, int, int, memoryview]
 
 
 class Address(NamedTuple):
@@ -61,6 +61,8 @@ class TcpLinks:
         latency_ns: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self._latency_ns = latency_ns
+        self.sent_ns: dict[tuple[int, int], int] = {}
+        """When the last tensor of a number was sent for a request, by the sender's clock."""
         self._peers = peers
         self._inbox = inbox
         self._buffer = buffer
@@ -73,7 +75,7 @@ class TcpLinks:
         if target not in self._queues:
             self._queues[target] = SimpleQueue()
             self._thread(self._send_all, target, self._queues[target])
-        self._queues[target].put((key, tensor, request, payload))
+        self._queues[target].put((key, tensor, request, time.monotonic_ns(), payload))
 
     def _thread(self, work: Callable[..., None], *arguments: object) -> None:
         threading.Thread(target=work, args=arguments, daemon=True).start()
@@ -83,8 +85,9 @@ class TcpLinks:
         with socket.create_connection(self._peers[target], timeout=None) as connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             while True:
-                key, tensor, request, payload = queue.get()
-                connection.sendall(_HEADER.pack(key, tensor, request, payload.nbytes, latency_ns))
+                key, tensor, request, sent_ns, payload = queue.get()
+                held_ns = latency_ns if payload.nbytes else 0  # signals belong to the measurement, not to the model
+                connection.sendall(_HEADER.pack(key, tensor, request, sent_ns, payload.nbytes, held_ns))
                 if payload.nbytes:
                     connection.sendall(payload)
 
@@ -98,7 +101,8 @@ class TcpLinks:
         held: SimpleQueue[tuple[int, int, int]] = SimpleQueue()
         holds = False
         while _receive(connection, memoryview(header)):
-            key, tensor, request, size, latency_ns = _HEADER.unpack(header)
+            key, tensor, request, sent_ns, size, latency_ns = _HEADER.unpack(header)
+            self.sent_ns[tensor, request] = sent_ns
             if size and not _receive(connection, self._buffer(key, tensor, request)):
                 return
             if not latency_ns:

@@ -192,6 +192,8 @@ class Worker:
         self.inbox = inbox
         self.peers = peers
         self.network: TcpLinks | None = None
+        self.one_clock = True
+        """Whether the other workers' clocks are this one's: then it is known when a tensor was sent over a network."""
         self.loaded: dict[int, _Loaded] = {}
         self.plain: Callable[[], Any] | None = None
         self.pace = Pace()
@@ -337,6 +339,9 @@ class Worker:
             self._take(self.inbox.drain(), here, unfinished, record)
         while any(unfinished):
             self._listen(here, unfinished, record)
+        if self.one_clock and self.network is not None:
+            sent_ns = self.network.sent_ns
+            record.arrivals = [(r, tensor, sent_ns.get((tensor, r), s), at) for r, tensor, s, at in record.arrivals]
         return record
 
     def _meet(self, key: int) -> None:

@@ -92,6 +92,8 @@ def test_tensors_arrive_later_by_the_latency_of_their_links_and_the_simulator_kn
         measured = loaded.timeline(*loaded.run())
     under_way = HOPS * (2 * 30e6 + SIZE / RATE * 1e9)
     assert measured.makespan_ns > 0.9 * under_way, "the links are not delayed"
+    transfers = [span.end_ns - span.start_ns for span in measured.spans if span.kind == "transfer"]
+    assert sum(transfers) > 0.9 * under_way, "a transfer lasts from its sending on"
     problem = build_problem(subject.graph, cluster)
     where = np.array([problem.devices.index(device[name]) for name in problem.operators])
     predicted = simulate(problem, Placement(where))
