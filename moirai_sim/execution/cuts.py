@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 from moirai_sim.execution.measure import covered_operators, load_order, time_plain
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from moirai_sim.execution.measure import Crew, Subject
 
-_ROUNDS = 8
+ROUNDS = 8
+"""So many tell a model's times well enough where nothing else is measured beside them."""
 _PLAIN_RUNS = 6
 
 
@@ -36,8 +37,10 @@ class Cuts:
     """Of one more part, at least 0."""
 
 
-def time_cuts(workers: Crew, subject: Subject, device: str) -> Cuts:
-    """Time a model whole and cut at every kernel, in turn, so that a slow spell meets both.
+class InPlace:
+    """Times a model whole and cut at every kernel, in turn, so that a slow spell of the machine meets both.
+
+    Rounds can be taken between runs of placements: then a slow spell meets these too.
 
     Parameters
     ----------
@@ -45,50 +48,68 @@ def time_cuts(workers: Crew, subject: Subject, device: str) -> Cuts:
         Running workers.
     subject
         The model.
-    device
-        Name of the device to run on.
+    devices
+        Names of those to run on, one of each kind.
     """
-    operators = list(subject.graph.operators)
-    loaded = load_order(workers, subject, dict.fromkeys(operators, device), operators, every_kernel=True)
-    try:
-        loaded.run()
-        subject.load_plain(workers, device)
-        wholes: list[float] = []
-        makespans: list[int] = []
-        times: dict[int, list[int]] = defaultdict(list)  # of each part
-        for _ in range(_ROUNDS):
-            wholes.append(median(time_plain(workers, [device], _PLAIN_RUNS)[device]))
+
+    def __init__(self, workers: Crew, subject: Subject, devices: Sequence[str]) -> None:
+        self.workers, self.subject = workers, subject
+        operators = list(subject.graph.operators)
+        self._loaded = {
+            name: load_order(workers, subject, dict.fromkeys(operators, name), operators, every_kernel=True)
+            for name in devices
+        }
+        for loaded in self._loaded.values():
+            loaded.run()
+        for name in workers.names:
+            subject.load_plain(workers, name)
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew: the machine may have changed its speed."""
+        self._wholes: dict[str, list[float]] = defaultdict(list)
+        self._makespans: dict[str, list[int]] = defaultdict(list)
+        self._times: dict[str, dict[int, list[int]]] = {name: defaultdict(list) for name in self._loaded}  # of a part
+        self._together: list[float] = []
+
+    def round(self) -> None:
+        """Time everything once."""
+        names = self.workers.names
+        alone = {name: median(time_plain(self.workers, [name], _PLAIN_RUNS)[name]) for name in names}
+        together = time_plain(self.workers, names, _PLAIN_RUNS)
+        self._together += [median(together[name]) / one for name, one in alone.items()]
+        for device, loaded in self._loaded.items():
+            self._wholes[device].append(alone[device])
             for run in loaded.run_hot():
-                makespans.append(run.makespan_ns)
+                self._makespans[device].append(run.makespan_ns)
                 for request, i, _, start, end in run.records[device].runs:
                     if request == run.request:
-                        times[i].append(end - start)
-        kernel_ns = [median(times[i]) for i in range(len(loaded.parts))]
-    finally:
-        if workers.processes:
-            loaded.close()
-    whole = median(wholes)
-    alone = _without_calls(kernel_ns, whole)
-    operator_ns: dict[str, float] = defaultdict(float)
-    covered = covered_operators(loaded.executed, subject.graph, loaded.parts, loaded.placement)
-    for part, ns in zip(loaded.parts, alone, strict=True):
-        owner = loaded.executed.owner[part.kernels[0]]
-        main = max((owner, *covered[part]), key=lambda name: subject.graph[name].flops)
-        operator_ns[main] += ns  # another placement may cut the kernel, and the light members leave its work behind
-    cost = (median(makespans) - whole) / max(len(loaded.parts) - 1, 1)
-    return Cuts({name: max(1, round(ns)) for name, ns in operator_ns.items()}, round(whole), max(0, round(cost)))
+                        self._times[device][i].append(end - start)
 
+    def contention(self) -> float:
+        """Return how much longer the model takes while all devices run it than while one does, at least 1."""
+        return max(1.0, median(self._together))
 
-def time_contention(workers: Crew, subject: Subject) -> float:
-    """Return how much longer a model takes while all devices run it than while one does, at least 1."""
-    for name in workers.names:
-        subject.load_plain(workers, name)
-    ratios = []
-    for _ in range(_ROUNDS):
-        alone = [median(time_plain(workers, [name], _PLAIN_RUNS)[name]) for name in workers.names]
-        together = time_plain(workers, workers.names, _PLAIN_RUNS)
-        ratios += [median(together[name]) / one for name, one in zip(workers.names, alone, strict=True)]
-    return max(1.0, median(ratios))
+    def cuts(self, device: str) -> Cuts:
+        """Return the times on one device."""
+        loaded, graph = self._loaded[device], self.subject.graph
+        kernel_ns = [median(self._times[device][i]) for i in range(len(loaded.parts))]
+        whole = median(self._wholes[device])
+        alone = _without_calls(kernel_ns, whole)
+        covered = covered_operators(loaded.executed, graph, loaded.parts, loaded.placement)
+        operator_ns: dict[str, float] = defaultdict(float)
+        for part, ns in zip(loaded.parts, alone, strict=True):
+            owner = loaded.executed.owner[part.kernels[0]]
+            main = max((owner, *covered[part]), key=lambda name: graph[name].flops)
+            operator_ns[main] += ns  # another placement may cut the kernel, and the light members leave its work behind
+        cost = (median(self._makespans[device]) - whole) / max(len(loaded.parts) - 1, 1)
+        return Cuts({name: max(1, round(ns)) for name, ns in operator_ns.items()}, round(whole), max(0, round(cost)))
+
+    def close(self) -> None:
+        """Let the workers forget the parts."""
+        for loaded in self._loaded.values():
+            if self.workers.processes:
+                loaded.close()
 
 
 def _without_calls(kernel_ns: list[float], whole: float) -> list[float]:

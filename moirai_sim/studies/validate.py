@@ -30,11 +30,13 @@ from moirai_sim.studies.validate_prices import (
     machine,
     model_source,
     price_in_place,
+    types_of,
 )
 from moirai_sim.studies.validate_summary import case_of, interval, summarise
 
 if TYPE_CHECKING:
     from moirai_sim.clusters.cluster import Cluster
+    from moirai_sim.execution.cuts import InPlace
     from moirai_sim.execution.measure import Loaded
     from moirai_sim.execution.workers import Workers
     from moirai_sim.placement import Placement
@@ -124,6 +126,7 @@ def _run_cluster(name: str, cluster: Cluster, sources: Sequence[str], study: Val
 def _run_model(
     source: str, cluster_name: str, cluster: Cluster, workers: Workers, study: ValidateStudy, store: Store
 ) -> list[str]:
+    from moirai_sim.execution.cuts import ROUNDS, InPlace
     from moirai_sim.execution.measure import UNDISTURBED, load, load_subject
     from moirai_sim.graphs.load import load_graph
     from moirai_sim.sources import build_problem
@@ -151,27 +154,37 @@ def _run_model(
     failure: dict[str, Any] = {}
     try:
         subject = load_subject(source, graph)
-        if study.calibrate:
-            priced = price_in_place(problem, cluster, workers, subject, source)
+        in_place = InPlace(workers, subject, types_of(problem)) if study.calibrate else None
+        if in_place is not None:
+            for _ in range(ROUNDS):
+                in_place.round()
+            priced = price_in_place(problem, cluster, in_place, source)
             problem = priced.problem
+            in_place.forget()
         family = families(problem, graph)
         candidates = list(_candidates(priced, study))
         weights = sum(operator.weight_bytes for operator in graph)
         size = max(1, int(_HELD_BYTES // max(weights, 1)))
+        runs: dict[str, list[tuple[int, Timeline, float]]] = {}
         for start in range(0, len(candidates), size):
             batch = candidates[start : start + size]
             loaded = {c.name: load(workers, subject, problem, c.placement, in_flight=study.in_flight) for c in batch}
-            runs = _interleaved(loaded, study)
-            for candidate in batch:
-                own = sorted(runs[candidate.name], key=lambda run: run[0])
-                middle = own[len(own) // 2][1]
-                timelines[candidate.name] = replace(middle, policy=candidate.name, network=problem.network)
-                took = [ns for ns, _, _ in runs[candidate.name]]
-                disturbed = float(np.mean([share > UNDISTURBED for _, _, share in runs[candidate.name]]))
-                outcome = _outcome(problem, candidate, middle, took, family, study.seed)
-                outcomes[candidate.name] = outcome | {"disturbed": disturbed}
+            runs |= _interleaved(loaded, study, in_place)
             for one in loaded.values():
                 one.close()
+        if in_place is not None:
+            # The placements were chosen by older prices; what is predicted is the machine as it was while they ran.
+            priced = price_in_place(problem, cluster, in_place, source)
+            in_place.close()
+            candidates = [_predicted(priced, study, c.name, c.placement) for c in candidates]
+        for candidate in candidates:
+            own = sorted(runs[candidate.name], key=lambda run: run[0])
+            middle = own[len(own) // 2][1]
+            timelines[candidate.name] = replace(middle, policy=candidate.name, network=problem.network)
+            took = [ns for ns, _, _ in runs[candidate.name]]
+            disturbed = float(np.mean([share > UNDISTURBED for _, _, share in runs[candidate.name]]))
+            outcome = _outcome(priced.problem, candidate, middle, took, family, study.seed)
+            outcomes[candidate.name] = outcome | {"disturbed": disturbed}
     except MoiraiError as error:
         failure = {"status": "error", "error": str(error), "kind": type(error).__name__}
         candidates = candidates or list(_candidates(priced, study))
@@ -203,13 +216,7 @@ def _candidates(priced: Priced, study: ValidateStudy) -> Iterator[Candidate]:
     problem = priced.problem
 
     def candidate(name: str, timeline: Timeline) -> Candidate:
-        placement = placement_from_timeline(problem, timeline)
-        predicted = priced.predict(placement, name)
-        if study.in_flight == 1:
-            return Candidate(name, placement, predicted, predicted.makespan_ns)
-        return Candidate(
-            name, placement, predicted, priced.predict_period_ns(placement, study.in_flight, _requests(study))
-        )
+        return _predicted(priced, study, name, placement_from_timeline(problem, timeline))
 
     def simulated(name: str, device: Any) -> Candidate:  # noqa: ANN401 - an array
         return candidate(name, simulate(problem, Placement(device), policy=name))
@@ -228,13 +235,25 @@ def _candidates(priced: Priced, study: ValidateStudy) -> Iterator[Candidate]:
         yield simulated(f"alternate-{2**number}", (position >> number)[kernel] % problem.n_devices)
 
 
+def _predicted(priced: Priced, study: ValidateStudy, name: str, placement: Placement) -> Candidate:
+    """Return a placement with what is predicted of it."""
+    predicted = priced.predict(placement, name)
+    if study.in_flight == 1:
+        return Candidate(name, placement, predicted, predicted.makespan_ns)
+    return Candidate(name, placement, predicted, priced.predict_period_ns(placement, study.in_flight, _requests(study)))
+
+
 def _requests(study: ValidateStudy) -> int:
     """Return the length of a stream: long enough that filling and draining do not show."""
     return 10 * study.in_flight
 
 
-def _interleaved(loaded: dict[str, Loaded], study: ValidateStudy) -> dict[str, list[tuple[int, Timeline, float]]]:
+def _interleaved(
+    loaded: dict[str, Loaded], study: ValidateStudy, in_place: InPlace | None
+) -> dict[str, list[tuple[int, Timeline, float]]]:
     """Run every placement once a round: a burst of requests, of which the first, that warms the caches, does not count.
+
+    The model's operators are timed in each round too: a machine that is slow for a while is so for both.
 
     Returns
     -------
@@ -244,6 +263,8 @@ def _interleaved(loaded: dict[str, Loaded], study: ValidateStudy) -> dict[str, l
     """
     runs: dict[str, list[tuple[int, Timeline, float]]] = {name: [] for name in loaded}
     for number in range(study.repeats + 1):
+        if number and in_place is not None:
+            in_place.round()
         for name, one in loaded.items():
             if not number:
                 one.run()

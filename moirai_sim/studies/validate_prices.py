@@ -16,8 +16,7 @@ from moirai_sim.studies.store import digest
 
 if TYPE_CHECKING:
     from moirai_sim.clusters.cluster import Cluster
-    from moirai_sim.execution.measure import Subject
-    from moirai_sim.execution.workers import Workers
+    from moirai_sim.execution.cuts import InPlace
     from moirai_sim.graphs.operator import OperatorGraph
     from moirai_sim.placement import Placement
     from moirai_sim.problem import PlacementProblem
@@ -159,23 +158,22 @@ def _emulated(cluster: Cluster) -> bool:
     return any(device.address.startswith(EMULATED) for device in cluster.devices)
 
 
-def price_in_place(
-    problem: PlacementProblem, cluster: Cluster, workers: Workers, subject: Subject, source: str
-) -> Priced:
-    """Time a model's operators and parts on the workers that will run it, and price the problem by them.
+def types_of(problem: PlacementProblem) -> list[str]:
+    """Return a device of each type, in the order of the columns of the problem's times."""
+    columns = problem.device_type.tolist()
+    return [problem.devices[columns.index(column)] for column in sorted(set(columns))]
+
+
+def price_in_place(problem: PlacementProblem, cluster: Cluster, in_place: InPlace, source: str) -> Priced:
+    """Price the problem by the times of a model's operators and parts on the workers that run it.
 
     The times are kept beside the cost model, from which `priced_in_place` reads them.
     """
-    from moirai_sim.execution.cuts import time_contention, time_cuts
-
-    types = {}
-    for name, column in zip(problem.devices, problem.device_type.tolist(), strict=True):
-        if column not in types:
-            types[column] = time_cuts(workers, subject, name)
+    types = [in_place.cuts(name) for name in types_of(problem)]
     document = {
-        "contention": time_contention(workers, subject) if not _emulated(cluster) else 1.0,
-        "operator_ns": [dict(types[column].operator_ns) for column in sorted(types)],
-        "part_ns": [types[column].part_ns for column in sorted(types)],
+        "contention": in_place.contention() if not _emulated(cluster) else 1.0,
+        "operator_ns": [dict(cuts.operator_ns) for cuts in types],
+        "part_ns": [cuts.part_ns for cuts in types],
     }
     write_whole(in_place_file(Path(str(cluster.link_model)), source), json.dumps(document) + "\n")
     return priced_in_place(problem, cluster, source)

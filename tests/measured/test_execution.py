@@ -24,7 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from moirai_sim.clusters.cluster import Cluster, Device, DeviceType, Link
 from moirai_sim.errors import ExecutionError, InputError
-from moirai_sim.execution.cuts import time_cuts
+from moirai_sim.execution.cuts import InPlace
 from moirai_sim.execution.measure import Subject, load, load_order, measure
 from moirai_sim.execution.split import Executed, execute_as, share_places, split
 from moirai_sim.execution.tcp import Address
@@ -274,7 +274,9 @@ def test_the_simulator_begins_parts_where_the_executor_does(subject, seed):
 def test_operators_timed_in_place_add_up_to_the_model(subject):
     order = list(subject.graph.operators)
     with Workers(cluster()) as crew:
-        cuts = time_cuts(crew, subject, "c0")
+        in_place = InPlace(crew, subject, ["c0"])
+        in_place.round()
+        cuts = in_place.cuts("c0")
         loaded = load_order(crew, subject, dict.fromkeys(order, "c0"), order, every_kernel=True)
         assert len(loaded.parts) == len(subject.whole.nodes)
     assert set(cuts.operator_ns) <= set(order)

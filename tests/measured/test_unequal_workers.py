@@ -16,7 +16,7 @@ from moirai_sim.clusters.cluster import Cluster
 from moirai_sim.clusters.local import TORCH_SUFFIX
 from moirai_sim.clusters.reader import read_cluster
 from moirai_sim.errors import ExecutionError, InputError
-from moirai_sim.execution.cuts import time_cuts
+from moirai_sim.execution.cuts import InPlace
 from moirai_sim.execution.measure import Subject, load_order
 from moirai_sim.execution.workers import Workers
 from moirai_sim.graphs.onnx_reader import read_model
@@ -95,7 +95,9 @@ def test_parts_of_both_backends_make_the_unsplit_model(cluster, subject, seed):
 @needs_torch
 def test_each_device_is_timed_by_itself(cluster, subject):
     with Workers(cluster) as crew:
-        cuts = {name: time_cuts(crew, subject, name) for name in crew.names}
+        in_place = InPlace(crew, subject, crew.names)
+        in_place.round()
+        cuts = {name: in_place.cuts(name) for name in crew.names}
     for one in cuts.values():
         assert sum(one.operator_ns.values()) == pytest.approx(one.whole_ns, rel=0.01)
     assert cuts["fast"].operator_ns != cuts["slow"].operator_ns
