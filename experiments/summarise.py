@@ -34,9 +34,8 @@ OWN = ("moirai", "diviml", "auto")
 """Policies that are shown against all others."""
 
 
-def main() -> None:
-    """Summarise one results folder."""
-    results, experiment = Path(sys.argv[1]), Path(sys.argv[2])
+def summarise(results: Path, experiment: Path) -> None:
+    """Summarise one results folder beside the experiment's studies."""
     _, store = read_folder(results)
     runs = runs_table(store)
     for name in ("model", "cluster"):  # a file is known by its name, wherever it lies
@@ -115,4 +114,4 @@ def _table(frame: pd.DataFrame) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    summarise(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -26,6 +26,14 @@ def test_smoke_size_runs_and_is_summarised(name, tmp_path):
     assert len((tmp_path / "kept" / "results.csv").read_text().splitlines()) == summary["runs"] + 1
 
 
+def test_one_command_runs_all_studies_of_an_experiment(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    from run import parts
+
+    assert {path.stem for path in parts(EXPERIMENTS / "diviml")} == {"study", "stream", "limits", "llm"}
+    assert {path.stem for path in parts(EXPERIMENTS / "moirai")} - {"placeto"} == {"study"}
+
+
 @pytest.mark.parametrize("name", ["study", "stream", "limits", "llm"])
 def test_every_part_of_diviml_runs_with_one_model_and_two_policies(name, tmp_path):
     folder = EXPERIMENTS / "diviml"

@@ -1,0 +1,53 @@
+"""Run a whole experiment and write its tables: ``python experiments/run.py moirai`` or ``diviml``.
+
+Its studies go into one results folder, ``out/NAME``, where runs that are there are kept: a broken off run goes on
+where it was. Then `summarise` writes ``results.csv`` and ``results.md`` beside the studies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from pathlib import Path
+
+import yaml
+from summarise import summarise
+
+from moirai_sim.studies.evaluate import evaluate
+
+HERE = Path(__file__).parent
+NEEDS = {"placeto": "torch"}
+"""Policies of which a study needs a package beyond the core."""
+
+
+def parts(experiment: Path) -> list[Path]:
+    """Return the studies of an experiment but for its smoke size; say which are left out for want of a package."""
+    found = []
+    for path in sorted(experiment.glob("*.yaml")):
+        study = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if study.get("kind") != "evaluate" or path.stem == "smoke":
+            continue
+        missing = [NEEDS[p] for p in study["policies"] if p in NEEDS and importlib.util.find_spec(NEEDS[p]) is None]
+        if missing:
+            print(f"{path.name}: left out, needs the extra '{missing[0]}'", flush=True)
+        else:
+            found.append(path)
+    return found
+
+
+def main() -> None:
+    """Run one experiment."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("experiment", choices=("moirai", "diviml"))
+    parser.add_argument("-o", "--out", type=Path, help="results folder [default: out/EXPERIMENT]")
+    parser.add_argument("--jobs", type=int, help="worker processes [default: one a core]")
+    chosen = parser.parse_args()
+    out = chosen.out or Path("out", chosen.experiment)
+    for path in parts(HERE / chosen.experiment):
+        summary = evaluate(path, out, jobs=chosen.jobs)
+        print(f"{path.name}: {summary['runs']} runs, {summary['failed']} failed", flush=True)
+    summarise(out, HERE / chosen.experiment)
+
+
+if __name__ == "__main__":
+    main()
