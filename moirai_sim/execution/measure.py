@@ -174,7 +174,7 @@ class Loaded:
             records = self.workers.call(self.participants, "hot", self.key, count, limit_s=60.0)
             runs += [_run_of(dict(zip(records, own, strict=True))) for own in zip(*records.values(), strict=True)]
             self.makespan_ns[:] = [min(run.makespan_ns for run in runs)]
-            undisturbed = [run for run in runs if run.disturbed <= UNDISTURBED]
+            undisturbed = [run for run in runs if run.disturbed <= UNDISTURBED or self.workers.shares_cores]
             if len(undisturbed) >= _ENOUGH or time.monotonic() > give_up:
                 return undisturbed or sorted(runs, key=lambda run: run.disturbed)[:_ENOUGH]
 
@@ -191,7 +191,7 @@ class Loaded:
             run = Run(origin, records, delayed / max(last - origin, 1) / _DELAYED)
             if best is None or run.disturbed < best.disturbed:
                 best = run
-            if best.disturbed <= UNDISTURBED:
+            if best.disturbed <= UNDISTURBED or self.workers.shares_cores:
                 break
         if best is None:
             raise LookupError("no attempt was made")

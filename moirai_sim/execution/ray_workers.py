@@ -78,6 +78,7 @@ class RayWorkers:
     """
 
     emulated = True
+    shares_cores = False
 
     def __init__(self, cluster: Cluster, address: str | None = None, *, limit_s: float = 60.0) -> None:
         import ray

@@ -56,6 +56,8 @@ class Workers:
         if self.emulated:
             namespaces.check_emulated(cluster)
         users = Counter(core for own in cores.values() for core in own)
+        self.shares_cores = max(users.values()) > 1
+        """Whether workers wait for each other's work on a core, which is no disturbance then."""
         self.names = [device.name for device in cluster.devices]
         self.threads = {device.name: device.threads for device in cluster.devices}
         self.backends = device_backends(cluster)

@@ -66,9 +66,11 @@ def test_tensors_cross_the_links_at_their_rate_and_arrive_whole():
     subject = chain()
     device = {f"n{i}": f"m{i % 3}" for i in range(HOPS + 1)}
     with Workers(star()) as crew:
+        assert crew.shares_cores == (len(CORES) < 3)
         loaded = load_order(crew, subject, device, list(subject.graph.operators))
         loaded.run()
         assert loaded.check() == 0
+        assert loaded.run_hot()
         timeline = loaded.timeline(*loaded.run())
     transfers = [span for span in timeline.spans if span.kind == "transfer"]
     assert [(span.source, span.target, span.bytes) for span in transfers] == [
