@@ -40,6 +40,8 @@ PERIOD_ROUNDS, PERIOD = 5, 0.25
 """Rounds of the search of the period before the pipelines, and the share of the time left that they may take."""
 PIPELINES = {"diviml": 0.5, "pipeline-dp": 0.5, "milp-throughput": 0.9}
 """Policies for throughput, and the share of the time left that each gets: coarse pieces first, whatever the graph."""
+WHOLE_MODEL = 10_000
+"""Operators times devices up to which the exact model of a stream is tried: building a larger one breaks the limit."""
 FIRST_ROUNDS = 2
 """Rounds of search, the short looks at its starts, that come first: exact methods need a good horizon."""
 COARSE = 0.5
@@ -161,8 +163,8 @@ def _throughput(problem: PlacementProblem, request: Request) -> Placement:
         large = request.max_latency_ns is not None and problem.n_operators > EXACT_OPERATORS
         if name not in policy_names() or (best is not None and best.value_ns <= bound):
             continue
-        if name == "milp-throughput" and large:  # with a latency it orders operators pairwise; `diviml` coarsens first
-            continue
+        if name == "milp-throughput" and (large or problem.n_operators * problem.n_devices > WHOLE_MODEL):
+            continue  # with a latency it orders operators pairwise; `diviml` coarsens first
         answer = load_policy(name).place(problem, clock.request(share))
         bound = max(bound, answer.lower_bound_ns)
         start = start_from(problem, answer, request, name)
