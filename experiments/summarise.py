@@ -87,7 +87,7 @@ def against(runs: pd.DataFrame, policy: str) -> pd.DataFrame:
     """Return one row an objective and another policy: ratios of times over the problems that both answer."""
     wide = runs.assign(**{name: runs[name].astype(object).fillna("") for name in PROBLEM})
     value = wide.pivot_table(index=[*PROBLEM, "seed"], columns="policy", values="objective_ms")
-    seconds = wide.pivot_table(index=[*PROBLEM, "seed"], columns="policy", values="seconds")
+    seconds = wide.pivot_table(index=[*PROBLEM, "seed"], columns="policy", values="seconds").reindex(value.index)
     rows = []
     for objective in sorted(set(runs["objective"])):
         here = value.index.get_level_values("objective") == objective
