@@ -149,10 +149,11 @@ def _throughput(problem: PlacementProblem, request: Request) -> Placement:
 
     def search(share: float, rounds: int | None = None) -> None:
         nonlocal best
-        if best is None or best.value_ns <= bound or best.placement.replicas:
+        one = min((s for s in starts if not s.placement.replicas), key=lambda s: s.value_ns, default=None)
+        if one is None or best is None or best.value_ns <= bound:
             return
         answer = improve_period(
-            problem, best.placement, time_limit_s=clock.left(share), rounds=rounds, seed=request.seed, target_ns=bound
+            problem, one.placement, time_limit_s=clock.left(share), rounds=rounds, seed=request.seed, target_ns=bound
         )
         start = start_from(problem, answer, request, "search")
         best = _better(best, start)

@@ -12,6 +12,8 @@ import numpy as np
 _RESAMPLES = 1000
 _MIN_RANKED = 3
 """Ranks of fewer placements say nothing."""
+_MOSTLY = 0.5
+"""Share of disturbed repeats below which a case counts as undisturbed."""
 
 
 def interval(values: Sequence[float], seed: int, level: float = 0.9) -> tuple[float, float]:
@@ -41,6 +43,7 @@ def case_of(result: Mapping[str, Any]) -> dict[str, Any]:
         "high_ms": outcome["high_ns"] / 1e6,
         "error": predicted / measured - 1,
         "noise_ape": outcome["noise_ape"],
+        "disturbed": outcome.get("disturbed", 0.0),
     }
 
 
@@ -51,18 +54,30 @@ def summarise(results: Iterable[Mapping[str, Any]], seed: int) -> dict[str, Any]
     clusters). ``regret`` says by how much the placement that is predicted best is really slower than the best measured
     one, the mean over models. ``noise_median_ape`` is the median over cases of the difference between the medians of
     the even and the odd repeats. ``disturbed`` is the share of repeats in which, in spite of several attempts,
-    something else took a worker's core: where it is not near zero, the figures are of the machine's load.
+    something else took a worker's core: where it is not near zero, the figures are of the machine's load. The figures
+    that begin with ``undisturbed`` are of the cases in which most repeats were not.
     """
     measured = [result for result in results if result["outcome"]["status"] == "measured"]
     summary: dict[str, Any] = {"cases": len(measured), **_errors(measured, seed)}
     split = [result for result in measured if result["outcome"]["devices_used"] > 1]
     summary["split_cases"] = len(split)
     summary["split_median_ape"] = _errors(split, seed)["median_ape"]
+    quiet = [result for result in measured if result["outcome"].get("disturbed", 0.0) < _MOSTLY]
+    errors = _errors(quiet, seed)
+    summary["undisturbed_cases"] = len(quiet)
+    summary |= {f"undisturbed_{name}": errors[name] for name in ("median_ape", "p95_ape")}
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
     for result in measured:
         groups[Path(result["key"]["model"]).stem, result["key"]["cluster"]].append(result)
     models = [
-        {"model": model, "cluster": cluster, "cases": len(own), **_errors(own, seed), **_ranks(own)}
+        {
+            "model": model,
+            "cluster": cluster,
+            "cases": len(own),
+            **_errors(own, seed),
+            **_ranks(own),
+            "disturbed": _disturbed(own),
+        }
         for (model, cluster), own in sorted(groups.items())
     ]
     for figure in ("rank_correlation", "regret"):
@@ -72,8 +87,7 @@ def summarise(results: Iterable[Mapping[str, Any]], seed: int) -> dict[str, Any]
     summary["max_regret"] = max(regrets, default=None)
     noise = [result["outcome"]["noise_ape"] for result in measured]
     summary["noise_median_ape"] = float(np.median(noise)) if noise else None
-    disturbed = [result["outcome"].get("disturbed", 0.0) for result in measured]
-    summary["disturbed"] = float(np.mean(disturbed)) if disturbed else None
+    summary["disturbed"] = _disturbed(measured)
     clusters = sorted({cluster for _, cluster in groups})
     summary["clusters"] = [
         {"cluster": name, **_errors([r for r in measured if r["key"]["cluster"] == name], seed)} for name in clusters
@@ -82,6 +96,11 @@ def summarise(results: Iterable[Mapping[str, Any]], seed: int) -> dict[str, Any]
     summary["families"] = _residuals(measured, "families", "family")
     summary["links"] = _residuals(measured, "links", "link")
     return summary
+
+
+def _disturbed(results: Sequence[Mapping[str, Any]]) -> float | None:
+    shares = [result["outcome"].get("disturbed", 0.0) for result in results]
+    return float(np.mean(shares)) if shares else None
 
 
 def _errors(results: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
