@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 ROUNDS = 8
 """So many tell a model's times well enough where nothing else is measured beside them."""
-_PLAIN_RUNS = 6
+_PLAIN_RUNS, _PLAIN_NS = 6, 300_000_000
+"""Runs of a plain session in a round: fewer where they take longer, but at least two."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,10 @@ class InPlace:
     def round(self) -> None:
         """Time everything once."""
         names = self.workers.names
-        alone = {name: median(time_plain(self.workers, [name], _PLAIN_RUNS)[name]) for name in names}
-        together = time_plain(self.workers, names, _PLAIN_RUNS)
+        longest = max((median(times) for times in self._wholes.values()), default=1.0)
+        runs = int(max(2, min(_PLAIN_RUNS, _PLAIN_NS / longest)))
+        alone = {name: median(time_plain(self.workers, [name], runs)[name]) for name in names}
+        together = time_plain(self.workers, names, runs)
         self._together += [median(together[name]) / one for name, one in alone.items()]
         for device, loaded in self._loaded.items():
             self._wholes[device].append(alone[device])
