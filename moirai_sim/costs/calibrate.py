@@ -222,7 +222,7 @@ def make_estimator(frame: pd.DataFrame, *, intervals: bool) -> Any:  # noqa: ANN
         return TimeEstimator(intervals=intervals)
     several = frame["device"].nunique() > 1
     return TimeEstimator(
-        trees=300, leaves=8, sharp_trees=60 if several else 0, sharp_leaves=8, learning_rate=0.05, min_leaf=3,
+        trees=300, leaves=8, sharp_trees=300 if several else 0, sharp_leaves=8, learning_rate=0.05, min_leaf=3,
         intervals=intervals,
     )  # fmt: skip
 

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from moirai_sim.costs.estimator import TimeEstimator
     from moirai_sim.graphs.operator import Operator
 
-FORMAT = "moirai-sim/cost-model@1"
+FORMAT = "moirai-sim/cost-model@2"
+_READ = (FORMAT, "moirai-sim/cost-model@1")
+"""Formats that can be read; in the first one sharp ensembles corrected shared ones, so a model of it must have none."""
 _KEY = re.compile(r"[a-z-]+")
 _CHUNK = 4096
 
@@ -112,7 +114,8 @@ class LearnedModel:
         self.stack = stack
         try:
             content = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-            if content["format"] != FORMAT:
+            sharp = any(plain["sharp"] for plain in content.get("families", {}).values())
+            if content["format"] not in _READ[: 1 if sharp else 2]:
                 raise InputError(f"{folder}: format is {content['format']!r}, not '{FORMAT}'; calibrate it again")
             self.devices = {name: DeviceType(**sheet) for name, sheet in content["devices"].items()}
             self._families = {key: self._family(key, plain) for key, plain in content["families"].items()}

@@ -1,8 +1,10 @@
 """The estimator behind every learned cost model: time = (launch + physical limit) x learned inefficiency.
 
 For each family of kernels two gradient boosted ensembles explain ``log(time / (launch + limit))``: a *shared* one from
-dimensionless features alone, which carries over to devices that were never measured, and a *sharp* one that corrects it
-for the device and software stack that were. A few measurements of a new device fit a ridge correction in its place.
+dimensionless features alone, which carries over to devices that were never measured, and a *sharp* one that also knows
+device and software stack and answers for those that were. A few measurements of a new device fit a ridge correction of
+the shared one. Both are monotone where physics is: never faster for more padding, reading or waiting, never slower for
+rows that begin on a larger boundary.
 
 Intervals are split-conformal (Vovk et al. 2005) with residuals of the matching kind of hold-out: random rows for what
 resembles the training data, the largest tenth for what is larger, left-out devices for a device never seen.
@@ -58,6 +60,8 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         Size of the shared ensemble of each family: small, since detail is what does not carry over.
     sharp_trees, sharp_leaves
         Size of the sharp ensemble of each family.
+    sharp_features
+        Share of the features that each split of the sharp ensemble may choose from, drawn at random.
     learning_rate, min_leaf
         Of both; see `sklearn.ensemble.HistGradientBoostingRegressor`.
     max_rows
@@ -79,11 +83,12 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
 
     def __init__(
         self,
-        trees: int = 60,
+        trees: int = 120,
         leaves: int = 10,
-        sharp_trees: int = 150,
+        sharp_trees: int = 300,
         sharp_leaves: int = 255,
-        learning_rate: float = 0.1,
+        sharp_features: float = 0.4,
+        learning_rate: float = 0.05,
         min_leaf: int = 10,
         max_rows: int = 100_000,
         intervals: bool = True,
@@ -94,6 +99,7 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         self.leaves = leaves
         self.sharp_trees = sharp_trees
         self.sharp_leaves = sharp_leaves
+        self.sharp_features = sharp_features
         self.learning_rate = learning_rate
         self.min_leaf = min_leaf
         self.max_rows = max_rows
@@ -106,12 +112,6 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         seconds = np.asarray(X["median_s"] if y is None else y, dtype=np.float64)
         if len(X) == 0 or not (np.isfinite(seconds) & (seconds > 0)).all():
             raise InputError("profile: needs rows, all with a positive finite time")
-        # On few rows threads mostly wait for each other, and on a busy machine for long. The trees are the same.
-        with threadpool_limits(1 if len(X) < _FEW_ROWS else None, user_api="openmp"):
-            self._fit(X, seconds)
-        return self
-
-    def _fit(self, X: pd.DataFrame, seconds: Array) -> None:  # noqa: N803
         self.devices_: dict[str, DeviceType] = {}
         self.models_: dict[str, FamilyModel] = {}
         generator = np.random.default_rng(self.random_state)
@@ -124,6 +124,7 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
                 few = _Samples(key, _thin(parts, self.interval_rows, generator), seconds)
                 self._calibrate_intervals(model, few, generator)
             self.models_[key] = model
+        return self
 
     def adapt(self, X: pd.DataFrame, y: Array | None = None) -> Self:  # noqa: N803
         """Sharpen the prices of a device that `fit` never saw by a few of its measurements.
@@ -168,14 +169,16 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         return out[0], out[1], out[2], flag
 
     def _boost(
-        self, x: NDArray[np.float32], y: Array, trees: int, leaves: int, rising: Sequence[int] | None = None
+        self, x: NDArray[np.float32], y: Array, trees: int, leaves: int, rising: Sequence[int], features: float = 1.0
     ) -> HistGradientBoostingRegressor:
         leaf = min(self.min_leaf, max(len(y) // 20, 1))
         booster = HistGradientBoostingRegressor(
             max_iter=trees, max_leaf_nodes=leaves, learning_rate=self.learning_rate, min_samples_leaf=leaf,
-            early_stopping=False, random_state=self.random_state, monotonic_cst=rising,
+            early_stopping=False, random_state=self.random_state, monotonic_cst=rising, max_features=features,
         )  # fmt: skip
-        return booster.fit(x, y)
+        # On few rows threads mostly wait for each other, and on a busy machine for long. The trees are the same.
+        with threadpool_limits(1 if len(y) < _FEW_ROWS else None, user_api="openmp"):
+            return booster.fit(x, y)
 
     def _fit_family(self, samples: _Samples, train: NDArray[np.int64]) -> FamilyModel:
         launch = samples.launch(train)
@@ -186,11 +189,11 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         general = x[train]
         general[:, samples.own] = 0  # what is constant is never split on
         shared = self._boost(general, y[train], self.trees, self.leaves, samples.rising)
-        rest = y[train] - shared.predict(x[train])
         sharp = None
-        if self.sharp_trees:
-            coded = np.column_stack([x, samples.group_code.astype(np.float32)])
-            sharp = self._boost(coded[train], rest, self.sharp_trees, self.sharp_leaves)
+        if self.sharp_trees:  # fitted to the times themselves: what the shared one leaves has its noise, too
+            coded = np.column_stack([x, samples.group_code.astype(np.float32)])[train]
+            rising = [*samples.rising, 0]
+            sharp = self._boost(coded, y[train], self.sharp_trees, self.sharp_leaves, rising, self.sharp_features)
         load = samples.load(launch)[train]
         table = samples.table[train][:, DOMAIN]
         return FamilyModel(
@@ -278,6 +281,14 @@ def _thin(parts: list[Rows], limit: int, generator: np.random.Generator) -> list
     return thinned
 
 
+def _rising(feature: str) -> int:
+    """Return 1 where more of a feature never makes a kernel faster, -1 where it never makes one slower, else 0."""
+    if feature.startswith("align_"):  # rows that begin on a larger boundary
+        return -1
+    worse = feature.startswith(("limit_", "pad_")) and "_or_" not in feature  # of one tile; "or" compares two
+    return int(worse or feature in ("quantisation", "reload"))
+
+
 class _Samples:
     """All rows of one family, stacked."""
 
@@ -288,8 +299,7 @@ class _Samples:
         self.limit = np.concatenate([d.limit_s for d in designs])
         self.features = np.concatenate([d.features for d in designs])
         inputs = (*designs[0].names, "share", "op")
-        self.rising = [int(name.startswith("limit_")) for name in inputs]
-        """Never faster for a worse limit."""
+        self.rising = [_rising(name) for name in inputs]
         self.own = [i for i, name in enumerate(inputs) if name.startswith("alone_")]
         """Columns that do not carry over: how much of the traffic its caches spare is each device's own."""
         self.index = np.concatenate([part.index for part in parts])
@@ -363,9 +373,10 @@ class _Samples:
         """Return log(measured / predicted) of the test rows."""
         x, base = self.inputs(model.launch_s)
         x[:, -1] = [model.ops.get(op, 0.0) for op in self.op]
-        predicted = base[test] + model.shared(x[test])
         if known and model.sharp is not None:
-            predicted += model.sharp(np.column_stack([x[test], self.group_code[test].astype(np.float32)]))
+            predicted = base[test] + model.sharp(np.column_stack([x[test], self.group_code[test].astype(np.float32)]))
+        else:
+            predicted = base[test] + model.shared(x[test])
         if not known and model.tiles:
             for i in np.unique(self.part_code[test]):
                 here = self.part_code[test] == i

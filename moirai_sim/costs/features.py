@@ -189,8 +189,7 @@ class Design:
         self._add(
             waves=np.clip(_log(count), -7, 3),
             m=np.clip(_log(m), 0, 7), n=np.clip(_log(n), 0, 7), k=np.clip(_log(k), 0, 11), batch=np.clip(_log(b), 0, 5),
-            align_k=np.minimum(_alignment(k), 8), align_n=np.minimum(_alignment(n), 8),
-            align_m=np.minimum(_alignment(m), 8),
+            align_k=_alignment(k), align_n=_alignment(n), align_m=_alignment(m),  # rows that begin on a cache line
             left=np.clip(_log(b * m * k * element / self.cache), -6, 2),
             right=np.clip(_log(b * k * n * element / self.cache), -6, 2),
             result=np.clip(_log(b * m * n * element / self.cache), -6, 2),

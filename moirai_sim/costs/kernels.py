@@ -86,7 +86,9 @@ class FamilyModel:
     domain: list[list[float]]
     """Smallest and largest of the sizes that were measured."""
     shared: Booster
+    """For devices that were not measured, and where there is no sharp one."""
     sharp: Booster | None
+    """For the groups that were; reads the position in ``groups`` too."""
     bins: list[float]
     """Edges between the bins of ``log(limit / launch)`` in which intervals are calibrated."""
     widths: dict[str, list[float]]
@@ -184,12 +186,12 @@ def predict_rows(
     if by_tiles:
         parameters = tiles.parameters_of(model.tiles, rows.device.name, rows.dtype)
         log_time = tiles.log_seconds(parameters, rows.table, rows.dtype, rows.device)
+    elif seen and model.sharp is not None:
+        code = np.full((len(x), 1), model.groups.index(group), dtype=np.float32)
+        log_time = base + model.sharp(np.column_stack([x, code]))
     else:
         log_time = base + model.shared(x)
-        if seen and model.sharp is not None:
-            code = np.full((len(x), 1), model.groups.index(group), dtype=np.float32)
-            log_time += model.sharp(np.column_stack([x, code]))
-        elif rows.device.name in model.corrections:
+        if rows.device.name in model.corrections:
             log_time += _few_shot(design, x) @ np.asarray(model.corrections[rows.device.name])
     sizes = rows.table[:, DOMAIN]
     low, high = (np.asarray(edge) for edge in model.domain)

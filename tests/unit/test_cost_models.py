@@ -12,8 +12,9 @@ from moirai_sim.clusters.cluster import DeviceType
 from moirai_sim.costs.card import gpu_held_out
 from moirai_sim.costs.catalog_model import Ensemble, LearnedModel, load_cost_model, save_cost_model
 from moirai_sim.costs.estimator import TimeEstimator
-from moirai_sim.costs.families import dimensions, family
+from moirai_sim.costs.families import describe, dimensions, family
 from moirai_sim.costs.features import generation, sustained_flops
+from moirai_sim.costs.kernels import design_of
 from moirai_sim.costs.model import Prediction
 from moirai_sim.costs.roofline import LAUNCH_S, Roofline
 from moirai_sim.errors import CheckError, InputError
@@ -125,6 +126,30 @@ def test_a_broken_model_is_an_input_error(tmp_path: Path, broken: str):
         LearnedModel(tmp_path)
 
 
+def test_a_model_whose_sharp_ensembles_correct_shared_ones_is_refused(fitted, tmp_path: Path):
+    save_cost_model(fitted, tmp_path, {"name": "m"})
+    content = json.loads((tmp_path / "model.json").read_text())
+    content["format"] = "moirai-sim/cost-model@1"
+    (tmp_path / "model.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="calibrate it again"):
+        LearnedModel(tmp_path)
+    for plain in content["families"].values():
+        plain["sharp"] = None
+    (tmp_path / "model.json").write_text(json.dumps(content))
+    LearnedModel(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["shared", "sharp"])
+def test_worse_limits_never_make_a_kernel_faster_nor_alignment_slower(fitted, part: str):
+    design = design_of("gemm-vector", describe([matmul(300, 500, 700)])[1], "float32", gpu())
+    model = getattr(fitted.models_["gemm-vector"], part)
+    inputs = np.random.default_rng(0).uniform(0, 3, (50, model.__self__.n_features_in_)).astype(np.float32)
+    for name, sign in (("limit_64x64", 1), ("pad_128x64", 1), ("quantisation", 1), ("align_k", -1)):
+        more = inputs.copy()
+        more[:, design.names.index(name)] += 2
+        assert (sign * (model(more) - model(inputs)) >= -1e-9).all()
+
+
 def test_a_model_cannot_name_files_outside_its_folder(fitted, tmp_path: Path):
     save_cost_model(fitted, tmp_path, {"name": "m"})
     content = json.loads((tmp_path / "model.json").read_text())
@@ -145,7 +170,7 @@ def test_a_model_of_other_features_is_an_input_error(fitted, tmp_path: Path):
 
 def test_an_ensemble_that_is_no_onnx_is_an_input_error(fitted, tmp_path: Path):
     save_cost_model(fitted, tmp_path, {"name": "m"})
-    (tmp_path / "gemm-vector.shared.onnx.gz").write_bytes(b"nonsense")
+    (tmp_path / "gemm-vector.sharp.onnx.gz").write_bytes(b"nonsense")
     with pytest.raises(InputError, match="cannot be loaded"):
         LearnedModel(tmp_path).predict([matmul(8, 8, 8)], gpu())
 
