@@ -1,6 +1,7 @@
-"""How wrong are our numbers? ``python experiments/report.py VALIDATION_FOLDER...`` writes ``experiments/REPORT.md``.
+"""How wrong are our numbers? ``python experiments/report.py [VALIDATION_FOLDER...]`` writes ``experiments/REPORT.md``.
 
-It gathers what the accuracy experiment, the shipped cost models and validation studies measured; nothing is typed in.
+What the folders hold is kept first, small: ``validation/results/NAME.csv`` has all cases, ``NAME.json`` the summary. It
+gathers all kept validation studies, the accuracy experiment and the shipped cost models; nothing is typed in.
 """
 
 from __future__ import annotations
@@ -14,19 +15,24 @@ import pandas as pd
 
 from moirai_sim.files import write_whole
 from moirai_sim.studies.store import read_folder
+from moirai_sim.studies.validate_summary import case_of, summarise
 
 HERE = Path(__file__).parent
+KEPT = HERE / "validation" / "results"
 FIGURES = ["cases", "median_ape", "mean_ape", "p95_ape", "max_ape", "rank_correlation", "regret", "noise_median_ape"]
+FIGURES += ["disturbed", "undisturbed_cases", "undisturbed_median_ape", "undisturbed_p95_ape"]
 
 
 def main() -> None:
-    """Write the report."""
+    """Keep the folders, then write the report."""
+    for folder in map(Path, sys.argv[1:]):
+        keep(folder)
     parts = [
         "# How wrong are our numbers?\n\n",
         "Made by `python experiments/report.py`; errors are shares of the measured time.\n",
     ]
-    for folder in map(Path, sys.argv[1:]):
-        parts += validation(folder)
+    for path in sorted(KEPT.glob("*.json")):
+        parts += validation(json.loads(path.read_text(encoding="utf-8")))
     for path in sorted((HERE / "accuracy").glob("*.csv")):
         parts.append(f"\n## Cost model accuracy: {path.stem}\n\n{table(pd.read_csv(path))}")
     for path in sorted((HERE.parent / "cost_models").glob("*/card.json")):
@@ -34,13 +40,24 @@ def main() -> None:
     write_whole(HERE / "REPORT.md", "".join(parts))
 
 
-def validation(folder: Path) -> list[str]:
-    """Return what a validation study found: overall, by model, operator family and link."""
+def keep(folder: Path) -> None:
+    """Keep the cases and the summary of a validation folder."""
     study, store = read_folder(folder)
-    summary: dict[str, Any] = json.loads((store.folder / "summary.json").read_text(encoding="utf-8"))
+    results = list(store.read())
+    old = json.loads((store.folder / "summary.json").read_text(encoding="utf-8"))
+    summary = summarise(results, study["seed"]) | {"machine": old["machine"]}
+    kept = {"name": study["name"], "description": study["description"], "summary": summary}
+    write_whole(KEPT / f"{study['name']}.json", json.dumps(kept, indent=1) + "\n")
+    cases = pd.DataFrame(case_of(result) for result in results).sort_values(["cluster", "model", "placement"])
+    write_whole(KEPT / f"{study['name']}.csv", cases.to_csv(index=False, float_format="%.5g"))
+
+
+def validation(kept: dict[str, Any]) -> list[str]:
+    """Return what a validation study found: overall, by model, operator family and link."""
+    summary = kept["summary"]
     hardware = summary["machine"]["hardware"]
     parts = [
-        f"\n## Predicted against measured placements: {study['name']}\n\n{study['description']} "
+        f"\n## Predicted against measured placements: {kept['name']}\n\n{kept['description']} "
         f"{hardware['cpu']}, {hardware['cores']} cores.\n\n",
         table(pd.DataFrame([{name: summary[name] for name in FIGURES}])),
     ]
