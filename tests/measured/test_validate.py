@@ -46,6 +46,11 @@ def test_figures_of_hand_made_results():
     assert summary["regret"] == 0
     assert summary["noise_median_ape"] == pytest.approx(0.01)
     assert summary["families"][0]["error"] == pytest.approx(740 / 700 - 1)
+    assert summary["undisturbed_cases"] == 4
+    results[0]["outcome"]["disturbed"] = 0.9
+    summary = summarise(results, seed=0)
+    assert summary["undisturbed_cases"] == 3
+    assert summary["disturbed"] == pytest.approx(0.9 / 4)
 
 
 def test_regret_is_what_the_choice_by_simulation_costs():
