@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from moirai_sim.execution.measure import Crew, Subject
 
-ROUNDS = 8
+ROUNDS = 5
 """So many tell a model's times well enough where nothing else is measured beside them."""
 _PLAIN_RUNS, _PLAIN_NS = 6, 300_000_000
 """Runs of a plain session in a round: fewer where they take longer, but at least two."""

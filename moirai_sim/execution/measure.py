@@ -44,7 +44,7 @@ UNDISTURBED = 1.0
 _DELAYED = 0.005
 """The share of a run in which a worker may wait for its core, as the scheduler tells."""
 _ATTEMPTS = 4
-_PATIENCE_S, _ENOUGH = 0.4, 3
+_PATIENCE_S, _ENOUGH = 0.15, 3
 """How long to wait for undisturbed runs, and how many of them are enough."""
 _PLAIN_RUNS = 9
 _BURST_NS, _BURST = 30_000_000, 8

@@ -35,7 +35,7 @@ DONE, READY = -1, -2
 SLOW = 0.35
 """A core whose interpreter is slower by more than this is disturbed. After kernels it is up to 0.25 slower, since its
 code is cold, and beside a busy sibling 0.6 or more."""
-_SLOW_NS = 300_000_000
+_SLOW_NS = 100_000_000
 """How long workers wait for a disturbed core to become quiet."""
 _SCHEDSTAT = Path("/proc/thread-self/schedstat")
 _EARLY_NS = 1_000_000
