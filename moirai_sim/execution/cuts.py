@@ -85,9 +85,8 @@ class InPlace:
             self._wholes[device].append(alone[device])
             for run in loaded.run_hot():
                 self._makespans[device].append(run.makespan_ns)
-                for request, i, _, start, end in run.records[device].runs:
-                    if request == run.request:
-                        self._times[device][i].append(end - start)
+                for _, i, _, start, end in run.records[device].runs:
+                    self._times[device][i].append(end - start)
 
     def contention(self) -> float:
         """Return how much longer the model takes while all devices run it than while one does, at least 1."""

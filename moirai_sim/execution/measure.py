@@ -127,13 +127,11 @@ class Run:
     records: Mapping[str, Record]
     disturbed: float
     """How much something else took of the core that suffered most, as a multiple of what is let pass."""
-    request: int = 0
-    """Which of the requests in the records."""
 
     @property
     def makespan_ns(self) -> int:
         """Time from the origin to the last end."""
-        return _last_end(self.records, self.request) - self.origin
+        return _last_end(self.records) - self.origin
 
 
 @dataclass(frozen=True)
@@ -158,8 +156,8 @@ class Loaded:
         records = self.workers.call(self.participants, "run", self.key, arrivals, limit_s=limit_s)
         return origin, records
 
-    def run_hot(self, *, budget_ns: int = _BURST_NS) -> list[Run]:
-        """Run requests one after the other without a pause and return the undisturbed ones, each with its own origin.
+    def run_hot(self) -> list[Run]:
+        """Run requests one after the other without a pause and return the undisturbed ones, a run each.
 
         After a pause caches are cold and cores asleep, which is no property of the placement, and what serves requests
         does not pause. A request begins when the one before it has ended on all devices and the pace of their cores was
@@ -170,7 +168,7 @@ class Loaded:
         give_up = time.monotonic() + _PATIENCE_S
         runs: list[Run] = []
         while True:
-            count = int(np.clip(budget_ns // max(self.makespan_ns[0], 1), 1, _BURST)) if self.makespan_ns else 1
+            count = int(np.clip(_BURST_NS // max(self.makespan_ns[0], 1), 1, _BURST)) if self.makespan_ns else 1
             records = self.workers.call(self.participants, "hot", self.key, count, limit_s=60.0)
             runs += [_run_of(dict(zip(records, own, strict=True))) for own in zip(*records.values(), strict=True)]
             self.makespan_ns[:] = [min(run.makespan_ns for run in runs)]
@@ -178,17 +176,15 @@ class Loaded:
             if len(undisturbed) >= _ENOUGH or time.monotonic() > give_up:
                 return undisturbed or sorted(runs, key=lambda run: run.disturbed)[:_ENOUGH]
 
-    def run_undisturbed(self, offsets_ns: Sequence[int] = (0,), *, limit_s: float = 60.0) -> Run:
-        """Run until nothing else took a worker's core for long, a few times at most; return the least disturbed run.
+    def run_undisturbed(self, offsets_ns: Sequence[int], *, limit_s: float) -> Run:
+        """Run a stream until nothing else took a worker's core for long, a few times at most; return the quietest run.
 
         What another process does to a run is no property of the placement.
         """
         best: Run | None = None
         for _ in range(_ATTEMPTS):
             origin, records = self.run(offsets_ns, limit_s=limit_s)
-            last = max(end for record in records.values() for *_, end in record.runs)
-            delayed = max(record.delayed_ns for record in records.values())
-            run = Run(origin, records, delayed / max(last - origin, 1) / _DELAYED)
+            run = Run(origin, records, _delayed(origin, records) / _DELAYED)
             if best is None or run.disturbed < best.disturbed:
                 best = run
             if best.disturbed <= UNDISTURBED or self.workers.shares_cores:
@@ -387,7 +383,7 @@ def measure(
                 burst = sorted(loaded.run_hot(), key=lambda run: run.makespan_ns)
                 run = burst[len(burst) // 2]
                 disturbed += run.disturbed > UNDISTURBED
-                runs.append(loaded.timeline(run.origin, run.records, run.request))
+                runs.append(loaded.timeline(run.origin, run.records))
             subject.load_plain(crew, crew.names[0])
             plain = time_plain(crew, crew.names[:1], _PLAIN_RUNS)[crew.names[0]]
         finally:
@@ -441,13 +437,17 @@ def load_subject(source: str | Path, graph: OperatorGraph) -> Subject:
 def _run_of(records: Mapping[str, Record]) -> Run:
     """Return a run of one request that workers began together."""
     begun = min(record.begun for record in records.values())
-    delayed = max(record.delayed_ns for record in records.values()) / max(_last_end(records, 0) - begun, 1)
     slowed = max(record.slowed for record in records.values())
-    return Run(begun, records, max(delayed / _DELAYED, slowed / SLOW))
+    return Run(begun, records, max(_delayed(begun, records) / _DELAYED, slowed / SLOW))
 
 
-def _last_end(records: Mapping[str, Record], request: int) -> int:
-    return max(end for record in records.values() for number, _, _, _, end in record.runs if number == request)
+def _delayed(origin: int, records: Mapping[str, Record]) -> float:
+    """Return for which share of the time until the last end the worker that waited longest waited for its core."""
+    return max(record.delayed_ns for record in records.values()) / max(_last_end(records) - origin, 1)
+
+
+def _last_end(records: Mapping[str, Record]) -> int:
+    return max(end for record in records.values() for *_, end in record.runs)
 
 
 def _assignments(

@@ -272,7 +272,7 @@ def _interleaved(
             elif study.in_flight == 1:
                 burst = sorted(one.run_hot(), key=lambda run: run.makespan_ns)
                 run = burst[len(burst) // 2]
-                timeline = one.timeline(run.origin, run.records, run.request)
+                timeline = one.timeline(run.origin, run.records)
                 runs[name].append((run.makespan_ns, timeline, run.disturbed))
             else:
                 requests = _requests(study)

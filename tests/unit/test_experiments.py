@@ -45,8 +45,7 @@ def test_every_part_of_diviml_runs_with_one_model_and_two_policies(name, tmp_pat
     shutil.copy(folder / "servers.yaml", tmp_path)
     summary = evaluate(tmp_path / "study.yaml", tmp_path / "out", jobs=1)
     assert summary["runs"] > 2
-    outcomes = [result["outcome"] for result in Store(tmp_path / "out").read()]
-    assert all("error" not in outcome or "no placement" in outcome["error"] for outcome in outcomes), outcomes
+    assert summary["failed"] == 0, [r["outcome"].get("error") for r in Store(tmp_path / "out").read()]
 
 
 STUDIES = [path for path in sorted(EXPERIMENTS.glob("*/*.yaml")) if "models:" in path.read_text()]  # not the clusters
