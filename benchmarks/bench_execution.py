@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from statistics import median
 
 from benchmarks.row import Row
 
@@ -17,7 +16,7 @@ def executor_overhead() -> Row:
     Bursts of both alternate in one worker process, so that a slow spell meets both.
     """
     from moirai_sim.clusters.reader import read_cluster
-    from moirai_sim.execution.measure import load_order, load_subject, time_plain
+    from moirai_sim.execution.measure import load_order, load_subject, time_plain, typical_ns
     from moirai_sim.execution.workers import Workers
     from moirai_sim.graphs.light import light_models
     from moirai_sim.graphs.load import load_graph
@@ -33,10 +32,10 @@ def executor_overhead() -> Row:
             subject.load_plain(workers, device)
             plain, ours = [], []
             for _ in range(ROUNDS):
-                plain.append(median(time_plain(workers, [device], PLAIN_RUNS)[device]))
-                ours.append(median(run.makespan_ns for run in loaded.run_hot()))
+                plain.append(time_plain(workers, [device], PLAIN_RUNS)[device])
+                ours.append([run.timed for run in loaded.run_hot()])
             loaded.close()
-            found[name.removeprefix("light_")] = median(ours) / median(plain) - 1
+            found[name.removeprefix("light_")] = typical_ns(ours) / typical_ns(plain) - 1
     worst = max(found.values())
     note = ", ".join(f"{name} {share:+.1%}" for name, share in found.items())
     return Row("executor_overhead", worst * 100, "% of a plain run", "<= 3", worst <= 0.03, note)

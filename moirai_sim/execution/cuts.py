@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
-from moirai_sim.execution.measure import covered_operators, load_order, time_plain
+from moirai_sim.execution.measure import PATIENCE_S, covered_operators, load_order, time_plain, typical_ns
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from moirai_sim.execution.measure import Crew, Subject
+    from moirai_sim.execution.measure import Crew, Subject, Timed
 
 ROUNDS = 5
 """So many tell a model's times well enough where nothing else is measured beside them."""
@@ -51,10 +51,16 @@ class InPlace:
         The model.
     devices
         Names of those to run on, one of each kind.
+    patience_s
+        How long to look for undisturbed runs of each; 0 takes the machine as it comes.
     """
 
-    def __init__(self, workers: Crew, subject: Subject, devices: Sequence[str]) -> None:
-        self.workers, self.subject = workers, subject
+    def __init__(
+        self, workers: Crew, subject: Subject, devices: Sequence[str], *, patience_s: float = PATIENCE_S
+    ) -> None:
+        self.workers, self.subject, self.patience_s = workers, subject, patience_s
+        self.quiet = patience_s > 0
+        """Whether only undisturbed runs count."""
         operators = list(subject.graph.operators)
         self._loaded = {
             name: load_order(workers, subject, dict.fromkeys(operators, name), operators, every_kernel=True)
@@ -68,35 +74,41 @@ class InPlace:
 
     def forget(self) -> None:
         """Begin anew: the machine may have changed its speed."""
-        self._wholes: dict[str, list[float]] = defaultdict(list)
-        self._makespans: dict[str, list[int]] = defaultdict(list)
-        self._times: dict[str, dict[int, list[int]]] = {name: defaultdict(list) for name in self._loaded}  # of a part
-        self._together: list[float] = []
+        self._wholes: dict[str, list[list[Timed]]] = defaultdict(list)
+        self._together: dict[str, list[list[Timed]]] = defaultdict(list)
+        self._makespans: dict[str, list[list[Timed]]] = defaultdict(list)
+        self._kernels: dict[tuple[str, int], list[list[Timed]]] = defaultdict(list)  # by device and part
 
     def round(self) -> None:
         """Time everything once."""
         names = self.workers.names
-        longest = max((median(times) for times in self._wholes.values()), default=1.0)
+        longest = max((typical_ns(rounds) for rounds in self._wholes.values()), default=1.0)
         runs = int(max(2, min(_PLAIN_RUNS, _PLAIN_NS / longest)))
-        alone = {name: median(time_plain(self.workers, [name], runs)[name]) for name in names}
-        together = time_plain(self.workers, names, runs)
-        self._together += [median(together[name]) / one for name, one in alone.items()]
+        for name in names:
+            self._wholes[name].append(time_plain(self.workers, [name], runs, patience_s=self.patience_s)[name])
+        apart = self.workers.apart
+        for name, times in time_plain(self.workers, apart, runs, patience_s=self.patience_s).items():
+            self._together[name].append(times)
         for device, loaded in self._loaded.items():
-            self._wholes[device].append(alone[device])
-            for run in loaded.run_hot():
-                self._makespans[device].append(run.makespan_ns)
-                for _, i, _, start, end in run.records[device].runs:
-                    self._times[device][i].append(end - start)
+            burst = loaded.run_hot(patience_s=self.patience_s)
+            self._makespans[device].append([run.timed for run in burst])
+            kernels: dict[int, list[Timed]] = defaultdict(list)
+            for run in burst:
+                for _, part, _, start, end in run.records[device].runs:
+                    kernels[part].append((end - start, run.disturbed))
+            for part, times in kernels.items():
+                self._kernels[device, part].append(times)
 
     def contention(self) -> float:
-        """Return how much longer the model takes while all devices run it than while one does, at least 1."""
-        return max(1.0, median(self._together))
+        """Return how much longer the model takes for each other device that runs it too, on cores of its own."""
+        longer = [self._typical(rounds) / self._typical(self._wholes[name]) for name, rounds in self._together.items()]
+        return 1 + max(0.0, median(longer) - 1) / max(len(longer) - 1, 1)
 
     def cuts(self, device: str) -> Cuts:
         """Return the times on one device."""
         loaded, graph = self._loaded[device], self.subject.graph
-        kernel_ns = [median(self._times[device][i]) for i in range(len(loaded.parts))]
-        whole = median(self._wholes[device])
+        kernel_ns = [self._typical(self._kernels[device, part]) for part in range(len(loaded.parts))]
+        whole = self._typical(self._wholes[device])
         alone = _without_calls(kernel_ns, whole)
         covered = covered_operators(loaded.executed, graph, loaded.parts, loaded.placement)
         operator_ns: dict[str, float] = defaultdict(float)
@@ -104,8 +116,11 @@ class InPlace:
             owner = loaded.executed.owner[part.kernels[0]]
             main = max((owner, *covered[part]), key=lambda name: graph[name].flops)
             operator_ns[main] += ns  # another placement may cut the kernel, and the light members leave its work behind
-        cost = (median(self._makespans[device]) - whole) / max(len(loaded.parts) - 1, 1)
+        cost = (self._typical(self._makespans[device]) - whole) / max(len(loaded.parts) - 1, 1)
         return Cuts({name: max(1, round(ns)) for name, ns in operator_ns.items()}, round(whole), max(0, round(cost)))
+
+    def _typical(self, rounds: Sequence[Sequence[Timed]]) -> float:
+        return typical_ns(rounds, quiet=self.quiet)
 
     def close(self) -> None:
         """Let the workers forget the parts."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moirai_sim.execution.ray_workers import RayWorkers
-    from moirai_sim.graphs.operator import OperatorGraph
+    from moirai_sim.graphs.operator import Operator, OperatorGraph
     from moirai_sim.placement import Placement
     from moirai_sim.problem import PlacementProblem
 
@@ -41,14 +41,16 @@ _AHEAD_NS = 2_000_000
 """A run is announced so long before it starts, so that every worker is ready."""
 UNDISTURBED = 1.0
 """A run whose `Run.disturbed` is at most this counts as undisturbed."""
+_LOW = 0.1
 _DELAYED = 0.005
 """The share of a run in which a worker may wait for its core, as the scheduler tells."""
-_ATTEMPTS = 4
-_PATIENCE_S, _ENOUGH = 0.15, 3
+PATIENCE_S, _ENOUGH = 0.15, 3
 """How long to wait for undisturbed runs, and how many of them are enough."""
 _PLAIN_RUNS = 9
 _BURST_NS, _BURST = 30_000_000, 8
 """Time that a burst of requests takes at most, unless one takes longer, and the most requests of it that count."""
+_WAIT_SHARE = 0.7
+"""How long workers wait for a disturbed core before a run, as a share of the patience with a burst."""
 _TOLERANCE = 1e-3
 """Largest difference of an output from the unsplit model's, as a share of that output's largest value."""
 
@@ -101,21 +103,47 @@ class Subject:
         return outputs
 
 
-def time_plain(workers: Crew, devices: Sequence[str], runs: int) -> dict[str, list[int]]:
-    """Return times of the plain sessions that workers hold, all at once, one run after the other on each, ns.
+Timed = tuple[int, float]
+"""Duration of a run in ns, and how much it was disturbed: `Run.disturbed`."""
 
-    Runs in which a core was slower than usual do not count, unless there are no others.
+
+def undisturbed(runs: Sequence[Timed]) -> bool:
+    """Return whether nothing disturbed one of the runs."""
+    return any(disturbed <= UNDISTURBED for _, disturbed in runs)
+
+
+def typical_ns(rounds: Sequence[Sequence[Timed]], *, quiet: bool = True) -> float:
+    """Return what rounds of runs take, ns.
+
+    Parameters
+    ----------
+    quiet
+        Take the tenth percentile of the undisturbed runs: what still disturbed them, unnoticed, made them longer, never
+        shorter, and longer runs and those on several devices more often. Without a single one the least disturbed
+        count. Else take the machine as it came: the median over rounds of the median of all their runs.
     """
-    found: dict[str, list[tuple[int, float]]] = {name: [] for name in devices}
-    give_up = time.monotonic() + _PATIENCE_S
+    if not quiet:
+        return median(median(ns for ns, _ in runs) for runs in rounds)
+    runs = sorted((run for own in rounds for run in own), key=lambda run: run[1])
+    alone = [ns for ns, disturbed in runs if disturbed <= UNDISTURBED] or [ns for ns, _ in runs[:_ENOUGH]]
+    return float(np.quantile(alone, _LOW))
+
+
+def time_plain(
+    workers: Crew, devices: Sequence[str], runs: int, *, patience_s: float = PATIENCE_S
+) -> dict[str, list[Timed]]:
+    """Time the plain sessions that workers hold, all at once, one run after the other on each.
+
+    Repeated for a while until some runs of each were undisturbed.
+    """
+    found: dict[str, list[Timed]] = {name: [] for name in devices}
+    give_up = time.monotonic() + patience_s
     while True:
         for name, times in workers.call(devices, "plain", runs, limit_s=300.0).items():
-            found[name] += times
-        undisturbed = {name: [ns for ns, slowed in times if slowed <= SLOW] for name, times in found.items()}
-        enough = all(len(times) >= min(_ENOUGH, runs) for times in undisturbed.values())
-        if enough or time.monotonic() > give_up:
-            least = {name: sorted(times, key=lambda run: run[1])[:_ENOUGH] for name, times in found.items()}
-            return {name: undisturbed[name] or [ns for ns, _ in least[name]] for name in devices}
+            found[name] += [(ns, slowed / SLOW) for ns, slowed in times]
+        quiet = [sum(disturbed <= UNDISTURBED for _, disturbed in times) for times in found.values()]
+        if min(quiet) >= min(_ENOUGH, runs) or time.monotonic() > give_up:
+            return found
 
 
 @dataclass(frozen=True)
@@ -131,7 +159,12 @@ class Run:
     @property
     def makespan_ns(self) -> int:
         """Time from the origin to the last end."""
-        return _last_end(self.records) - self.origin
+        return max(end for record in self.records.values() for *_, end in record.runs) - self.origin
+
+    @property
+    def timed(self) -> Timed:
+        """Makespan in ns, and how much the run was disturbed."""
+        return self.makespan_ns, self.disturbed
 
 
 @dataclass(frozen=True)
@@ -156,42 +189,45 @@ class Loaded:
         records = self.workers.call(self.participants, "run", self.key, arrivals, limit_s=limit_s)
         return origin, records
 
-    def run_hot(self) -> list[Run]:
-        """Run requests one after the other without a pause and return the undisturbed ones, a run each.
+    def run_hot(self, *, patience_s: float = PATIENCE_S) -> list[Run]:
+        """Run requests one after the other without a pause; return a run for each.
 
         After a pause caches are cold and cores asleep, which is no property of the placement, and what serves requests
         does not pause. A request begins when the one before it has ended on all devices and the pace of their cores was
         looked at. What another process, or another machine of the same host, does to a run is no property of the
-        placement either: bursts are repeated for a while until some runs are undisturbed; else the least disturbed
-        ones count.
+        placement either: bursts are repeated for a while until some runs are undisturbed.
+
+        Parameters
+        ----------
+        patience_s
+            How long to look for undisturbed runs; 0 takes the machine as it comes.
         """
-        give_up = time.monotonic() + _PATIENCE_S
+        give_up = time.monotonic() + patience_s
+        wait_ns = round(patience_s * _WAIT_SHARE * 1e9)
         runs: list[Run] = []
         while True:
             count = int(np.clip(_BURST_NS // max(self.makespan_ns[0], 1), 1, _BURST)) if self.makespan_ns else 1
-            records = self.workers.call(self.participants, "hot", self.key, count, limit_s=60.0)
-            runs += [_run_of(dict(zip(records, own, strict=True))) for own in zip(*records.values(), strict=True)]
+            records = self.workers.call(self.participants, "hot", self.key, count, wait_ns, limit_s=60.0)
+            runs += [self._run_of(dict(zip(records, own, strict=True))) for own in zip(*records.values(), strict=True)]
             self.makespan_ns[:] = [min(run.makespan_ns for run in runs)]
-            undisturbed = [run for run in runs if run.disturbed <= UNDISTURBED or self.workers.shares_cores]
-            if len(undisturbed) >= _ENOUGH or time.monotonic() > give_up:
-                return undisturbed or sorted(runs, key=lambda run: run.disturbed)[:_ENOUGH]
+            quiet = sum(run.disturbed <= UNDISTURBED for run in runs)
+            if quiet >= _ENOUGH or time.monotonic() > give_up:
+                return runs
 
-    def run_undisturbed(self, offsets_ns: Sequence[int], *, limit_s: float) -> Run:
-        """Run a stream until nothing else took a worker's core for long, a few times at most; return the quietest run.
+    def _run_of(self, records: Mapping[str, Record]) -> Run:
+        """Return a run of one request that workers began together."""
+        begun = min(record.begun for record in records.values())
+        last = max(end for record in records.values() for *_, end in record.runs)
+        waited = max(record.delayed_ns for record in records.values()) / max(last - begun, 1)
+        slowed = max(record.slowed for record in records.values())
+        if self.workers.shares_cores:  # workers wait for each other's work then, which is no disturbance
+            waited = 0.0
+        return Run(begun, records, max(waited / _DELAYED, slowed / SLOW))
 
-        What another process does to a run is no property of the placement.
-        """
-        best: Run | None = None
-        for _ in range(_ATTEMPTS):
-            origin, records = self.run(offsets_ns, limit_s=limit_s)
-            run = Run(origin, records, _delayed(origin, records) / _DELAYED)
-            if best is None or run.disturbed < best.disturbed:
-                best = run
-            if best.disturbed <= UNDISTURBED or self.workers.shares_cores:
-                break
-        if best is None:
-            raise LookupError("no attempt was made")
-        return best
+    def run_stream(self, requests: int, *, limit_s: float = 300.0) -> Run:
+        """Run requests that all arrive at once, as many under way as there are slots."""
+        _, records = self.run([0] * requests, limit_s=limit_s)
+        return self._run_of(records)
 
     def check(self, request: int = 0) -> float:
         """Compare the outputs of the last run with the unsplit model; return the largest relative difference.
@@ -277,6 +313,11 @@ class Loaded:
             target=target,
             bytes=executed.tensors[tensor].bytes,
         )
+
+
+def nearest_run(runs: Sequence[Run], ns: float) -> Run:
+    """Return the run whose makespan is the nearest to a time."""
+    return min(runs, key=lambda run: abs(run.makespan_ns - ns))
 
 
 def load(
@@ -380,8 +421,8 @@ def measure(
             disturbed = 0
             end = time.monotonic() + budget_s
             while len(runs) < repeats and (len(runs) < 3 or time.monotonic() < end):
-                burst = sorted(loaded.run_hot(), key=lambda run: run.makespan_ns)
-                run = burst[len(burst) // 2]
+                burst = loaded.run_hot()
+                run = nearest_run(burst, typical_ns([[run.timed for run in burst]]))
                 disturbed += run.disturbed > UNDISTURBED
                 runs.append(loaded.timeline(run.origin, run.records))
             subject.load_plain(crew, crew.names[0])
@@ -393,7 +434,7 @@ def measure(
     facts = {
         "makespans_ns": [run.makespan_ns for run in runs],
         "disturbed_runs": disturbed,
-        "unsplit_ns": int(median(plain)),
+        "unsplit_ns": int(typical_ns([plain])),
         "parts": len(loaded.parts),
         "largest_output_difference": difference,
         "machine": platform.platform(),
@@ -432,22 +473,6 @@ def load_subject(source: str | Path, graph: OperatorGraph) -> Subject:
             f"{text}: cannot be read ({error.strerror}); weights in other files must lie beside it"
         ) from error
     return Subject(with_random_weights(model), graph)
-
-
-def _run_of(records: Mapping[str, Record]) -> Run:
-    """Return a run of one request that workers began together."""
-    begun = min(record.begun for record in records.values())
-    slowed = max(record.slowed for record in records.values())
-    return Run(begun, records, max(_delayed(begun, records) / _DELAYED, slowed / SLOW))
-
-
-def _delayed(origin: int, records: Mapping[str, Record]) -> float:
-    """Return for which share of the time until the last end the worker that waited longest waited for its core."""
-    return max(record.delayed_ns for record in records.values()) / max(_last_end(records) - origin, 1)
-
-
-def _last_end(records: Mapping[str, Record]) -> int:
-    return max(end for record in records.values() for *_, end in record.runs)
 
 
 def _assignments(
@@ -491,13 +516,20 @@ def _assignments(
 def covered_operators(
     executed: Executed, graph: OperatorGraph, parts: Sequence[Part], device: Mapping[str, str]
 ) -> dict[Part, tuple[str, ...]]:
-    """Return the user's operators of each part; one that has no kernel counts where its result is made or read."""
+    """Return the user's operators of each part; one that has no kernel counts where its result is made or read.
+
+    First where a twin of it is computed, then at a reader on its device, then at a producer.
+    """
     host: dict[str, Part] = {}
     for layout in (False, True):  # a part that only changes the layout of a result counts if there is no other
         for part in parts:
             for i in part.kernels:
                 if layout or not executed.nodes[i].op_type.startswith("Reorder"):
                     host.setdefault(executed.owner[i], part)
+    computed = {_computation(graph[name]): part for name, part in host.items() if name in graph.operators}
+    for operator in graph:  # ONNX Runtime computes once what several operators would compute alike
+        if operator.name not in host and _computation(operator) in computed:
+            host[operator.name] = computed[_computation(operator)]
     for name in reversed(list(graph.operators)):
         if name not in host:
             host_of = (host.get(j) for j in graph.digraph.successors(name) if device[j] == device[name])
@@ -512,6 +544,12 @@ def covered_operators(
     for name in graph.operators:
         covered[host[name]].append(name)
     return {part: tuple(names) for part, names in covered.items()}
+
+
+def _computation(operator: Operator) -> Hashable:
+    """Return what two operators have in common that compute the same."""
+    read = tuple(tensor.name for tensor in operator.inputs)
+    return operator.op_type, read, repr(sorted(operator.attributes.items(), key=lambda item: item[0]))
 
 
 def _version() -> str:

@@ -83,7 +83,7 @@ class RayWorkers:
     def __init__(self, cluster: Cluster, address: str | None = None, *, limit_s: float = 60.0) -> None:
         import ray
 
-        self.names = [device.name for device in cluster.devices]
+        self.names = self.apart = [device.name for device in cluster.devices]
         self.threads = {device.name: device.threads for device in cluster.devices}
         self.backends = device_backends(cluster)
         self._keys = 0

@@ -35,8 +35,6 @@ DONE, READY = -1, -2
 SLOW = 0.35
 """A core whose interpreter is slower by more than this is disturbed. After kernels it is up to 0.25 slower, since its
 code is cold, and beside a busy sibling 0.6 or more."""
-_SLOW_NS = 100_000_000
-"""How long workers wait for a disturbed core to become quiet."""
 _SCHEDSTAT = Path("/proc/thread-self/schedstat")
 _EARLY_NS = 1_000_000
 """A worker that waits for a start time stops sleeping so much earlier, since sleep is late."""
@@ -271,14 +269,14 @@ class Worker:
         record.delayed_ns = _run_queue_ns() - delayed
         return record
 
-    def _hot(self, key: int, count: int) -> list[Record]:
+    def _hot(self, key: int, count: int, wait_ns: int) -> list[Record]:
         """Run a request that does not count and then ``count`` ones, one after the other without a pause.
 
-        Each begins when all workers have ended the one before it and every core keeps its own pace, or one has not for
-        too long.
+        Each begins when all workers have ended the one before it and every core keeps its own pace; in all, nobody
+        waits longer than ``wait_ns`` for that.
         """
         records = []
-        give_up = time.monotonic_ns() + _SLOW_NS
+        give_up = time.monotonic_ns() + wait_ns
         for _ in range(count + 1):
             slowed = self.pace.slowed()
             while slowed > SLOW and time.monotonic_ns() < give_up:

@@ -8,7 +8,6 @@ import struct
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
@@ -55,10 +54,12 @@ class Workers:
         self.emulated = any(device.address.startswith(EMULATED) for device in cluster.devices)
         if self.emulated:
             namespaces.check_emulated(cluster)
-        users = Counter(core for own in cores.values() for core in own)
-        self.shares_cores = max(users.values()) > 1
+        sharing = shared_cores(cluster)
+        self.shares_cores = bool(sharing)
         """Whether workers wait for each other's work on a core, which is no disturbance then."""
         self.names = [device.name for device in cluster.devices]
+        self.apart = [name for k, name in enumerate(self.names) if not any(k == i and j < k for i, j in sharing)]
+        """Devices that share no core with one another."""
         self.threads = {device.name: device.threads for device in cluster.devices}
         self.backends = device_backends(cluster)
         self._controls: dict[str, Connection] = {}
@@ -72,8 +73,8 @@ class Workers:
             addresses = {}
             if self._switches is not None:
                 addresses = namespaces.connect(cluster, self.processes | self._switches.processes)
-            for name in self.names:
-                alone = not self.emulated and all(users[core] == 1 for core in cores[name])
+            for k, name in enumerate(self.names):
+                alone = not self.emulated and not any(k in pair for pair in sharing)
                 self._controls[name].send(
                     {
                         "name": name,
@@ -226,6 +227,12 @@ class Workers:
             hint = "; signal 9 often means that memory ran out" if code == -9 else ""
             raise ExecutionError(f"worker '{name}' was killed by signal {-code}{hint}; all workers were ended")
         raise ExecutionError(f"worker '{name}' ended with exit code {code}; all workers were ended")
+
+
+def shared_cores(cluster: Cluster) -> list[tuple[int, int]]:
+    """Return the pairs of devices, by position, that compute on the same core."""
+    cores = [set(device_cores(device)) for device in cluster.devices]
+    return [(k, j) for k in range(len(cores)) for j in range(len(cores)) if k != j and cores[k] & cores[j]]
 
 
 def device_cores(device: Device) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ _MAX_PAIRS = 4
 """Pairs of neighbours to time; those of one machine are taken to be equal."""
 
 
-def profile_links(cluster: Cluster, *, sizes: Sequence[int] = SIZES, repeats: int = 15) -> pd.DataFrame:
+def profile_links(cluster: Cluster, *, sizes: Sequence[int] = SIZES, repeats: int = 9) -> pd.DataFrame:
     """Time crossings between neighbours of a cluster that lies on this machine; see `moirai_sim.execution.hops`.
 
     Parameters
@@ -35,8 +35,7 @@ def profile_links(cluster: Cluster, *, sizes: Sequence[int] = SIZES, repeats: in
     Returns
     -------
     pandas.DataFrame
-        Columns of ``schema.LINK_COLUMNS``. ``send`` among 2 is a crossing with all that it costs, ``part`` among 1 what
-        of it is the start of one more part. ``attrs["metadata"]`` holds telemetry.
+        Columns of ``schema.LINK_COLUMNS``; a crossing with all that it costs. ``attrs["metadata"]`` holds telemetry.
 
     Raises
     ------
@@ -62,7 +61,6 @@ def profile_links(cluster: Cluster, *, sizes: Sequence[int] = SIZES, repeats: in
             for hop in time_hops(workers, source, target, sizes=sizes, repeats=repeats):
                 pair = {"source_device": source, "target_device": target, "bytes": hop.bytes, "source": "measured"}
                 rows.append(pair | {"collective": "send", "participants": 2} | statistics(hop.times_s))
-                rows.append(pair | {"collective": "part", "participants": 1} | statistics(hop.part_s))
                 step()
     frame = pd.DataFrame(rows).assign(**LINK_DEFAULTS)[list(LINK_COLUMNS)]
     frame.attrs["metadata"] = {

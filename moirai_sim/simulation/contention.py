@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 def overlap(
     problem: PlacementProblem, placement: Placement, *, options: SimulationOptions = DEFAULT
 ) -> NDArray[np.float64]:
-    """Return the share of each operator's time in which other devices compute, [n]: 1 where all of them always do."""
+    """Return the share of each operator's time in which each other device computes, [n, devices]."""
     schedule = simulate_schedule(problem, placement, options=options)
     device = np.asarray(placement.device)
     start, end = schedule.operator_start_ns, schedule.operator_end_ns
-    others = np.zeros(problem.n_operators)
+    busy = np.zeros((problem.n_operators, problem.n_devices))
     for k in range(problem.n_devices):
         mine = device == k
         if mine.any() and not mine.all():
-            others[~mine] += _busy(start[mine], end[mine], start[~mine], end[~mine])
-    return np.asarray(others / np.maximum(end - start, 1) / max(problem.n_devices - 1, 1))
+            busy[~mine, k] = _busy(start[mine], end[mine], start[~mine], end[~mine])
+    return np.asarray(busy / np.maximum(end - start, 1)[:, None])
 
 
 def contended(
-    problem: PlacementProblem, placement: Placement, share: NDArray[np.float64], factor: float
+    problem: PlacementProblem, placement: Placement, share: NDArray[np.float64], factor: NDArray[np.float64]
 ) -> PlacementProblem:
     """Return a problem whose operators take the time that they take while other devices compute.
 
@@ -47,13 +47,15 @@ def contended(
     placement
         Where the operators are; times elsewhere stay.
     share
-        [n] as `overlap` returns it.
+        [n, devices] as `overlap` returns it.
     factor
-        Time of an operator while all other devices compute, over its time alone; at least 1.
+        [devices, devices] time of an operator on one device while the other computes, over its time alone; at least 1.
+        What several others add, adds up.
     """
-    rows, columns = np.arange(problem.n_operators), problem.device_type[np.asarray(placement.device)]
+    device = np.asarray(placement.device)
+    rows, columns = np.arange(problem.n_operators), problem.device_type[device]
     operator_ns = problem.operator_ns.copy()
-    longer = operator_ns[rows, columns] * (1 + (factor - 1) * share)
+    longer = operator_ns[rows, columns] * (1 + ((factor[device] - 1) * share).sum(axis=1))
     operator_ns[rows, columns] = np.rint(longer).astype(np.int64)
     return replace(problem, operator_ns=operator_ns, operator_low_ns=None, operator_high_ns=None)
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from moirai_sim.errors import InputError
 from moirai_sim.units import parse_ns
 
@@ -59,10 +61,11 @@ class SimulationOptions:
     reader_share: float = 0.0
     """Share of a transfer's time that its first reader spends instead of the link, with its device busy: 0 where an
     engine copies meanwhile, 1 where a core reads what lies in the cache or memory of another."""
-    part_ns: int = 0
-    """Time to start a *part*, ns: the operators that a device runs in one call of its backend. A new one begins with an
-    operator that waits for another device and after one that another device waits for. The transfer times of the
-    problem hold one part each, which moves from there to where parts really begin."""
+    part_ns: int | tuple[int, ...] = 0
+    """Time to start a *part*, ns, on every device or on each: the operators that a device runs in one call of its
+    backend. A new one begins with an operator that waits for another device and after one that another device waits
+    for. The transfer times of the problem hold one part each, the mean of the devices', which moves from there to where
+    parts really begin."""
     spread: float | Mapping[str, float] = 0.0
     """Standard deviation of the logarithm of an operator's time around its mean, which is the time of the problem: one
     for all, or by operator name; see `spread_of`."""
@@ -85,7 +88,7 @@ class SimulationOptions:
             problems.append(f"streams: read {self.streams}; a device runs at least 1 operator at a time")
         if self.launch_ns < 0:
             problems.append(f"launch_ns: read {self.launch_ns}; a launch takes at least 0 ns")
-        if self.part_ns < 0:
+        if np.min(self.part_ns) < 0:
             problems.append(f"part_ns: read {self.part_ns}; a part takes at least 0 ns to start")
         if self.copy_engines is not None and self.copy_engines < 0:
             problems.append(f"copy_engines: read {self.copy_engines}; give 0 or more, or none at all for no limit")
@@ -101,6 +104,11 @@ class SimulationOptions:
         ]
         if problems:
             raise InputError(problems)
+
+    @property
+    def transfer_part_ns(self) -> int:
+        """What the transfer times of the problem hold of a part."""
+        return round(float(np.mean(self.part_ns)))
 
     @property
     def disturbed(self) -> bool:

@@ -98,8 +98,9 @@ def make_plan(
         problem.edge_tensor[crossing], problem.route_class[device[producer[crossing]], device[consumer[crossing]]]
     ]
     edge = np.flatnonzero(leader == np.arange(m))
-    if options.part_ns:
-        alone = np.where(leader >= 0, np.maximum(alone - options.part_ns, 0), 0)
+    part_ns = np.broadcast_to(np.asarray(options.part_ns, dtype=np.int64), problem.n_devices)
+    if part_ns.any():
+        alone = np.where(leader >= 0, np.maximum(alone - options.transfer_part_ns, 0), 0)
     if options.reader_share:
         read = np.rint(alone * options.reader_share).astype(np.int64)
         alone -= read
@@ -112,8 +113,8 @@ def make_plan(
         operator = np.argsort(placement.order, kind="stable")
         turn = placement.order[producer] if placement.transfer_order is None else placement.transfer_order
         edge = edge[np.lexsort((edge, turn[edge]))]
-    if options.part_ns:
-        duration = duration + options.part_ns * part_heads(problem, device, operator)
+    if part_ns.any():
+        duration = duration + part_ns[device] * part_heads(problem, device, operator)
     number = np.empty(n, dtype=np.int64)
     number[operator] = np.arange(n)
     transfer_number = np.full(m, -1, dtype=np.int64)

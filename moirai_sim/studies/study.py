@@ -163,7 +163,10 @@ class ValidateStudy(_Runs):
     calibrate: str | None = "60 s"
     """Time to profile the models' operators on this machine first; null takes the clusters' own cost models."""
     repeats: int = Field(default=10, ge=3)
-    """Measured runs a placement, interleaved over the placements so that a noisy spell hits all of them."""
+    """Rounds in which each placement runs, interleaved so that a noisy spell hits all of them; up to four times as many
+    until so many were undisturbed."""
+    patience: str = "150 ms"
+    """How long to look, in each round, for runs of a placement that nothing else on the machine disturbs."""
     in_flight: int = Field(default=1, ge=1)
     """Requests in flight while measuring; more than 1 measures the throughput of a stream."""
     seed: int = 0

@@ -8,8 +8,8 @@ one device are easier than the others: ``split_median_ape`` leaves them out.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,32 +17,38 @@ import numpy as np
 
 import moirai_sim
 from moirai_sim.errors import InputError, MoiraiError
+from moirai_sim.execution.measure import nearest_run, typical_ns, undisturbed
 from moirai_sim.files import write_whole
 from moirai_sim.studies.runs import cluster_figures, source_digest
 from moirai_sim.studies.store import Store, digest
 from moirai_sim.studies.study import ValidateStudy, read_study
 from moirai_sim.studies.validate_prices import (
-    Priced,
     calibrated,
-    device_model,
     families,
     kernel_of,
     machine,
     model_source,
     price_in_place,
+    priced_as_it_is,
     types_of,
 )
-from moirai_sim.studies.validate_summary import case_of, interval, summarise
+from moirai_sim.studies.validate_summary import case_of, summarise
 
 if TYPE_CHECKING:
     from moirai_sim.clusters.cluster import Cluster
     from moirai_sim.execution.cuts import InPlace
-    from moirai_sim.execution.measure import Loaded
+    from moirai_sim.execution.measure import Loaded, Run, Timed
     from moirai_sim.execution.workers import Workers
     from moirai_sim.placement import Placement
     from moirai_sim.problem import PlacementProblem
+    from moirai_sim.studies.validate_prices import Priced
     from moirai_sim.timeline import Span, Timeline
 
+_MOSTLY = 0.5
+"""Share of placements that must meet a quiet moment for only such moments to count."""
+_MORE_ROUNDS = 4
+"""Rounds at most, as a multiple of those asked for, until every placement has so many undisturbed ones."""
+_RESAMPLES = 200
 _HELD_BYTES = 3 * 2**30
 """Weights that the workers hold at once; placements of larger models are measured in several batches."""
 
@@ -57,6 +63,8 @@ class Candidate:
     """Of one request."""
     predicted_ns: int
     """The makespan; for a stream the time between two answers."""
+    also: tuple[str, ...] = ()
+    """Other names of the same placement."""
 
 
 def validate(study_path: Path, out: Path) -> dict[str, Any]:
@@ -127,14 +135,16 @@ def _run_model(
     source: str, cluster_name: str, cluster: Cluster, workers: Workers, study: ValidateStudy, store: Store
 ) -> list[str]:
     from moirai_sim.execution.cuts import ROUNDS, InPlace
-    from moirai_sim.execution.measure import UNDISTURBED, load, load_subject
+    from moirai_sim.execution.measure import load, load_subject
     from moirai_sim.graphs.load import load_graph
     from moirai_sim.sources import build_problem
+    from moirai_sim.units import parse_ns
 
     fixed = {
         "model": source,
         "cluster": cluster_name,
         "repeats": study.repeats,
+        "patience": study.patience,
         "in_flight": study.in_flight,
         "seed": study.seed,
         "calibrate": study.calibrate,
@@ -147,14 +157,16 @@ def _run_model(
         return list(json.loads(done.read_text(encoding="utf-8")))
     graph = load_graph(source)
     problem = build_problem(graph, cluster)
-    priced = Priced(problem, device_model(cluster, 0))
+    priced = priced_as_it_is(problem, cluster)
     outcomes: dict[str, dict[str, Any]] = {}
     timelines: dict[str, Timeline] = {}
     candidates: list[Candidate] = []
+    refused: dict[str, MoiraiError] = {}
     failure: dict[str, Any] = {}
+    patience_s = parse_ns(study.patience) / 1e9 if study.in_flight == 1 else 0.0
     try:
         subject = load_subject(source, graph)
-        in_place = InPlace(workers, subject, types_of(problem)) if study.calibrate else None
+        in_place = InPlace(workers, subject, types_of(problem), patience_s=patience_s) if study.calibrate else None
         if in_place is not None:
             for _ in range(ROUNDS):
                 in_place.round()
@@ -162,32 +174,35 @@ def _run_model(
             problem = priced.problem
             in_place.forget()
         family = families(problem, graph)
-        candidates = list(_candidates(priced, study))
+        candidates, refused = _candidates(priced, study)
         weights = sum(operator.weight_bytes for operator in graph)
         size = max(1, int(_HELD_BYTES // max(weights, 1)))
-        runs: dict[str, list[tuple[int, Timeline, float]]] = {}
+        measured: dict[str, Measured] = {}
         for start in range(0, len(candidates), size):
             batch = candidates[start : start + size]
             loaded = {c.name: load(workers, subject, problem, c.placement, in_flight=study.in_flight) for c in batch}
-            runs |= _interleaved(loaded, study, in_place)
+            measured |= _interleaved(loaded, study, in_place, patience_s)
             for one in loaded.values():
                 one.close()
+        # Quiet moments are found more easily on one device than on several: where too few placements met one, all runs
+        # count, lest prices and placements be of different machines.
+        met = np.mean([found.undisturbed() > 0 for found in measured.values()])
+        quiet = bool(patience_s > 0 and met >= _MOSTLY)
         if in_place is not None:
+            in_place.quiet = quiet
             # The placements were chosen by older prices; what is predicted is the machine as it was while they ran.
             priced = price_in_place(problem, cluster, in_place, source)
             in_place.close()
-            candidates = [_predicted(priced, study, c.name, c.placement) for c in candidates]
+            candidates = [_predicted(priced, study, c.name, c.placement, c.also) for c in candidates]
         for candidate in candidates:
-            own = sorted(runs[candidate.name], key=lambda run: run[0])
-            middle = own[len(own) // 2][1]
+            found = measured[candidate.name]
+            outcome, middle = _outcome(priced.problem, candidate, found, quiet, family, study.seed)
+            outcomes[candidate.name] = outcome
             timelines[candidate.name] = replace(middle, policy=candidate.name, network=problem.network)
-            took = [ns for ns, _, _ in runs[candidate.name]]
-            disturbed = float(np.mean([share > UNDISTURBED for _, _, share in runs[candidate.name]]))
-            outcome = _outcome(priced.problem, candidate, middle, took, family, study.seed)
-            outcomes[candidate.name] = outcome | {"disturbed": disturbed}
     except MoiraiError as error:
         failure = {"status": "error", "error": str(error), "kind": type(error).__name__}
-        candidates = candidates or list(_candidates(priced, study))
+        if not candidates:
+            candidates, refused = _candidates(priced, study)
     names = []
     for candidate in candidates:
         key = fixed | {"placement": candidate.name}
@@ -196,6 +211,10 @@ def _run_model(
         candidate.predicted.write(store.folder / "timelines" / f"{name}-predicted.json")
         if candidate.name in timelines:
             timelines[candidate.name].write(store.folder / "timelines" / f"{name}-measured.json")
+        names.append(name)
+    for policy, reason in refused.items():
+        name = digest(marks | {"placement": policy})[:24]
+        store.write(name, fixed | {"placement": policy}, {"status": "error", "error": str(reason)}, 0.0)
         names.append(name)
     if not failure:
         write_whole(done, json.dumps(names) + "\n")
@@ -206,41 +225,62 @@ def _asked_for(study: ValidateStudy) -> list[Any]:
     return [study.policies, study.random_placements, study.bad_placements]
 
 
-def _candidates(priced: Priced, study: ValidateStudy) -> Iterator[Candidate]:
-    """Iterate over the placements of a model: of the policies, random ones, and bad ones made by rule."""
+def _candidates(priced: Priced, study: ValidateStudy) -> tuple[list[Candidate], dict[str, MoiraiError]]:
+    """Return the placements of a model, each once, and why policies refused.
+
+    They are those of the policies, random ones, and bad ones made by rule. Random ones put runs of operators on one
+    device: from a few long runs to a device drawn for each kernel, so that they differ in more than luck.
+    """
     from moirai_sim.placement import Placement, placement_from_timeline
     from moirai_sim.policies.base import Request
     from moirai_sim.policies.run import place
     from moirai_sim.simulation.engine import simulate
 
     problem = priced.problem
+    found: dict[Any, Candidate] = {}
+    refused: dict[str, MoiraiError] = {}
 
-    def candidate(name: str, timeline: Timeline) -> Candidate:
-        return _predicted(priced, study, name, placement_from_timeline(problem, timeline))
-
-    def simulated(name: str, device: Any) -> Candidate:  # noqa: ANN401 - an array
-        return candidate(name, simulate(problem, Placement(device), policy=name))
+    def add(name: str, timeline: Timeline) -> None:
+        placement = placement_from_timeline(problem, timeline)
+        order = None if len(set(placement.device.tolist())) == 1 else tuple(np.asarray(placement.order).tolist())
+        same = tuple(placement.device.tolist()), order  # on one device everything is one part, whatever the order
+        if same in found:
+            found[same] = replace(found[same], also=(*found[same].also, name))
+        else:
+            found[same] = _predicted(priced, study, name, placement)
 
     for policy in study.policies:
-        timeline = place(problem, policy, Request(time_limit_s=study.time_limit_s, seed=study.seed))
+        try:
+            timeline = place(problem, policy, Request(time_limit_s=study.time_limit_s, seed=study.seed))
+        except MoiraiError as error:
+            refused[policy] = error
+            continue
         if timeline.spans:
-            yield candidate(policy, timeline)
+            add(policy, timeline)
     kernel = kernel_of(problem)
-    for number in range(study.random_placements):
-        rng = np.random.default_rng((study.seed, number))
-        yield simulated(f"random-{number + 1}", rng.integers(0, problem.n_devices, problem.n_operators)[kernel])
     position = np.empty(problem.n_operators, dtype=np.int64)
     position[problem.topological_order] = np.arange(problem.n_operators)
+    for number in range(study.random_placements):
+        rng = np.random.default_rng((study.seed, number))
+        length = problem.n_operators ** rng.random()  # of a run, in operators: its logarithm is uniform
+        runs = ((position + rng.random() * length) // length).astype(np.int64)
+        device = rng.integers(0, problem.n_devices, problem.n_operators + 2)[runs]
+        add(f"random-{number + 1}", simulate(problem, Placement(device[kernel])))
     for number in range(study.bad_placements):
-        yield simulated(f"alternate-{2**number}", (position >> number)[kernel] % problem.n_devices)
+        device = (position >> number)[kernel] % problem.n_devices
+        add(f"alternate-{2**number}", simulate(problem, Placement(device)))
+    return list(found.values()), refused
 
 
-def _predicted(priced: Priced, study: ValidateStudy, name: str, placement: Placement) -> Candidate:
+def _predicted(
+    priced: Priced, study: ValidateStudy, name: str, placement: Placement, also: tuple[str, ...] = ()
+) -> Candidate:
     """Return a placement with what is predicted of it."""
     predicted = priced.predict(placement, name)
-    if study.in_flight == 1:
-        return Candidate(name, placement, predicted, predicted.makespan_ns)
-    return Candidate(name, placement, predicted, priced.predict_period_ns(placement, study.in_flight, _requests(study)))
+    ns = predicted.makespan_ns
+    if study.in_flight > 1:
+        ns = priced.predict_period_ns(placement, study.in_flight, _requests(study))
+    return Candidate(name, placement, predicted, ns, also)
 
 
 def _requests(study: ValidateStudy) -> int:
@@ -248,65 +288,87 @@ def _requests(study: ValidateStudy) -> int:
     return 10 * study.in_flight
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What a placement took."""
+
+    rounds: list[list[Timed]] = field(default_factory=list)
+    """Runs by round: makespans, or for a stream the mean time between two answers."""
+    timelines: list[Timeline] = field(default_factory=list)
+    """Of the run in each round that took the most usual time; for a stream, of its first request."""
+
+    def undisturbed(self) -> int:
+        """Return the number of rounds in which nothing disturbed one of the runs."""
+        return sum(map(undisturbed, self.rounds))
+
+
 def _interleaved(
-    loaded: dict[str, Loaded], study: ValidateStudy, in_place: InPlace | None
-) -> dict[str, list[tuple[int, Timeline, float]]]:
-    """Run every placement once a round: a burst of requests, of which the first, that warms the caches, does not count.
+    loaded: dict[str, Loaded], study: ValidateStudy, in_place: InPlace | None, patience_s: float
+) -> dict[str, Measured]:
+    """Run every placement once a round, a burst of requests each time, until each has been left alone often enough.
 
-    The model's operators are timed in each round too: a machine that is slow for a while is so for both.
-
-    Returns
-    -------
-    dict
-        A list of (ns, timeline, share disturbed) a placement: makespans, or for streams the mean time between two
-        answers after a tenth of the requests, with the timeline of the first request.
+    Placements that were disturbed have more rounds than the others, so that quiet moments are used wherever they come.
+    The model's operators are timed in each round too, beside streams each time: a machine that is slow for a while is
+    so for both.
     """
-    runs: dict[str, list[tuple[int, Timeline, float]]] = {name: [] for name in loaded}
-    for number in range(study.repeats + 1):
-        if number and in_place is not None:
+    found = {name: Measured() for name in loaded}
+    for one in loaded.values():
+        one.run()
+        one.check()
+    for number in range(study.repeats * (_MORE_ROUNDS if patience_s else 1)):
+        due = [name for name in loaded if number < study.repeats or found[name].undisturbed() < study.repeats]
+        if due and in_place is not None and study.in_flight == 1:
             in_place.round()
-        for name, one in loaded.items():
-            if not number:
-                one.run()
-                one.check()
-            elif study.in_flight == 1:
-                burst = sorted(one.run_hot(), key=lambda run: run.makespan_ns)
-                run = burst[len(burst) // 2]
-                timeline = one.timeline(run.origin, run.records)
-                runs[name].append((run.makespan_ns, timeline, run.disturbed))
+        for name in due:
+            one = loaded[name]
+            if study.in_flight == 1:
+                runs = one.run_hot(patience_s=patience_s)
+                times = [run.timed for run in runs]
+                run = nearest_run(runs, typical_ns([times]))
             else:
-                requests = _requests(study)
-                run = one.run_undisturbed([0] * requests, limit_s=300.0)
-                ends = np.zeros(requests, dtype=np.int64)
-                for record in run.records.values():
-                    for request, _, _, _, end in record.runs:
-                        ends[request] = max(ends[request], end)
-                ends.sort()
-                warm = requests // 10
-                period = int((ends[-1] - ends[warm - 1]) / (requests - warm))
-                runs[name].append((period, one.timeline(run.origin, run.records), run.disturbed))
-    return runs
+                if in_place is not None:
+                    in_place.round()
+                run = one.run_stream(_requests(study))
+                times = [(_period_ns(run, _requests(study)), run.disturbed)]
+            found[name].rounds.append(times)
+            found[name].timelines.append(one.timeline(run.origin, run.records))
+    return found
+
+
+def _period_ns(run: Run, requests: int) -> int:
+    """Return the mean time between two answers of a stream after a tenth of its requests."""
+    ends = np.zeros(requests, dtype=np.int64)
+    for record in run.records.values():
+        for request, _, _, _, end in record.runs:
+            ends[request] = max(ends[request], end)
+    ends.sort()
+    warm = requests // 10
+    return int((ends[-1] - ends[warm - 1]) / (requests - warm))
 
 
 def _outcome(
-    problem: PlacementProblem,
-    candidate: Candidate,
-    middle: Timeline,
-    took: list[int],
-    family: dict[str, str],
-    seed: int,
-) -> dict[str, Any]:
-    low, high = interval(took, seed)
-    halves = [float(np.median(took[i::2])) for i in (0, 1)]
+    problem: PlacementProblem, candidate: Candidate, found: Measured, quiet: bool, family: dict[str, str], seed: int
+) -> tuple[dict[str, Any], Timeline]:
+    """Return what is kept of a case, and the timeline of the run that took about what it takes."""
+    took = [round(typical_ns([runs], quiet=quiet)) for runs in found.rounds]
+    measured = typical_ns(found.rounds, quiet=quiet)
+    middle = found.timelines[int(np.argmin([abs(ns - measured) for ns in took]))]
+    rng = np.random.default_rng(seed)
+    again = rng.integers(0, len(took), (_RESAMPLES, len(took)))  # bootstrap over rounds
+    drawn = [typical_ns([found.rounds[i] for i in rows], quiet=quiet) for rows in again.tolist()]
+    low, high = np.quantile([*drawn, measured], [0.05, 0.95])
     transfers = [span for span in middle.spans if span.kind == "transfer"]
-    return {
+    outcome = {
         "status": "measured",
+        "also": list(candidate.also),
         "predicted_ns": candidate.predicted_ns,
-        "measured_ns": int(np.median(took)),
-        "low_ns": low,
-        "high_ns": high,
+        "measured_ns": round(measured),
+        "low_ns": min(low, measured),
+        "high_ns": max(high, measured),
         "repeats_ns": took,
-        "noise_ape": abs(halves[0] - halves[1]) / max(halves[1], 1.0),
+        "halves_ns": [round(typical_ns(found.rounds[i::2], quiet=quiet)) for i in (0, 1)],
+        "disturbed": 1 - float(np.mean([undisturbed(runs) for runs in found.rounds])),
+        "quiet": quiet,
         "devices_used": len(set(middle.placement.values())),
         "parts": sum(span.kind == "operator" for span in middle.spans),
         "transfers": len(transfers),
@@ -314,6 +376,7 @@ def _outcome(
         "links": _by_link(candidate.predicted, transfers),
         "cost_share": dict(problem.cost_share),
     }
+    return outcome, middle
 
 
 def _by_family(

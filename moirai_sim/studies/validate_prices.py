@@ -15,6 +15,8 @@ from moirai_sim.studies.runs import cluster_figures, source_digest
 from moirai_sim.studies.store import digest
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from moirai_sim.clusters.cluster import Cluster
     from moirai_sim.execution.cuts import InPlace
     from moirai_sim.graphs.operator import OperatorGraph
@@ -31,6 +33,8 @@ _FILLERS = ("light_squeezenet", "light_inception_v2")
 READER_SHARE = 0.9
 """Share of a crossing through shared memory that its reader spends: the message is a token in a pipe, the rest is one
 more call of the backend and data that lie in the cache of another core. Chosen on the models of the quickstart."""
+_SHARED_CORE = 2.0
+"""Two workers on one core, which its scheduler shares out evenly."""
 _FREE_BANDWIDTH = 1e12
 """Of a hand-over in shared memory: the calibrated time is all there is, nothing is shared."""
 
@@ -41,8 +45,8 @@ class Priced:
 
     problem: PlacementProblem
     options: SimulationOptions
-    contention: float = 1.0
-    """Time of an operator while all other devices compute, over its time alone."""
+    contention: NDArray[np.float64]
+    """[devices, devices] time of an operator on one device while the other computes, over its time alone."""
 
     def predict(self, placement: Placement, policy: str = "") -> Timeline:
         """Return the timeline of one request."""
@@ -62,8 +66,9 @@ class Priced:
             return serve(problem, placement, in_flight=in_flight, requests=requests, options=self.options)
 
         busy = np.array(list(stream(self.problem).device_busy.values()))
-        others = (busy.sum() - busy) / max(len(busy) - 1, 1)
-        problem = contended(self.problem, placement, others[np.asarray(placement.device)], self.contention)
+        share = np.tile(busy, (self.problem.n_operators, 1))
+        share[np.arange(self.problem.n_operators), np.asarray(placement.device)] = 0.0
+        problem = contended(self.problem, placement, share, self.contention)
         return round(1e9 / stream(problem).throughput_per_s)
 
 
@@ -145,11 +150,25 @@ def priced_by(cluster: Cluster, model: Path) -> Cluster:
     )
 
 
-def device_model(cluster: Cluster, part_ns: int) -> SimulationOptions:
-    """Return how the devices of a measured cluster differ from plain ones: what parts and crossings cost them."""
+def priced_as_it_is(problem: PlacementProblem, cluster: Cluster) -> Priced:
+    """Return a problem with its own prices, and how the devices of a measured cluster differ from plain ones."""
+    return Priced(problem, _options(cluster), _contention(cluster, 1.0))
+
+
+def _options(cluster: Cluster, part_ns: tuple[int, ...] = ()) -> SimulationOptions:
     from moirai_sim.simulation.options import SimulationOptions
 
-    return SimulationOptions(reader_share=0.0 if _emulated(cluster) else READER_SHARE, part_ns=part_ns)
+    return SimulationOptions(reader_share=0.0 if _emulated(cluster) else READER_SHARE, part_ns=part_ns or 0)
+
+
+def _contention(cluster: Cluster, factor: float) -> NDArray[np.float64]:
+    """Return [devices, devices] how devices slow each other: by this factor, or by two where they share a core."""
+    from moirai_sim.execution.workers import shared_cores
+
+    found = np.full((len(cluster.devices),) * 2, factor)
+    for pair in shared_cores(cluster):
+        found[pair] = _SHARED_CORE
+    return found
 
 
 def _emulated(cluster: Cluster) -> bool:
@@ -171,7 +190,7 @@ def price_in_place(problem: PlacementProblem, cluster: Cluster, in_place: InPlac
     """
     types = [in_place.cuts(name) for name in types_of(problem)]
     document = {
-        "contention": in_place.contention() if not _emulated(cluster) else 1.0,
+        "contention": in_place.contention(),
         "operator_ns": [dict(cuts.operator_ns) for cuts in types],
         "part_ns": [cuts.part_ns for cuts in types],
     }
@@ -187,28 +206,25 @@ def in_place_file(model: Path, source: str) -> Path:
 def priced_in_place(problem: PlacementProblem, cluster: Cluster, source: str) -> Priced:
     """Return a problem with the times that its operators took in the model, and how its devices differ from plain ones.
 
-    A crossing costs what a chain of kernels showed, with one part at the price that it has in this model.
+    A crossing costs what a chain of kernels showed, but at least the part that it begins in this model: what is cold in
+    a new part and what lies in another core's cache are the same data.
     """
-    from moirai_sim.costs.links import load_link_model
-
     document = json.loads(in_place_file(Path(str(cluster.link_model)), source).read_text(encoding="utf-8"))
     position = {name: i for i, name in enumerate(problem.operators)}
     operator_ns = np.zeros_like(problem.operator_ns)
     for column, times in enumerate(document["operator_ns"]):
         for name, ns in times.items():
             operator_ns[position[name], column] = ns
-    part_ns = round(float(np.mean(document["part_ns"])))
-    in_chain = float(load_link_model(Path(str(cluster.link_model))).collective_s("part", 1, np.array([1]))[0])
-    transfer_ns = np.maximum(problem.transfer_ns - round(in_chain * 1e9), 0) + part_ns
+    options = _options(cluster, tuple(document["part_ns"][column] for column in problem.device_type.tolist()))
     known = replace(
         problem,
         operator_ns=operator_ns,
         operator_low_ns=operator_ns,
         operator_high_ns=operator_ns,
-        transfer_ns=transfer_ns,
+        transfer_ns=np.maximum(problem.transfer_ns, options.transfer_part_ns),
         cost_share={"measured": 1.0},
     )
-    return Priced(known, device_model(cluster, part_ns), document["contention"])
+    return Priced(known, options, _contention(cluster, document["contention"]))
 
 
 def families(problem: PlacementProblem, graph: OperatorGraph) -> dict[str, str]:

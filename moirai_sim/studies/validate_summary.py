@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _RESAMPLES = 1000
 _MIN_RANKED = 3
@@ -28,7 +31,8 @@ def interval(values: Sequence[float], seed: int, level: float = 0.9) -> tuple[fl
 def case_of(result: Mapping[str, Any]) -> dict[str, Any]:
     """Return one line of the table of cases."""
     key, outcome = result["key"], result["outcome"]
-    case = {"model": Path(key["model"]).stem, "cluster": key["cluster"], "placement": key["placement"]}
+    placement = ", ".join([key["placement"], *outcome.get("also", [])])
+    case = {"model": Path(key["model"]).stem, "cluster": key["cluster"], "placement": placement}
     if outcome["status"] != "measured":
         return case | {"status": outcome["status"], "error": outcome.get("error", "")}
     predicted, measured = outcome["predicted_ns"], outcome["measured_ns"]
@@ -42,8 +46,8 @@ def case_of(result: Mapping[str, Any]) -> dict[str, Any]:
         "low_ms": outcome["low_ns"] / 1e6,
         "high_ms": outcome["high_ns"] / 1e6,
         "error": predicted / measured - 1,
-        "noise_ape": outcome["noise_ape"],
-        "disturbed": outcome.get("disturbed", 0.0),
+        "noise_ape": _noise(outcome),
+        "disturbed": outcome["disturbed"],
     }
 
 
@@ -52,17 +56,19 @@ def summarise(results: Iterable[Mapping[str, Any]], seed: int) -> dict[str, Any]
 
     Errors are absolute percentage errors as fractions. ``rank_correlation`` is Spearman's, the mean over models (and
     clusters). ``regret`` says by how much the placement that is predicted best is really slower than the best measured
-    one, the mean over models. ``noise_median_ape`` is the median over cases of the difference between the medians of
-    the even and the odd repeats. ``disturbed`` is the share of repeats in which, in spite of several attempts,
-    something else took a worker's core: where it is not near zero, the figures are of the machine's load. The figures
-    that begin with ``undisturbed`` are of the cases in which most repeats were not.
+    one, the mean over models. ``noise_median_ape`` is the median over cases of the difference between the times of the
+    even and of the odd rounds, ``noise_rank_correlation`` what the ranks of these two have in common: no prediction can
+    do much better. ``disturbed`` is the share of rounds in which, in spite of several attempts, something else slowed a
+    worker's core: where it is not near zero, the figures are of the machine's load. The figures that begin with
+    ``undisturbed`` are of the cases in which most rounds were not. ``quiet`` says of a model whether only undisturbed
+    runs counted, or all of them, since there were too few.
     """
     measured = [result for result in results if result["outcome"]["status"] == "measured"]
     summary: dict[str, Any] = {"cases": len(measured), **_errors(measured, seed)}
     split = [result for result in measured if result["outcome"]["devices_used"] > 1]
     summary["split_cases"] = len(split)
     summary["split_median_ape"] = _errors(split, seed)["median_ape"]
-    quiet = [result for result in measured if result["outcome"].get("disturbed", 0.0) < _MOSTLY]
+    quiet = [result for result in measured if result["outcome"]["disturbed"] < _MOSTLY]
     errors = _errors(quiet, seed)
     summary["undisturbed_cases"] = len(quiet)
     summary |= {f"undisturbed_{name}": errors[name] for name in ("median_ape", "p95_ape")}
@@ -77,15 +83,16 @@ def summarise(results: Iterable[Mapping[str, Any]], seed: int) -> dict[str, Any]
             **_errors(own, seed),
             **_ranks(own),
             "disturbed": _disturbed(own),
+            "quiet": all(result["outcome"]["quiet"] for result in own),
         }
         for (model, cluster), own in sorted(groups.items())
     ]
-    for figure in ("rank_correlation", "regret"):
+    for figure in ("rank_correlation", "noise_rank_correlation", "regret"):
         known = [row[figure] for row in models if row[figure] is not None]
         summary[figure] = float(np.mean(known)) if known else None
     regrets = [row["regret"] for row in models if row["regret"] is not None]
     summary["max_regret"] = max(regrets, default=None)
-    noise = [result["outcome"]["noise_ape"] for result in measured]
+    noise = [_noise(result["outcome"]) for result in measured]
     summary["noise_median_ape"] = float(np.median(noise)) if noise else None
     summary["disturbed"] = _disturbed(measured)
     clusters = sorted({cluster for _, cluster in groups})
@@ -99,8 +106,13 @@ def summarise(results: Iterable[Mapping[str, Any]], seed: int) -> dict[str, Any]
 
 
 def _disturbed(results: Sequence[Mapping[str, Any]]) -> float | None:
-    shares = [result["outcome"].get("disturbed", 0.0) for result in results]
+    shares = [result["outcome"]["disturbed"] for result in results]
     return float(np.mean(shares)) if shares else None
+
+
+def _noise(outcome: Mapping[str, Any]) -> float:
+    even, odd = outcome["halves_ns"]
+    return float(abs(even - odd) / max(odd, 1))
 
 
 def _errors(results: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
@@ -117,12 +129,21 @@ def _errors(results: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
 def _ranks(results: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     predicted = np.array([r["outcome"]["predicted_ns"] for r in results], dtype=np.float64)
     measured = np.array([r["outcome"]["measured_ns"] for r in results], dtype=np.float64)
-    regret = float(measured[int(predicted.argmin())] / measured.min() - 1)
-    if len(results) < _MIN_RANKED or not np.ptp(predicted) or not np.ptp(measured):
-        return {"rank_correlation": None, "regret": regret}
+    even, odd = np.array([r["outcome"]["halves_ns"] for r in results], dtype=np.float64).T
+    return {
+        "rank_correlation": _rank_correlation(predicted, measured),
+        "noise_rank_correlation": _rank_correlation(even, odd),
+        "regret": float(measured[int(predicted.argmin())] / measured.min() - 1),
+    }
+
+
+def _rank_correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> float | None:
+    """Return Spearman's rank correlation, if there is any."""
+    if len(one) < _MIN_RANKED or not np.ptp(one) or not np.ptp(other):
+        return None
     from scipy.stats import spearmanr
 
-    return {"rank_correlation": float(spearmanr(predicted, measured).statistic), "regret": regret}
+    return float(spearmanr(one, other).statistic)
 
 
 def _residuals(results: Sequence[Mapping[str, Any]], field: str, label: str) -> list[dict[str, Any]]:

@@ -22,7 +22,8 @@ from moirai_sim.timeline import read_timeline
 def result(model: str, placement: str, predicted: int, measured: int, *, devices: int = 2, noise: float = 0.01) -> dict:
     outcome = {
         "status": "measured", "predicted_ns": predicted, "measured_ns": measured, "devices_used": devices,
-        "noise_ape": noise, "families": {"conv": [predicted, measured, 3]}, "links": {},
+        "halves_ns": [measured, round(measured / (1 + noise))], "disturbed": 0.0, "quiet": True,
+        "families": {"conv": [predicted, measured, 3]}, "links": {},
     }  # fmt: skip
     return {"key": {"model": model, "cluster": "two", "placement": placement}, "outcome": outcome}
 
@@ -44,7 +45,8 @@ def test_figures_of_hand_made_results():
     assert summary["split_cases"] == 3
     assert summary["rank_correlation"] == pytest.approx(np.sqrt(0.9))  # one tie: ranks 1.5 1.5 3 4 against 1 2 3 4
     assert summary["regret"] == 0
-    assert summary["noise_median_ape"] == pytest.approx(0.01)
+    assert summary["noise_median_ape"] == pytest.approx(0.01, rel=0.02)
+    assert summary["noise_rank_correlation"] == pytest.approx(np.corrcoef([1, 2, 3, 4], [1, 2, 3, 4])[0, 1])
     assert summary["families"][0]["error"] == pytest.approx(740 / 700 - 1)
     assert summary["undisturbed_cases"] == 4
     results[0]["outcome"]["disturbed"] = 0.9
@@ -106,9 +108,9 @@ def test_a_study_runs_from_file_to_summary(study: Path, tmp_path: Path, in_fligh
     out = tmp_path / "out"
     found = validate(study, out)
     assert found["failed"] == 0
-    assert {case["placement"] for case in found["cases"]} == {"single", "heft", "random-1", "alternate-1"}
-    assert found["summary"]["cases"] == 4
-    assert json.loads((out / "summary.json").read_text())["cases"] == 4
+    names = [name for case in found["cases"] for name in case["placement"].split(", ")]
+    assert sorted(names) == ["alternate-1", "heft", "random-1", "single"]
+    assert json.loads((out / "summary.json").read_text())["cases"] == len(found["cases"])
     for path in (out / "results").glob("*.json"):
         predicted, measured = (
             read_timeline(out / "timelines" / f"{path.stem}-{s}.json") for s in ("predicted", "measured")
@@ -117,7 +119,7 @@ def test_a_study_runs_from_file_to_summary(study: Path, tmp_path: Path, in_fligh
         assert measured.status == "measured"
         outcome = json.loads(path.read_text())["outcome"]
         assert outcome["low_ns"] <= outcome["measured_ns"] <= outcome["high_ns"]
-        assert len(outcome["repeats_ns"]) == 3
+        assert 3 <= len(outcome["repeats_ns"]) <= 12
 
 
 @pytest.mark.slow

@@ -230,6 +230,8 @@ def test_parts_cost_where_they_begin(build) -> None:
     options = SimulationOptions(part_ns=4)
     assert simulate(problem, on(0, 0, 1, 0), options=options).makespan_ns == 4 + 5 + 6 + 6 + 4 + 7 + 6 + 4 + 8
     assert simulate(problem, on(0, 0, 0, 0), options=options).makespan_ns == 4 + 26
+    unequal = SimulationOptions(part_ns=(6, 2))
+    assert simulate(problem, on(0, 0, 1, 0), options=unequal).makespan_ns == 6 + 5 + 6 + 6 + 2 + 7 + 6 + 6 + 8
     both = build([5, 6, 7], [(0, 1, 10), (0, 2, 10)], 2, "one-port")
     shared = replace(
         both, edge_tensor=np.array([0, 0]), tensor_bytes=both.tensor_bytes[:1], transfer_ns=both.transfer_ns[:1]
@@ -242,10 +244,18 @@ def test_devices_that_compute_together_slow_each_other(build) -> None:
     problem = build([10, 40], [], 2)
     placement = on(0, 1)
     share = overlap(problem, placement)
-    assert share.tolist() == [1.0, 0.25]
-    assert simulate(contended(problem, placement, share, 1.2), placement).makespan_ns == 42
-    assert overlap(problem, on(0, 0)).tolist() == [0.0, 0.0]
-    assert np.array_equal(contended(problem, placement, share, 1.0).operator_ns, problem.operator_ns)
+    assert share.tolist() == [[0.0, 1.0], [0.25, 0.0]]
+    assert simulate(contended(problem, placement, share, np.full((2, 2), 1.2)), placement).makespan_ns == 42
+    assert not overlap(problem, on(0, 0)).any()
+    assert np.array_equal(contended(problem, placement, share, np.ones((2, 2))).operator_ns, problem.operator_ns)
+
+
+def test_devices_on_one_core_halve_each_other_and_leave_the_third_alone(build) -> None:
+    problem = build([10, 10, 10], [], 3)
+    factor = np.array([[1.0, 1.0, 2.0], [1.0, 1.0, 1.0], [2.0, 1.0, 1.0]])
+    placement = on(0, 1, 2)
+    found = contended(problem, placement, overlap(problem, placement), factor)
+    assert found.operator_ns[np.arange(3), found.device_type].tolist() == [20, 10, 20]
 
 
 def test_one_copy_engine_is_a_half_duplex_port(build) -> None:

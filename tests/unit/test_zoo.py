@@ -23,6 +23,8 @@ PUBLISHED = {
     "resnet152": (60.19e6, 0.01, 11.51e9, 0.01),
     "googlenet": (6.62e6, 0.01, 1.50e9, 0.01),
     "inception-v3": (23.83e6, 0.01, 5.71e9, 0.01),  # parameters without the auxiliary head: timm
+    "vit-ti": (5.72e6, 0.01, 1.26e9, 0.01),  # timm
+    "vit-s": (22.05e6, 0.01, 4.61e9, 0.01),  # timm
     "vit-b": (86.57e6, 0.01, 17.56e9, 0.01),
     "vit-l": (304.3e6, 0.01, 61.55e9, 0.01),
     "vit-h": (632.0e6, 0.01, 167.29e9, 0.01),
@@ -41,6 +43,7 @@ PUBLISHED = {
     "ws-32": (5.6e6, 0.05, 583e6, 0.05),
     "er-32": (5.6e6, 0.08, 583e6, 0.08),
     "ba-32": (5.6e6, 0.08, 583e6, 0.08),
+    "bert-small": (28.8e6, 0.01, None, 0),
     "bert-base": (110e6, 0.02, 22.5e9 / 2, 0.02),  # Sun et al. 2020 (MobileBERT), table 4, at 128 tokens
     "bert-large": (335e6, 0.02, None, 0),
     "gpt2": (124.4e6, 0.02, None, 0),

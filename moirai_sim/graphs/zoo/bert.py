@@ -1,4 +1,4 @@
-"""BERT: Devlin et al. 2019 (arXiv 1810.04805). The encoder with its pooler."""
+"""BERT: Devlin et al. 2019 (arXiv 1810.04805), small: Turc et al. 2019 (arXiv 1908.08962). Encoder and pooler."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def bert(
 
 
 MODELS = {
+    "bert-small": partial(bert, "bert-small", layers=4, hidden=512, heads=8),
     "bert-base": partial(bert, "bert-base", layers=12, hidden=768, heads=12),
     "bert-large": partial(bert, "bert-large", layers=24, hidden=1024, heads=16, seq=512),
 }

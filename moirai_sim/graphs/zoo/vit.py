@@ -1,4 +1,4 @@
-"""Vision Transformer: Dosovitskiy et al. 2021 (arXiv 2010.11929)."""
+"""Vision Transformer: Dosovitskiy et al. 2021 (arXiv 2010.11929); tiny and small: Touvron et al. 2021 (DeiT)."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ def vit(
 
 
 MODELS = {
+    "vit-ti": partial(vit, "vit-ti", layers=12, hidden=192, heads=3, patch=16),
+    "vit-s": partial(vit, "vit-s", layers=12, hidden=384, heads=6, patch=16),
     "vit-b": partial(vit, "vit-b", layers=12, hidden=768, heads=12, patch=16),
     "vit-l": partial(vit, "vit-l", layers=24, hidden=1024, heads=16, patch=16),
     "vit-h": partial(vit, "vit-h", layers=32, hidden=1280, heads=16, patch=14),
