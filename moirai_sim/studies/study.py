@@ -163,7 +163,7 @@ class ValidateStudy(_Runs):
     calibrate: str | None = "60 s"
     """Time to profile the models' operators on this machine first; null takes the clusters' own cost models."""
     repeats: int = Field(default=10, ge=3)
-    """Rounds in which each placement runs, interleaved so that a noisy spell hits all of them; up to four times as many
+    """Rounds in which each placement runs, interleaved so that a noisy spell hits all of them; up to three times as many
     until so many were undisturbed."""
     patience: str = "150 ms"
     """How long to look, in each round, for runs of a placement that nothing else on the machine disturbs."""

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 _MOSTLY = 0.5
 """Share of placements that must meet a quiet moment for only such moments to count."""
-_MORE_ROUNDS = 4
+_MORE_ROUNDS = 3
 """Rounds at most, as a multiple of those asked for, until every placement has so many undisturbed ones."""
 _RESAMPLES = 200
 _HELD_BYTES = 3 * 2**30
