@@ -130,9 +130,10 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         """Sharpen the prices of a device that `fit` never saw by a few of its measurements.
 
         Matrix products on matrix units of GPUs: the parameters of the tile model are fitted to the points, around what
-        the devices already known make them expect, and the interval becomes what five-fold fits miss. Elsewhere a ridge
-        regression on a handful of features corrects what the shared ensemble predicts; its prior spreads are those
-        between devices, so that few points move little but the level.
+        the devices already known make them expect; what it still misses there is carried to similar sizes, and the
+        interval becomes what five-fold fits miss, narrower near the points. Elsewhere a ridge regression on a handful
+        of features corrects what the shared ensemble predicts; its prior spreads are those between devices, so that
+        few points move little but the level.
 
         Parameters
         ----------
@@ -248,10 +249,12 @@ def _adapt_tiles(model: FamilyModel, parts: list[Rows], log_time: Array) -> None
         own = [part for part in parts if part.dtype == dtype]
         table = np.concatenate([part.table for part in own])
         points = log_time[np.concatenate([part.index for part in own])]
+        stacks = np.concatenate([np.full(len(part.index), part.stack) for part in own])
         key = f"{name}|{dtype}"
         others = {k: v for k, v in model.tiles.items() if k != key}
         centre = tiles.parameters_of(others, name, dtype)
-        model.tiles[key], width = tiles.refit(table, points, dtype, own[0].device, centre)
+        found = tiles.refit(table, points, stacks, dtype, own[0].device, centre)
+        model.tiles[key], model.tile_points[key], width = found
         model.tile_widths.pop(key, None)
         if width is not None:
             model.tile_widths[key] = width

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -100,7 +100,9 @@ class FamilyModel:
     tiles: dict[str, list[float]] = field(default_factory=dict)
     """Parameters of the tile model, which prices GPUs that were not measured, by ``device|dtype``; see `tiled`."""
     tile_widths: dict[str, float] = field(default_factory=dict)
-    """Half-widths of the 90 % interval of those that a few points were fitted to, by ``device|dtype``."""
+    """Half-widths of the 90 % interval far from the points of those that a few were fitted to, by ``device|dtype``."""
+    tile_points: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Those points, and what the fitted tile model misses there, by ``device|dtype``; see `tiles.krige`."""
 
 
 def rows_of(profile: pd.DataFrame) -> dict[str, list[Rows]]:
@@ -183,9 +185,14 @@ def predict_rows(
     op_types = rows.op_type.tolist()
     x[:, -1] = [model.ops.get(op, 0.0) for op in op_types]
     by_tiles = not seen and bool(model.tiles) and tiled(stand_in, rows.device)
+    own = f"{rows.device.name}|{rows.dtype}"
+    share = np.ones(len(rows.table))
     if by_tiles:
         parameters = tiles.parameters_of(model.tiles, rows.device.name, rows.dtype)
         log_time = tiles.log_seconds(parameters, rows.table, rows.dtype, rows.device)
+        if own in model.tile_points:
+            more, share = tiles.krige(model.tile_points[own], rows.table, rows.stack, rows.device)
+            log_time += more
     elif seen and model.sharp is not None:
         code = np.full((len(x), 1), model.groups.index(group), dtype=np.float32)
         log_time = base + model.sharp(np.column_stack([x, code]))
@@ -204,9 +211,8 @@ def predict_rows(
     width = np.where(outside, np.asarray(model.widths["larger"])[bins], width)
     if not seen or stand_in != key:
         width = np.maximum(width, np.asarray(model.widths["device"])[bins])
-    if by_tiles:
-        own = model.tile_widths.get(f"{rows.device.name}|{rows.dtype}")
-        width = width if own is None else np.full(len(width), own)
+    if by_tiles and own in model.tile_widths:
+        width = model.tile_widths[own] * share
     seconds = np.exp(log_time)
     return seconds, seconds * np.exp(-width), seconds * np.exp(width), outside
 

@@ -105,10 +105,61 @@ def test_it_carries_over_and_a_few_points_narrow_the_interval(fitted, tmp_path):
     save_cost_model(adapted, tmp_path / "m", {"name": "m"})
     operators = [make_operator("x", "MatMul", [(64, 512), (512, 256)], [(64, 256)], dtype="bfloat16")]
     stored = load_cost_model(tmp_path / "m").predict(operators, NEW).latency_s
-    expected = tiles.log_seconds(
-        adapted.models_["gemm-tensor"].tiles["new|bfloat16"], table(64, 256, 512), "bfloat16", NEW
-    )
-    assert stored == pytest.approx(np.exp(expected), rel=1e-6)
+    model, one = adapted.models_["gemm-tensor"], table(64, 256, 512)
+    more, _ = tiles.krige(model.tile_points["new|bfloat16"], one, "", NEW)
+    expected = np.exp(tiles.log_seconds(model.tiles["new|bfloat16"], one, "bfloat16", NEW) + more)
+    assert stored == pytest.approx(expected, rel=1e-6)
+
+
+POINTS = {"at": tiles._positions(table([64, 4096], 512, 512), NEW).tolist(), "stack": ["a", "a"], "missed": [0.1, -0.2]}
+
+
+def test_what_is_missed_is_carried_to_neighbours_and_no_further():
+    near, far = table([64, 70, 4096], 512, 512), table(1, 65536, 65536)
+    more, share = tiles.krige(POINTS, near, "a", NEW)
+    assert 0.02 < more[1] <= more[0] < 0.1
+    assert more[2] < -0.04
+    assert (share < 0.9).all()
+    more, share = tiles.krige(POINTS, far, "b", NEW)
+    assert abs(more[0]) < 0.005
+    assert 0.98 < share[0] <= 1.0
+
+
+def test_another_software_stack_learns_less_and_no_stack_means_that_of_most_points():
+    one = table(64, 512, 512)
+    own, other, default = (tiles.krige(POINTS, one, stack, NEW) for stack in ("a", "b", ""))
+    assert 0 < other[0] < own[0] == default[0]
+    assert own[1] < other[1]
+
+
+def test_an_outlier_moves_its_neighbours_no_further_than_a_large_miss():
+    wild, large = ({**POINTS, "missed": [missed, 0.0]} for missed in (3.0, tiles._OUTLIER))
+    one = table(64, 512, 512)
+    assert tiles.krige(wild, one, "a", NEW)[0] == tiles.krige(large, one, "a", NEW)[0]
+
+
+def test_many_rows_are_priced_as_each_by_itself():
+    many = np.repeat(table([64, 200, 3000], 512, 512), 3000, axis=0)
+    together, alone = (tiles.krige(POINTS, rows, "a", NEW)[0] for rows in (many, many[::3000]))
+    assert np.allclose(together[::3000], alone, rtol=0, atol=1e-12)
+
+
+def test_more_points_tell_more_of_what_the_tile_model_cannot(fitted):
+    def bent(rows, seed):
+        profile = measured(NEW, rows, seed)
+        k = np.log2(sizes(rows, seed)[2])
+        return profile.assign(median_s=profile["median_s"] * np.exp(0.12 * np.sin(1.5 * k)))
+
+    rest = bent(400, 3)
+    truth = rest["median_s"].to_numpy()
+    errors, covered = [], []
+    for points in (20, 200):
+        adapted = TimeEstimator(**fitted.get_params()).fit(measured(OLD, 400, 0)).adapt(bent(points, 2))
+        found, low, high, _ = adapted.predict_interval(rest)
+        errors.append(np.abs(found / truth - 1).mean())
+        covered.append(((low <= truth) & (truth <= high)).mean())
+    assert errors[1] < 0.85 * errors[0]
+    assert 0.8 < covered[1] < 0.98
 
 
 def test_points_of_a_device_that_was_measured_change_nothing(fitted):
@@ -120,4 +171,5 @@ def test_points_of_a_device_that_was_measured_change_nothing(fitted):
 def test_fewer_than_ten_points_tell_no_interval(fitted):
     adapted = TimeEstimator(**fitted.get_params()).fit(measured(OLD, 400, 0)).adapt(measured(NEW, 9, 2))
     assert "new|bfloat16" in adapted.models_["gemm-tensor"].tiles
+    assert len(adapted.models_["gemm-tensor"].tile_points["new|bfloat16"]["missed"]) == 9
     assert not adapted.models_["gemm-tensor"].tile_widths
