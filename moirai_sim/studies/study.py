@@ -163,8 +163,8 @@ class ValidateStudy(_Runs):
     calibrate: str | None = "60 s"
     """Time to profile the models' operators on this machine first; null takes the clusters' own cost models."""
     repeats: int = Field(default=10, ge=3)
-    """Rounds in which each placement runs, interleaved so that a noisy spell hits all of them; up to three times as many
-    until so many were undisturbed."""
+    """Rounds in which each placement runs, interleaved so that a noisy spell hits all of them. Where something disturbs
+    them, more are run: see ``validate``."""
     patience: str = "150 ms"
     """How long to look, in each round, for runs of a placement that nothing else on the machine disturbs."""
     in_flight: int = Field(default=1, ge=1)

@@ -46,8 +46,8 @@ if TYPE_CHECKING:
 
 _MOSTLY = 0.5
 """Share of placements that must meet a quiet moment for only such moments to count."""
-_MORE_ROUNDS = 3
-"""Rounds at most, as a multiple of those asked for, until every placement has so many undisturbed ones."""
+_MORE_ROUNDS, _LAST_ROUNDS = 3, 8
+"""Rounds at most, as a multiple of those asked for, until a placement has so many undisturbed ones, or any at all."""
 _RESAMPLES = 200
 _HELD_BYTES = 3 * 2**30
 """Weights that the workers hold at once; placements of larger models are measured in several batches."""
@@ -315,8 +315,9 @@ def _interleaved(
     for one in loaded.values():
         one.run()
         one.check()
-    for number in range(study.repeats * (_MORE_ROUNDS if patience_s else 1)):
-        due = [name for name in loaded if number < study.repeats or found[name].undisturbed() < study.repeats]
+    for number in range(study.repeats * (_LAST_ROUNDS if patience_s else 1)):
+        wanted = study.repeats if number < study.repeats * _MORE_ROUNDS else 1
+        due = [name for name in loaded if number < study.repeats or found[name].undisturbed() < wanted]
         if due and in_place is not None and study.in_flight == 1:
             in_place.round()
         for name in due:

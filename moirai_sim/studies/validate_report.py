@@ -36,6 +36,7 @@ def build(study: dict[str, Any], store: Store) -> Report:
         ("rank correlation", _number(summary["rank_correlation"])),
         ("regret", _percent(summary["regret"])),
         ("machine's own noise", _percent(summary["noise_median_ape"])),
+        ("rank correlation possible", _number(summary.get("rank_ceiling"))),
         ("median error, undisturbed", _percent(summary.get("undisturbed_median_ape"))),
     ]
     sections = [

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 _RESAMPLES = 1000
 _MIN_RANKED = 3
 """Ranks of fewer placements say nothing."""
-_MOSTLY = 0.5
-"""Share of disturbed repeats below which a case counts as undisturbed."""
 
 
 def interval(values: Sequence[float], seed: int, level: float = 0.9) -> tuple[float, float]:
@@ -57,18 +55,18 @@ def summarise(results: Iterable[Mapping[str, Any]], seed: int) -> dict[str, Any]
     Errors are absolute percentage errors as fractions. ``rank_correlation`` is Spearman's, the mean over models (and
     clusters). ``regret`` says by how much the placement that is predicted best is really slower than the best measured
     one, the mean over models. ``noise_median_ape`` is the median over cases of the difference between the times of the
-    even and of the odd rounds, ``noise_rank_correlation`` what the ranks of these two have in common: no prediction can
-    do much better. ``disturbed`` is the share of rounds in which, in spite of several attempts, something else slowed a
-    worker's core: where it is not near zero, the figures are of the machine's load. The figures that begin with
-    ``undisturbed`` are of the cases in which most rounds were not. ``quiet`` says of a model whether only undisturbed
-    runs counted, or all of them, since there were too few.
+    even and of the odd rounds. From the ranks of these two follows ``rank_ceiling``: the rank correlation to be expected
+    of a prediction without fault (Spearman and Brown 1910). ``disturbed`` is the share of rounds in which, in spite of several attempts, something else slowed a
+    worker's core. The figures that begin with ``undisturbed`` are of the cases that met a quiet moment, so that only
+    undisturbed runs count; the others tell of the machine's load. ``quiet`` says of a model whether only undisturbed runs
+    counted, or all of them, since most of its cases met no such moment.
     """
     measured = [result for result in results if result["outcome"]["status"] == "measured"]
     summary: dict[str, Any] = {"cases": len(measured), **_errors(measured, seed)}
     split = [result for result in measured if result["outcome"]["devices_used"] > 1]
     summary["split_cases"] = len(split)
     summary["split_median_ape"] = _errors(split, seed)["median_ape"]
-    quiet = [result for result in measured if result["outcome"]["disturbed"] < _MOSTLY]
+    quiet = [result for result in measured if result["outcome"]["quiet"] and result["outcome"]["disturbed"] < 1]
     errors = _errors(quiet, seed)
     summary["undisturbed_cases"] = len(quiet)
     summary |= {f"undisturbed_{name}": errors[name] for name in ("median_ape", "p95_ape")}
@@ -87,7 +85,7 @@ def summarise(results: Iterable[Mapping[str, Any]], seed: int) -> dict[str, Any]
         }
         for (model, cluster), own in sorted(groups.items())
     ]
-    for figure in ("rank_correlation", "noise_rank_correlation", "regret"):
+    for figure in ("rank_correlation", "rank_ceiling", "regret"):
         known = [row[figure] for row in models if row[figure] is not None]
         summary[figure] = float(np.mean(known)) if known else None
     regrets = [row["regret"] for row in models if row["regret"] is not None]
@@ -132,7 +130,7 @@ def _ranks(results: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     even, odd = np.array([r["outcome"]["halves_ns"] for r in results], dtype=np.float64).T
     return {
         "rank_correlation": _rank_correlation(predicted, measured),
-        "noise_rank_correlation": _rank_correlation(even, odd),
+        "rank_ceiling": _ceiling(_rank_correlation(even, odd)),
         "regret": float(measured[int(predicted.argmin())] / measured.min() - 1),
     }
 
@@ -144,6 +142,11 @@ def _rank_correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> f
     from scipy.stats import spearmanr
 
     return float(spearmanr(one, other).statistic)
+
+
+def _ceiling(halves: float | None) -> float | None:
+    """Return the correlation of what was measured with what is true, from that between halves of the measurements."""
+    return None if halves is None else float(np.sqrt(2 * max(halves, 0.0) / (1 + max(halves, 0.0))))
 
 
 def _residuals(results: Sequence[Mapping[str, Any]], field: str, label: str) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 from moirai_sim.clusters.cluster import Cluster, Device, DeviceType, Link
 from moirai_sim.errors import ExecutionError, InputError
 from moirai_sim.execution.cuts import InPlace
-from moirai_sim.execution.measure import Subject, load, load_order, measure
+from moirai_sim.execution.measure import Subject, covered_operators, load, load_order, measure, typical_ns, undisturbed
 from moirai_sim.execution.split import Executed, execute_as, share_places, split
 from moirai_sim.execution.tcp import Address
 from moirai_sim.execution.workers import Workers, device_cores
@@ -284,6 +284,39 @@ def test_operators_timed_in_place_add_up_to_the_model(subject):
     assert cuts.part_ns >= 0
     heavy = max(cuts.operator_ns, key=cuts.operator_ns.__getitem__)
     assert heavy.startswith("conv")
+
+
+def test_a_kernel_that_serves_twins_counts_where_its_work_is():
+    """ONNX Runtime rectifies the convolution once for both readers and fuses it: the time is the convolution's."""
+    rng = np.random.default_rng(0)
+    weights = [numpy_helper.from_array(rng.standard_normal((16, 16, 3, 3)).astype(np.float32), f"w{i}") for i in "abc"]
+    nodes = [helper.make_node("Conv", ["x", "wa"], ["c"], name="heavy", pads=[1] * 4)]
+    for side, weight in (("l", "wb"), ("r", "wc")):
+        nodes.append(helper.make_node("Relu", ["c"], [f"r{side}"], name=f"relu-{side}"))
+        nodes.append(helper.make_node("Conv", [f"r{side}", weight], [side], name=f"conv-{side}", strides=[4, 4]))
+    nodes.append(helper.make_node("Add", ["l", "r"], ["y"], name="add"))
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "xy"]
+    ends[0].type.tensor_type.shape.dim.extend(onnx.TensorShapeProto.Dimension(dim_value=d) for d in (1, 16, 32, 32))
+    graph = helper.make_graph(nodes, "twins", ends[:1], ends[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    twins = Subject(model, read_model(model, name="twins"))
+    order = list(twins.graph.operators)
+    parts = split(twins.whole, dict.fromkeys(order, "c0"), order, every_kernel=True)
+    covered = covered_operators(twins.whole, twins.graph, parts, dict.fromkeys(order, "c0"))
+    host = {name: part for part, names in covered.items() for name in names}
+    assert len({host["relu-l"], host["relu-r"], host["heavy"]}) == 1
+    assert len({host["heavy"], host["conv-l"], host["conv-r"]}) == 3
+
+
+# ---- what runs take ----
+
+
+def test_undisturbed_runs_alone_count_and_of_them_the_fast_ones():
+    rounds = [[(100, 0.2), (140, 0.9), (50, 3.0)], [(300, 2.0)], [(110, 1.0)]]
+    assert typical_ns(rounds) == pytest.approx(np.quantile([100, 140, 110], 0.1))
+    assert typical_ns(rounds, quiet=False) == 110, "the median of 100, 300 and 110"
+    assert typical_ns([[(300, 2.0), (200, 5.0)]]) < 300, "without any, the least disturbed ones"
+    assert [undisturbed(runs) for runs in rounds] == [True, False, True]
 
 
 # ---- faults ----

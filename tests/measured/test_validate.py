@@ -46,13 +46,14 @@ def test_figures_of_hand_made_results():
     assert summary["rank_correlation"] == pytest.approx(np.sqrt(0.9))  # one tie: ranks 1.5 1.5 3 4 against 1 2 3 4
     assert summary["regret"] == 0
     assert summary["noise_median_ape"] == pytest.approx(0.01, rel=0.02)
-    assert summary["noise_rank_correlation"] == pytest.approx(np.corrcoef([1, 2, 3, 4], [1, 2, 3, 4])[0, 1])
+    assert summary["rank_ceiling"] == pytest.approx(1.0)
     assert summary["families"][0]["error"] == pytest.approx(740 / 700 - 1)
     assert summary["undisturbed_cases"] == 4
-    results[0]["outcome"]["disturbed"] = 0.9
+    results[0]["outcome"]["disturbed"] = 1.0
+    results[1]["outcome"]["disturbed"] = 0.9
     summary = summarise(results, seed=0)
     assert summary["undisturbed_cases"] == 3
-    assert summary["disturbed"] == pytest.approx(0.9 / 4)
+    assert summary["disturbed"] == pytest.approx(1.9 / 4)
 
 
 def test_regret_is_what_the_choice_by_simulation_costs():
@@ -120,6 +121,17 @@ def test_a_study_runs_from_file_to_summary(study: Path, tmp_path: Path, in_fligh
         outcome = json.loads(path.read_text())["outcome"]
         assert outcome["low_ns"] <= outcome["measured_ns"] <= outcome["high_ns"]
         assert 3 <= len(outcome["repeats_ns"]) <= 12
+
+
+def test_placements_that_are_alike_are_measured_once_and_a_policy_that_refuses_is_a_case(study: Path, tmp_path: Path):
+    study.write_text(
+        study.read_text().replace("[single, heft]", "[single, met, cp]").replace("placements: 1", "placements: 0")
+    )
+    found = validate(study, tmp_path / "out")
+    cases = {case["placement"]: case for case in found["cases"]}
+    assert found["failed"] == 1
+    assert "one-port" in cases["cp"]["error"]
+    assert cases["single, met"]["devices_used"] == 1
 
 
 @pytest.mark.slow
