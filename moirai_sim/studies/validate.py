@@ -203,19 +203,16 @@ def _run_model(
         failure = {"status": "error", "error": str(error), "kind": type(error).__name__}
         if not candidates:
             candidates, refused = _candidates(priced, study)
+    predicted = {candidate.name: candidate.predicted for candidate in candidates}
+    outcomes = {name: outcomes.get(name, failure) for name in predicted}
+    outcomes |= {policy: {"status": "error", "error": str(reason)} for policy, reason in refused.items()}
     names = []
-    for candidate in candidates:
-        key = fixed | {"placement": candidate.name}
-        name = digest(marks | {"placement": candidate.name})[:24]
-        store.write(name, key, outcomes.get(candidate.name, failure), 0.0)
-        candidate.predicted.write(store.folder / "timelines" / f"{name}-predicted.json")
-        if candidate.name in timelines:
-            timelines[candidate.name].write(store.folder / "timelines" / f"{name}-measured.json")
-        names.append(name)
-    for policy, reason in refused.items():
-        name = digest(marks | {"placement": policy})[:24]
-        store.write(name, fixed | {"placement": policy}, {"status": "error", "error": str(reason)}, 0.0)
-        names.append(name)
+    for name, outcome in outcomes.items():
+        names.append(digest(marks | {"placement": name})[:24])
+        store.write(names[-1], fixed | {"placement": name}, outcome, 0.0)
+        for kind, known in (("predicted", predicted), ("measured", timelines)):
+            if name in known:
+                known[name].write(store.folder / "timelines" / f"{names[-1]}-{kind}.json")
     if not failure:
         write_whole(done, json.dumps(names) + "\n")
     return names
