@@ -52,15 +52,13 @@ class InPlace:
     devices
         Names of those to run on, one of each kind.
     patience_s
-        How long to look for undisturbed runs of each; 0 takes the machine as it comes.
+        How long to look for undisturbed runs of each, which alone count then; 0 takes the machine as it comes.
     """
 
     def __init__(
         self, workers: Crew, subject: Subject, devices: Sequence[str], *, patience_s: float = PATIENCE_S
     ) -> None:
         self.workers, self.subject, self.patience_s = workers, subject, patience_s
-        self.quiet = patience_s > 0
-        """Whether only undisturbed runs count."""
         operators = list(subject.graph.operators)
         self._loaded = {
             name: load_order(workers, subject, dict.fromkeys(operators, name), operators, every_kernel=True)
@@ -120,7 +118,7 @@ class InPlace:
         return Cuts({name: max(1, round(ns)) for name, ns in operator_ns.items()}, round(whole), max(0, round(cost)))
 
     def _typical(self, rounds: Sequence[Sequence[Timed]]) -> float:
-        return typical_ns(rounds, quiet=self.quiet)
+        return typical_ns(rounds, quiet=self.patience_s > 0)
 
     def close(self) -> None:
         """Let the workers forget the parts."""

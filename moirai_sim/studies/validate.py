@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from moirai_sim.studies.validate_prices import Priced
     from moirai_sim.timeline import Span, Timeline
 
-_MOSTLY = 0.5
-"""Share of placements that must meet a quiet moment for only such moments to count."""
 _MORE_ROUNDS, _LAST_ROUNDS = 3, 8
 """Rounds at most, as a multiple of those asked for, until a placement has so many undisturbed ones, or any at all."""
 _RESAMPLES = 200
@@ -184,19 +182,14 @@ def _run_model(
             measured |= _interleaved(loaded, study, in_place, patience_s)
             for one in loaded.values():
                 one.close()
-        # Quiet moments are found more easily on one device than on several: where too few placements met one, all runs
-        # count, lest prices and placements be of different machines.
-        met = np.mean([found.undisturbed() > 0 for found in measured.values()])
-        quiet = bool(patience_s > 0 and met >= _MOSTLY)
         if in_place is not None:
-            in_place.quiet = quiet
             # The placements were chosen by older prices; what is predicted is the machine as it was while they ran.
             priced = price_in_place(problem, cluster, in_place, source)
             in_place.close()
             candidates = [_predicted(priced, study, c.name, c.placement, c.also) for c in candidates]
         for candidate in candidates:
             found = measured[candidate.name]
-            outcome, middle = _outcome(priced.problem, candidate, found, quiet, family, study.seed)
+            outcome, middle = _outcome(priced.problem, candidate, found, patience_s > 0, family, study.seed)
             outcomes[candidate.name] = outcome
             timelines[candidate.name] = replace(middle, policy=candidate.name, network=problem.network)
     except MoiraiError as error:
@@ -366,7 +359,6 @@ def _outcome(
         "repeats_ns": took,
         "halves_ns": [round(typical_ns(found.rounds[i::2], quiet=quiet)) for i in (0, 1)],
         "disturbed": 1 - float(np.mean([undisturbed(runs) for runs in found.rounds])),
-        "quiet": quiet,
         "devices_used": len(set(middle.placement.values())),
         "parts": sum(span.kind == "operator" for span in middle.spans),
         "transfers": len(transfers),

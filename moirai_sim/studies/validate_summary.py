@@ -58,16 +58,14 @@ def summarise(results: Iterable[Mapping[str, Any]], seed: int) -> dict[str, Any]
     times of the even and of the odd rounds. From the ranks of these two follows ``rank_ceiling``: the rank
     correlation to be expected of a prediction without fault (Spearman and Brown 1910). ``disturbed`` is the share of
     rounds in which, in spite of several attempts, something else slowed a worker's core. The figures that begin with
-    ``undisturbed`` are of the cases that met a quiet moment, so that only undisturbed runs count; the others tell of
-    the machine's load. ``quiet`` says of a model whether only undisturbed runs counted, or all of them, since most of
-    its cases met no such moment.
+    ``undisturbed`` are of the cases that met a quiet moment; the others tell of the machine's load.
     """
     measured = [result for result in results if result["outcome"]["status"] == "measured"]
     summary: dict[str, Any] = {"cases": len(measured), **_errors(measured, seed)}
     split = [result for result in measured if result["outcome"]["devices_used"] > 1]
     summary["split_cases"] = len(split)
     summary["split_median_ape"] = _errors(split, seed)["median_ape"]
-    quiet = [result for result in measured if result["outcome"]["quiet"] and result["outcome"]["disturbed"] < 1]
+    quiet = [result for result in measured if result["outcome"]["disturbed"] < 1]
     errors = _errors(quiet, seed)
     summary["undisturbed_cases"] = len(quiet)
     summary |= {f"undisturbed_{name}": errors[name] for name in ("median_ape", "p95_ape")}
@@ -82,7 +80,6 @@ def summarise(results: Iterable[Mapping[str, Any]], seed: int) -> dict[str, Any]
             **_errors(own, seed),
             **_ranks(own),
             "disturbed": _disturbed(own),
-            "quiet": all(result["outcome"]["quiet"] for result in own),
         }
         for (model, cluster), own in sorted(groups.items())
     ]

@@ -22,7 +22,7 @@ from moirai_sim.timeline import read_timeline
 def result(model: str, placement: str, predicted: int, measured: int, *, devices: int = 2, noise: float = 0.01) -> dict:
     outcome = {
         "status": "measured", "predicted_ns": predicted, "measured_ns": measured, "devices_used": devices,
-        "halves_ns": [measured, round(measured / (1 + noise))], "disturbed": 0.0, "quiet": True,
+        "halves_ns": [measured, round(measured / (1 + noise))], "disturbed": 0.0,
         "families": {"conv": [predicted, measured, 3]}, "links": {},
     }  # fmt: skip
     return {"key": {"model": model, "cluster": "two", "placement": placement}, "outcome": outcome}
