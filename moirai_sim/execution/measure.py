@@ -49,8 +49,8 @@ PATIENCE_S, _ENOUGH = 0.15, 3
 _PLAIN_RUNS = 9
 _BURST_NS, _BURST = 30_000_000, 8
 """Time that a burst of requests takes at most, unless one takes longer, and the most requests of it that count."""
-_TRIES = 4
-"""Patience is at least so many runs long."""
+_TRIES, _MOST_PATIENCE_S = 4, 0.5
+"""Patience is at least so many runs long, unless they take longer than this."""
 _WAIT_SHARE = 0.7
 """How long workers wait for a disturbed core before a run, as a share of the patience with a burst."""
 _TOLERANCE = 1e-3
@@ -205,7 +205,7 @@ class Loaded:
             How long to look for undisturbed runs, at least some runs long; 0 takes the machine as it comes.
         """
         if patience_s and self.makespan_ns:
-            patience_s = max(patience_s, _TRIES * self.makespan_ns[0] / 1e9)
+            patience_s = max(patience_s, min(_TRIES * self.makespan_ns[0] / 1e9, _MOST_PATIENCE_S))
         give_up = time.monotonic() + patience_s
         wait_ns = round(patience_s * _WAIT_SHARE * 1e9)
         runs: list[Run] = []
