@@ -19,14 +19,14 @@ STUDY = """\
 # The study that `moirai-sim quickstart` runs; change it and run it again with: moirai-sim validate study.yaml -o DIR
 kind: validate
 name: quickstart
-description: Four networks, five placements each, predicted and measured on this machine.
+description: Four networks, a few placements each, predicted and measured on this machine.
 models: [{models}]
 clusters: [local-cpu]
 policies: [single, heft, auto]
-random_placements: 1
+random_placements: 2
 bad_placements: 1
 calibrate: 60 s
-repeats: 9
+repeats: 5
 time_limit: 3 s
 """
 
