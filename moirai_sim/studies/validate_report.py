@@ -42,7 +42,7 @@ def build(study: dict[str, Any], store: Store) -> Report:
     sections = [
         Section(
             "Predicted against measured",
-            "Points on the line are right; the band is 10 %. Bars are the 90 % interval of the measured median.",
+            "Points on the line are right; the band is 10 %. Bars are the 90 % interval of the measured time.",
             picture=_scatter(measured),
         ),
         Section("Error by model and placement", picture=_errors(measured)),
@@ -58,13 +58,14 @@ def build(study: dict[str, Any], store: Store) -> Report:
 
 
 def cases_table(store: Store) -> pd.DataFrame:
-    """Return one row a case: model, cluster, placement, predicted and measured time in ms, and the error as a share."""
+    """Return one row a case: model, cluster, placement and its other names, times in ms, and the error as a share."""
     import pandas as pd
 
     rows = []
     for result in store.read():
         key, outcome = result["key"], result["outcome"]
         row = {name: key[name] for name in ("model", "cluster", "placement")}
+        row["also"] = ", ".join(outcome.get("also", []))
         row["model"] = str(row["model"]).rsplit("/", 1)[-1].removesuffix(".onnx").removeprefix("zoo:")
         if outcome["status"] == "measured":
             predicted, measured = outcome["predicted_ns"] / 1e6, outcome["measured_ns"] / 1e6
@@ -72,8 +73,9 @@ def cases_table(store: Store) -> pd.DataFrame:
             row |= {"low_ms": outcome["low_ns"] / 1e6, "high_ms": outcome["high_ns"] / 1e6}
         row |= {"status": outcome["status"], "problem": outcome.get("error", ""), "name": result["name"]}
         rows.append(row)
-    columns = ["model", "cluster", "placement", "predicted_ms", "measured_ms", "error", "low_ms", "high_ms", "status"]
-    return pd.DataFrame(rows, columns=[*columns, "problem", "name"]).sort_values(columns[:3], ignore_index=True)
+    columns = ["model", "cluster", "placement", "also", "predicted_ms", "measured_ms", "error", "low_ms", "high_ms"]
+    frame = pd.DataFrame(rows, columns=[*columns, "status", "problem", "name"])
+    return frame.sort_values(columns[:3], ignore_index=True)
 
 
 def _percent(value: float | None) -> str:
