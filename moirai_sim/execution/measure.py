@@ -42,6 +42,7 @@ _AHEAD_NS = 2_000_000
 UNDISTURBED = 1.0
 """A run whose `Run.disturbed` is at most this counts as undisturbed."""
 _LOW = 0.1
+"""Quantile of the undisturbed runs that stands for them: see docs/design.md, "What is measured"."""
 _DELAYED = 0.005
 """The share of a run in which a worker may wait for its core, as the scheduler tells."""
 PATIENCE_S, _ENOUGH = 0.15, 3
@@ -228,9 +229,9 @@ class Loaded:
             waited = 0.0
         return Run(begun, records, max(waited / _DELAYED, slowed / SLOW))
 
-    def run_stream(self, requests: int, *, limit_s: float = 300.0) -> Run:
+    def run_stream(self, requests: int) -> Run:
         """Run requests that all arrive at once, as many under way as there are slots."""
-        _, records = self.run([0] * requests, limit_s=limit_s)
+        _, records = self.run([0] * requests, limit_s=300.0)
         return self._run_of(records)
 
     def check(self, request: int = 0) -> float:

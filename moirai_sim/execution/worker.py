@@ -214,7 +214,7 @@ class Worker:
                 self.control.send(("ok", reply))
 
     def answer(self, command: str, *arguments: object) -> Any:  # noqa: ANN401
-        """Carry out one command: load, unload, load_plain, plain, run or results."""
+        """Carry out one command: load, unload, load_plain, plain, run, hot or results."""
         return getattr(self, f"_{command}")(*arguments)
 
     def _load(self, key: int, assignment: Assignment) -> None:

@@ -74,7 +74,7 @@ class _Runs(_Strict):
                 raise ValueError(str(error)) from error
         return values
 
-    @field_validator("time_limit", "target", "calibrate", mode="before", check_fields=False)
+    @field_validator("time_limit", "target", "calibrate", "patience", mode="before", check_fields=False)
     @classmethod
     def _is_a_time(cls, value: object) -> object:
         if value is not None:

@@ -66,8 +66,7 @@ class Priced:
             return serve(problem, placement, in_flight=in_flight, requests=requests, options=self.options)
 
         busy = np.array(list(stream(self.problem).device_busy.values()))
-        share = np.tile(busy, (self.problem.n_operators, 1))
-        share[np.arange(self.problem.n_operators), np.asarray(placement.device)] = 0.0
+        share = np.broadcast_to(busy, (self.problem.n_operators, len(busy)))
         problem = contended(self.problem, placement, share, self.contention)
         return round(1e9 / stream(problem).throughput_per_s)
 
@@ -168,6 +167,7 @@ def _contention(cluster: Cluster, factor: float) -> NDArray[np.float64]:
     found = np.full((len(cluster.devices),) * 2, factor)
     for pair in shared_cores(cluster):
         found[pair] = _SHARED_CORE
+    np.fill_diagonal(found, 1.0)
     return found
 
 

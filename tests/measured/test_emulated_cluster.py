@@ -67,6 +67,7 @@ def test_tensors_cross_the_links_at_their_rate_and_arrive_whole():
     device = {f"n{i}": f"m{i % 3}" for i in range(HOPS + 1)}
     with Workers(star()) as crew:
         assert crew.shares_cores == (len(CORES) < 3)
+        assert crew.apart == crew.names[: len(CORES)]
         loaded = load_order(crew, subject, device, list(subject.graph.operators))
         loaded.run()
         assert loaded.check() == 0

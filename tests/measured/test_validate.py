@@ -64,6 +64,14 @@ def test_regret_is_what_the_choice_by_simulation_costs():
     assert summary["rank_correlation"] is None
 
 
+def test_ranks_can_be_told_as_well_as_measurements_agree_with_themselves():
+    """Halves that order four placements 1 2 3 4 and 2 1 4 3 correlate by 0.6."""
+    results = [result("a.onnx", str(i), i, i) for i in (1, 2, 3, 4)]
+    for one, halves in zip(results, ([10, 20], [20, 10], [30, 40], [40, 30]), strict=True):
+        one["outcome"]["halves_ns"] = halves
+    assert summarise(results, seed=0)["rank_ceiling"] == pytest.approx(np.sqrt(2 * 0.6 / 1.6))
+
+
 def test_nothing_measured_is_no_number():
     summary = summarise([{"key": {"model": "a", "cluster": "c", "placement": "p"}, "outcome": {"status": "error"}}], 0)
     assert summary["cases"] == 0

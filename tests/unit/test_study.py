@@ -64,6 +64,11 @@ def test_whatif_combines_values_of_overrides(tmp_path):
             "evaluate",
             ["study.yaml:8:1: polices: unknown key 'polices'; did you mean 'policies'"],
         ),
+        (
+            "kind: validate\nmodels: [a.onnx]\npatience: 5\n",
+            "validate",
+            ["study.yaml:3:1: patience: missing unit in '5'"],
+        ),
         (EVALUATE + "time_limit: 10\n", "evaluate", ["study.yaml:8:1: time_limit: missing unit in '10'"]),
         ("kind: evaluate\nmodels: []\n", "evaluate", ["study.yaml:2:1: models", "missing key 'policies'"]),
     ],
