@@ -303,8 +303,8 @@ class _Samples:
         self.features = np.concatenate([d.features for d in designs])
         inputs = (*designs[0].names, "share", "op")
         self.rising = [_rising(name) for name in inputs]
-        self.own = [i for i, name in enumerate(inputs) if name.startswith("alone_")]
-        """Columns that do not carry over: how much of the traffic its caches spare is each device's own."""
+        self.own = [i for i, name in enumerate(inputs) if name.startswith(("alone_", "pages_"))]
+        """Columns that do not carry over: what its caches spare and which pages it finds is each device's own."""
         self.index = np.concatenate([part.index for part in parts])
         self.log_time = np.log(seconds[self.index])
         self.target = seconds[self.index]

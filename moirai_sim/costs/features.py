@@ -41,6 +41,9 @@ _RIVALS = ((2, 4), (1, 2), (0, 1), (3, 4), (3, 2), (1, 4))
 _RESIDENT = 4
 """Tiles that share a compute unit; how many is not known, 2 and 8 tell the same."""
 
+_PAGE = 2.0**21
+"""Bytes of a page of a GPU's memory. How many pages it finds without a delay is not published, and no other limit."""
+
 _JOULES = (17e-12, 15e-12, 7.5e-12, 5e-12)
 """Energy of a single-precision operation at the lowest voltage, by `generation`."""
 _ENERGY = {"tf32": 0.24, "float16": 0.12, "bfloat16": 0.12, "float8": 0.06, "int8": 0.06, "float4": 0.03}
@@ -150,7 +153,7 @@ class Design:
         element = self["bits"] / 8
         per_unit = self.peak / self.units
         once = np.maximum(self._size, 1.0)
-        times, loads, alone, paddings, occupied = [], [], [], [], []
+        times, loads, alone, pages, paddings, occupied = [], [], [], [], [], []
         for tile_n, tile_m in tiles:
             columns, rows = _whole(n / tile_n), _whole(m / tile_m)
             count = columns * rows * b
@@ -164,6 +167,7 @@ class Design:
             per_wave = (wave_columns * tile_n + wave_rows * tile_m) * k * element
             traffic = b * (columns * rows / (wave_columns * wave_rows)) * per_wave + b * m * n * element
             times.append(compute)
+            pages.append(_log(per_wave / _PAGE))
             padding = _log(columns * tile_n * rows * tile_m / (n * m))
             seats = self.units * _RESIDENT
             paddings.append(padding)
@@ -176,8 +180,9 @@ class Design:
         compute, load = np.array(times)[best, pick], np.array(loads)[best, pick]
         self._common(compute, load / self.bandwidth)
         self._add(quantisation=_log(compute / (flops / self.peak)), reload=np.clip(_log(load / once), 0, 5))
-        for (tile_n, tile_m), limit, time, unshared in zip(tiles, limits, times, alone, strict=True):
+        for (tile_n, tile_m), limit, time, unshared, span in zip(tiles, limits, times, alone, pages, strict=True):
             self._add(**{f"alone_{tile_n}x{tile_m}": np.clip(_log(unshared / self.limit_s), -4, 4)})
+            self._add(**{f"pages_{tile_n}x{tile_m}": span})
             self._add(**{f"limit_{tile_n}x{tile_m}": np.clip(_log(limit / self.limit_s), 0, 3)})
             self._add(**{f"pad_{tile_n}x{tile_m}": np.clip(_log(time / (flops / self.peak)), 0, 4)})
         for one, other in _RIVALS:
@@ -194,6 +199,9 @@ class Design:
             right=np.clip(_log(b * k * n * element / self.cache), -6, 2),
             result=np.clip(_log(b * m * n * element / self.cache), -6, 2),
             wide=np.clip(_log(n / m), -5, 5),
+            pages_left=_log(b * m * k * element / _PAGE),
+            pages_right=_log(b * k * n * element / _PAGE),
+            pages_result=_log(b * m * n * element / _PAGE),
         )  # fmt: skip
         self._add(generation=np.full(len(m), self.generation))
         if window:

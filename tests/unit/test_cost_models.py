@@ -150,6 +150,19 @@ def test_worse_limits_never_make_a_kernel_faster_nor_alignment_slower(fitted, pa
         assert (sign * (model(more) - model(inputs)) >= -1e-9).all()
 
 
+def test_pages_of_a_wave_do_not_saturate_and_are_not_read_for_a_device_never_seen(fitted):
+    sizes = [matmul(4096, 4096, k) for k in (1000, 10_000, 100_000)]
+    design = design_of("gemm-vector", describe(sizes)[1], "float32", gpu())
+    for name in ("pages_64x64", "pages_left", "pages_right"):
+        pages = design.features[:, design.names.index(name)]
+        assert np.diff(pages) == pytest.approx(np.log(10), rel=1e-3)
+    shared = fitted.models_["gemm-vector"].shared
+    inputs = np.random.default_rng(0).uniform(0, 3, (50, shared.__self__.n_features_in_)).astype(np.float32)
+    more = inputs.copy()
+    more[:, [name.startswith("pages_") for name in design.names] + [False] * 2] += 2
+    assert (shared(more) == shared(inputs)).all()
+
+
 def test_a_model_cannot_name_files_outside_its_folder(fitted, tmp_path: Path):
     save_cost_model(fitted, tmp_path, {"name": "m"})
     content = json.loads((tmp_path / "model.json").read_text())
