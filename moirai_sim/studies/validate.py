@@ -32,7 +32,7 @@ from moirai_sim.studies.validate_prices import (
     priced_as_it_is,
     types_of,
 )
-from moirai_sim.studies.validate_summary import case_of, summarise
+from moirai_sim.studies.validate_summary import PERCENTILES, case_of, summarise
 
 if TYPE_CHECKING:
     from moirai_sim.clusters.cluster import Cluster
@@ -61,6 +61,8 @@ class Candidate:
     """Of one request."""
     predicted_ns: int
     """The makespan; for a stream the time between two answers."""
+    latency_ns: dict[str, float] = field(default_factory=dict)
+    """Of a stream: percentiles of the time from a request's admission to its answer, by `PERCENTILES`."""
     also: tuple[str, ...] = ()
     """Other names of the same placement."""
 
@@ -267,10 +269,11 @@ def _predicted(
 ) -> Candidate:
     """Return a placement with what is predicted of it."""
     predicted = priced.predict(placement, name)
-    ns = predicted.makespan_ns
-    if study.in_flight > 1:
-        ns = priced.predict_period_ns(placement, study.in_flight, _requests(study))
-    return Candidate(name, placement, predicted, ns, also)
+    if study.in_flight == 1:
+        return Candidate(name, placement, predicted, predicted.makespan_ns, also=also)
+    stream = priced.predict_stream(placement, study.in_flight, _requests(study))
+    latency_ns = {label: stream.percentile_ns(share) for label, share in PERCENTILES.items()}
+    return Candidate(name, placement, predicted, round(1e9 / stream.throughput_per_s), latency_ns, also)
 
 
 def _requests(study: ValidateStudy) -> int:
@@ -284,6 +287,8 @@ class Measured:
 
     rounds: list[list[Timed]] = field(default_factory=list)
     """Runs by round: makespans, or for a stream the mean time between two answers."""
+    latency_ns: list[int] = field(default_factory=list)
+    """Of a stream's requests, over all rounds."""
     timelines: list[Timeline] = field(default_factory=list)
     """Of the run in each round that took the most usual time; for a stream, of its first request."""
 
@@ -320,21 +325,27 @@ def _interleaved(
                 if in_place is not None:
                     in_place.round()
                 run = one.run_stream(_requests(study))
-                times = [(_period_ns(run, _requests(study)), run.disturbed)]
+                period_ns, latency_ns = stream_times(run, study.in_flight)
+                found[name].latency_ns.extend(latency_ns)
+                times = [(period_ns, run.disturbed)]
             found[name].rounds.append(times)
             found[name].timelines.append(one.timeline(run.origin, run.records))
     return found
 
 
-def _period_ns(run: Run, requests: int) -> int:
-    """Return the mean time between two answers of a stream after a tenth of its requests."""
-    ends = np.zeros(requests, dtype=np.int64)
+def stream_times(run: Run, in_flight: int) -> tuple[int, list[int]]:
+    """Return the mean time between two answers of a stream, and its requests' latencies, both ns.
+
+    Requests are admitted when the one ``in_flight`` before them was answered; from then on their latency counts. Those
+    that were admitted at the start are left out.
+    """
+    ends: dict[int, int] = {}
     for record in run.records.values():
         for request, _, _, _, end in record.runs:
-            ends[request] = max(ends[request], end)
-    ends.sort()
-    warm = requests // 10
-    return int((ends[-1] - ends[warm - 1]) / (requests - warm))
+            ends[request] = max(ends.get(request, 0), end)
+    latencies = [end - ends[request - in_flight] for request, end in ends.items() if request >= in_flight]
+    answers = sorted(ends.values())
+    return (answers[-1] - answers[in_flight - 1]) // len(latencies), latencies
 
 
 def _outcome(
@@ -366,6 +377,11 @@ def _outcome(
         "links": _by_link(candidate.predicted, transfers),
         "cost_share": dict(problem.cost_share),
     }
+    if found.latency_ns:
+        outcome["latency_ns"] = {
+            name: [candidate.latency_ns[name], float(np.percentile(found.latency_ns, share))]
+            for name, share in PERCENTILES.items()
+        }
     return outcome, middle
 
 

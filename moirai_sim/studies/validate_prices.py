@@ -57,8 +57,8 @@ class Priced:
         problem = contended(self.problem, placement, share, self.contention)
         return simulate(problem, placement, options=self.options, policy=policy)
 
-    def predict_period_ns(self, placement: Placement, in_flight: int, requests: int) -> int:
-        """Return the mean time between two answers of a stream."""
+    def predict_stream(self, placement: Placement, in_flight: int, requests: int) -> Service:
+        """Return what a stream of requests experiences, so many under way at once."""
         from moirai_sim.simulation.contention import contended
         from moirai_sim.simulation.workloads import serve
 
@@ -67,8 +67,7 @@ class Priced:
 
         busy = np.array(list(stream(self.problem).device_busy.values()))
         share = np.broadcast_to(busy, (self.problem.n_operators, len(busy)))
-        problem = contended(self.problem, placement, share, self.contention)
-        return round(1e9 / stream(problem).throughput_per_s)
+        return stream(contended(self.problem, placement, share, self.contention))
 
 
 def model_source(model: str) -> str:

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from moirai_sim.studies.page import Report, Section
+from moirai_sim.studies.validate_summary import PERCENTILES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,6 +39,11 @@ def build(study: dict[str, Any], store: Store) -> Report:
         ("machine's own noise", _percent(summary["noise_median_ape"])),
         ("rank correlation possible", _number(summary.get("rank_ceiling"))),
         ("median error, undisturbed", _percent(summary.get("undisturbed_median_ape"))),
+    ]
+    cards += [
+        (f"median error of {name} latency", _percent(summary[f"latency_{name}_median_ape"]))
+        for name in PERCENTILES
+        if f"latency_{name}_median_ape" in summary
     ]
     sections = [
         Section(

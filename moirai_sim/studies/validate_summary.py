@@ -12,6 +12,8 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+PERCENTILES = {"p50": 50, "p95": 95}
+"""Of latencies in a stream. Rarer ones would need longer streams."""
 _RESAMPLES = 1000
 _MIN_RANKED = 3
 """Ranks of fewer placements say nothing."""
@@ -34,6 +36,11 @@ def case_of(result: Mapping[str, Any]) -> dict[str, Any]:
     if outcome["status"] != "measured":
         return case | {"status": outcome["status"], "error": outcome.get("error", "")}
     predicted, measured = outcome["predicted_ns"], outcome["measured_ns"]
+    latencies = {
+        f"latency_{name}_{side}_ms": ns / 1e6
+        for name, both in outcome.get("latency_ns", {}).items()
+        for side, ns in zip(("predicted", "measured"), both, strict=True)
+    }
     return case | {
         "status": "measured",
         "devices_used": outcome["devices_used"],
@@ -46,19 +53,22 @@ def case_of(result: Mapping[str, Any]) -> dict[str, Any]:
         "error": predicted / measured - 1,
         "noise_ape": _noise(outcome),
         "disturbed": outcome["disturbed"],
+        **latencies,
     }
 
 
 def summarise(results: Iterable[Mapping[str, Any]], seed: int) -> dict[str, Any]:
     """Return the summary of a study's results; figures are null where nothing was measured.
 
-    Errors are absolute percentage errors as fractions. ``rank_correlation`` is Spearman's, the mean over models (and
-    clusters). ``regret`` says by how much the placement that is predicted best is really slower than the best
-    measured one, the mean over models. ``noise_median_ape`` is the median over cases of the difference between the
-    times of the even and of the odd rounds. From the ranks of these two follows ``rank_ceiling``: the rank
-    correlation to be expected of a prediction without fault (Spearman and Brown 1910). ``disturbed`` is the share of
-    rounds in which, in spite of several attempts, something else slowed a worker's core. The figures that begin with
-    ``undisturbed`` are of the cases that met a quiet moment; the others tell of the machine's load.
+    Errors are absolute percentage errors as fractions; of streams, they are of the time between two answers, and
+    ``latency_p50_median_ape`` and ``latency_p95_median_ape`` of the percentiles of their requests' latencies.
+    ``rank_correlation`` is Spearman's, the mean over models (and clusters). ``regret`` says by how much the placement
+    that is predicted best is really slower than the best measured one, the mean over models. ``noise_median_ape`` is
+    the median over cases of the difference between the times of the even and of the odd rounds. From the ranks of
+    these two follows ``rank_ceiling``: the rank correlation to be expected of a prediction without fault (Spearman and
+    Brown 1910). ``disturbed`` is the share of rounds in which, in spite of several attempts, something else slowed a
+    worker's core. The figures that begin with ``undisturbed`` are of the cases that met a quiet moment; the others tell
+    of the machine's load.
     """
     measured = [result for result in results if result["outcome"]["status"] == "measured"]
     summary: dict[str, Any] = {"cases": len(measured), **_errors(measured, seed)}
@@ -91,6 +101,7 @@ def summarise(results: Iterable[Mapping[str, Any]], seed: int) -> dict[str, Any]
     noise = [_noise(result["outcome"]) for result in measured]
     summary["noise_median_ape"] = float(np.median(noise)) if noise else None
     summary["disturbed"] = _disturbed(measured)
+    summary |= _latencies(measured)
     clusters = sorted({cluster for _, cluster in groups})
     summary["clusters"] = [
         {"cluster": name, **_errors([r for r in measured if r["key"]["cluster"] == name], seed)} for name in clusters
@@ -99,6 +110,15 @@ def summarise(results: Iterable[Mapping[str, Any]], seed: int) -> dict[str, Any]
     summary["families"] = _residuals(measured, "families", "family")
     summary["links"] = _residuals(measured, "links", "link")
     return summary
+
+
+def _latencies(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the median error of each percentile of latency; nothing where no stream was measured."""
+    errors: dict[str, list[float]] = defaultdict(list)
+    for result in results:
+        for name, (predicted, measured) in result["outcome"].get("latency_ns", {}).items():
+            errors[name].append(abs(predicted / measured - 1))
+    return {f"latency_{name}_median_ape": float(np.median(known)) for name, known in errors.items()}
 
 
 def _disturbed(results: Sequence[Mapping[str, Any]]) -> float | None:

@@ -12,8 +12,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from moirai_sim.errors import InputError
+from moirai_sim.execution.measure import Run
+from moirai_sim.execution.worker import Record
 from moirai_sim.studies.feedback import calibrate_from_runs
-from moirai_sim.studies.validate import validate
+from moirai_sim.studies.validate import stream_times, validate
 from moirai_sim.studies.validate_prices import in_place_file
 from moirai_sim.studies.validate_summary import interval, summarise
 from moirai_sim.timeline import read_timeline
@@ -129,6 +131,26 @@ def test_a_study_runs_from_file_to_summary(study: Path, tmp_path: Path, in_fligh
         outcome = json.loads(path.read_text())["outcome"]
         assert outcome["low_ns"] <= outcome["measured_ns"] <= outcome["high_ns"]
         assert 3 <= len(outcome["repeats_ns"]) <= 12
+        assert ("latency_ns" in outcome) == (in_flight > 1)
+    assert ("latency_p95_median_ape" in found["summary"]) == (in_flight > 1)
+    assert all(("latency_p95_measured_ms" in case) == (in_flight > 1) for case in found["cases"])
+
+
+def test_latencies_of_a_stream_count_from_admission_to_answer():
+    """Two under way at once: request 2 is admitted when request 0 is answered."""
+    runs = {"a": [(0, 0, 0, 0, 10), (1, 0, 0, 10, 20), (2, 0, 30, 30, 40), (3, 0, 50, 50, 60)]}
+    runs["b"] = [(0, 0, 10, 10, 30), (1, 0, 20, 30, 50), (2, 0, 40, 50, 70), (3, 0, 60, 70, 100)]
+    run = Run(0, {name: Record(0, own) for name, own in runs.items()}, 0.0)
+    assert stream_times(run, 2) == ((100 - 50) // 2, [70 - 30, 100 - 50])
+
+
+def test_latencies_are_summarised_by_percentile():
+    results = [result("a.onnx", str(i), 10, 10) for i in range(3)]
+    for one, predicted in zip(results, (9, 10, 14), strict=True):
+        one["outcome"]["latency_ns"] = {"p50": [predicted, 10], "p95": [10, 10]}
+    summary = summarise(results, seed=0)
+    assert summary["latency_p50_median_ape"] == pytest.approx(0.1)
+    assert summary["latency_p95_median_ape"] == 0
 
 
 def test_placements_that_are_alike_are_measured_once_and_a_policy_that_refuses_is_a_case(study: Path, tmp_path: Path):
