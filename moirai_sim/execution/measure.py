@@ -133,16 +133,17 @@ def typical_ns(rounds: Sequence[Sequence[Timed]], *, quiet: bool = True) -> floa
 
 
 def time_plain(
-    workers: Crew, devices: Sequence[str], runs: int, *, patience_s: float = PATIENCE_S
+    workers: Crew, devices: Sequence[str], runs: int, *, patience_s: float = PATIENCE_S, wait_ns: int = 0
 ) -> dict[str, list[Timed]]:
     """Time the plain sessions that workers hold, all at once, one run after the other on each.
 
-    Repeated for a while until some runs of each were undisturbed.
+    Repeated for a while until some runs of each were undisturbed. Each waits for ``wait_ns`` first, in which caches
+    grow cold.
     """
     found: dict[str, list[Timed]] = {name: [] for name in devices}
     give_up = time.monotonic() + patience_s
     while True:
-        for name, times in workers.call(devices, "plain", runs, limit_s=300.0).items():
+        for name, times in workers.call(devices, "plain", runs, wait_ns, limit_s=300.0).items():
             found[name] += [(ns, slowed / SLOW) for ns, slowed in times]
         quiet = [sum(disturbed <= UNDISTURBED for _, disturbed in times) for times in found.values()]
         if min(quiet) >= min(_ENOUGH, runs) or time.monotonic() > give_up:

@@ -247,14 +247,19 @@ class Worker:
         results: list[NDArray[Any]] = self.plain()
         return results
 
-    def _plain(self, runs: int) -> list[tuple[int, float]]:
-        """Run the plain session once to warm it, then so often; return (ns, how much slower the core was) of each."""
+    def _plain(self, runs: int, wait_ns: int) -> list[tuple[int, float]]:
+        """Run the plain session once to warm it, then so often; return (ns, how much slower the core was) of each.
+
+        ``wait_ns``: to wait before each, as a worker does whose parts wait for tensors.
+        """
         if self.plain is None:
             raise LookupError("no plain session was loaded")
         times = []
         before = 0.0
         for _ in range(runs + 1):
-            start = time.monotonic_ns()
+            until = time.monotonic_ns() + wait_ns
+            while (start := time.monotonic_ns()) < until:
+                pass
             self.plain()
             took = time.monotonic_ns() - start
             after = self.pace.slowed()

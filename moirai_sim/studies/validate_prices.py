@@ -47,14 +47,17 @@ class Priced:
     options: SimulationOptions
     contention: NDArray[np.float64]
     """[devices, devices] time of an operator on one device while the other computes, over its time alone."""
+    cold_ns: tuple[int, ...]
+    """[devices] what a start costs after a long wait."""
 
     def predict(self, placement: Placement, policy: str = "") -> Timeline:
-        """Return the timeline of one request."""
-        from moirai_sim.simulation.contention import contended, overlap
+        """Return the timeline of one request among others that follow each other."""
+        from moirai_sim.simulation.contention import contended, overlap, rested
         from moirai_sim.simulation.engine import simulate
 
         share = overlap(self.problem, placement, options=self.options)
         problem = contended(self.problem, placement, share, self.contention)
+        problem = rested(problem, placement, self.cold_ns, options=self.options)
         return simulate(problem, placement, options=self.options, policy=policy)
 
     def predict_stream(self, placement: Placement, in_flight: int, requests: int) -> Service:
@@ -150,7 +153,7 @@ def priced_by(cluster: Cluster, model: Path) -> Cluster:
 
 def priced_as_it_is(problem: PlacementProblem, cluster: Cluster) -> Priced:
     """Return a problem with its own prices, and how the devices of a measured cluster differ from plain ones."""
-    return Priced(problem, _options(cluster), _contention(cluster, 1.0))
+    return Priced(problem, _options(cluster), _contention(cluster, 1.0), (0,) * problem.n_devices)
 
 
 def _options(cluster: Cluster, part_ns: tuple[int, ...] = ()) -> SimulationOptions:
@@ -192,6 +195,7 @@ def price_in_place(problem: PlacementProblem, cluster: Cluster, in_place: InPlac
         "contention": in_place.contention(),
         "operator_ns": [dict(cuts.operator_ns) for cuts in types],
         "part_ns": [cuts.part_ns for cuts in types],
+        "cold_ns": [cuts.cold_ns for cuts in types],
     }
     write_whole(in_place_file(Path(str(cluster.link_model)), source), json.dumps(document) + "\n")
     return priced_in_place(problem, cluster, source)
@@ -214,7 +218,10 @@ def priced_in_place(problem: PlacementProblem, cluster: Cluster, source: str) ->
     for column, times in enumerate(document["operator_ns"]):
         for name, ns in times.items():
             operator_ns[position[name], column] = ns
-    options = _options(cluster, tuple(document["part_ns"][column] for column in problem.device_type.tolist()))
+    part_ns, cold_ns = (
+        tuple(document[figure][column] for column in problem.device_type.tolist()) for figure in ("part_ns", "cold_ns")
+    )
+    options = _options(cluster, part_ns)
     known = replace(
         problem,
         operator_ns=operator_ns,
@@ -223,7 +230,7 @@ def priced_in_place(problem: PlacementProblem, cluster: Cluster, source: str) ->
         transfer_ns=np.maximum(problem.transfer_ns, options.transfer_part_ns),
         cost_share={"measured": 1.0},
     )
-    return Priced(known, options, _contention(cluster, document["contention"]))
+    return Priced(known, options, _contention(cluster, document["contention"]), cold_ns)
 
 
 def families(problem: PlacementProblem, graph: OperatorGraph) -> dict[str, str]:

@@ -14,7 +14,7 @@ import pytest
 
 from moirai_sim.clusters.cluster import Link
 from moirai_sim.placement import Placement
-from moirai_sim.simulation.contention import contended, overlap
+from moirai_sim.simulation.contention import COOLING_NS, contended, overlap, rested
 from moirai_sim.simulation.engine import simulate, simulate_schedule
 from moirai_sim.simulation.explain import critical_path, explain, faster
 from moirai_sim.simulation.faults import losses
@@ -256,6 +256,18 @@ def test_devices_on_one_core_halve_each_other_and_leave_the_third_alone(build) -
     placement = on(0, 1, 2)
     found = contended(problem, placement, overlap(problem, placement), factor)
     assert found.operator_ns[np.arange(3), found.device_type].tolist() == [20, 10, 20]
+
+
+def test_a_device_that_waited_starts_cold(build) -> None:
+    """Of 10, 20 and 5 ms in turn the first follows the last of the request before; the others waited 15 and 20 ms."""
+    problem = build([10**7, 2 * 10**7, 5 * 10**6], [(0, 1, 0), (1, 2, 0)], 2)
+    placement = on(0, 1, 0)
+    found = rested(problem, placement, [1000, 2000])
+    more = found.operator_ns[np.arange(3), found.device_type[[0, 1, 0]]] - [10**7, 2 * 10**7, 5 * 10**6]
+    waits = np.array([0, 15, 20]) * 1e6
+    assert more == pytest.approx(np.array([1000, 2000, 1000]) * (1 - np.exp(-waits / COOLING_NS)), abs=1)
+    alone = rested(problem, on(0, 0, 0), [1000, 2000])
+    assert np.array_equal(alone.operator_ns, problem.operator_ns), "a device that never waits stays warm"
 
 
 def test_one_copy_engine_is_a_half_duplex_port(build) -> None:
