@@ -106,7 +106,7 @@ def test_neither_the_hash_seed_nor_the_order_of_the_yaml_shows_in_a_result(tmp_p
     documents = []
     for seed, order in (("1", parts), ("2", parts[::-1])):
         (tmp_path / "cluster.yaml").write_text("".join(order))
-        command = [sys.executable, "-c", "from moirai_sim.cli import main; main()", "place", "zoo:ws-32?seed=1"]
+        command = [sys.executable, "-m", "moirai_sim", "place", "zoo:ws-32?seed=1"]
         options = ["--cluster", "cluster.yaml", "--policy", "heft", "--json"]
         environment = os.environ | {"PYTHONHASHSEED": seed}
         done = subprocess.run(
