@@ -2,13 +2,14 @@
 
 On one device the model runs whole, in a plain session, and cut at every kernel, in parts as the executor makes them.
 Every kernel is then timed with the inputs, the layout and the caches that it has in the model, and the difference of
-the two runs, for each cut, is what a part costs: one more call of the backend, and what is cold then. The session runs
-after a wait, too: what it takes longer then is what a device pays that has waited for others. No tensor crosses
-devices, so no placement over several devices is seen.
+the two runs, for each cut, is what a part costs: one more call of the backend, and what is cold then. The parts run
+after a rest, too: what their beginning takes longer then is what a device pays that has waited for others. No tensor
+crosses devices, so no placement over several devices is seen.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from dataclasses import dataclass
 from statistics import median
@@ -25,8 +26,10 @@ ROUNDS = 5
 """So many tell a model's times well enough where nothing else is measured beside them."""
 _PLAIN_RUNS, _PLAIN_NS = 6, 300_000_000
 """Runs of a plain session in a round: fewer where they take longer, but at least two."""
-_WAIT_NS = 10_000_000
+_REST_NS = 10_000_000
 """After this long, caches are as cold as they get: see `moirai_sim.simulation.contention.COOLING_NS`."""
+_HEAD_NS = 2_000_000
+"""So much of a run, from its beginning, shows what is cold; all of a long one would hide it behind its noise."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Cuts:
     part_ns: int
     """Of one more part, at least 0."""
     cold_ns: int
-    """Of a start after a long wait, at least 0."""
+    """Of a start after a long rest, at least 0."""
 
 
 class InPlace:
@@ -78,7 +81,9 @@ class InPlace:
     def forget(self) -> None:
         """Begin anew: the machine may have changed its speed."""
         self._wholes: dict[str, list[list[Timed]]] = defaultdict(list)
-        self._waited: dict[str, list[list[Timed]]] = defaultdict(list)
+        self._head: dict[str, int] = {}  # last part of the beginning
+        self._hot: dict[str, list[list[Timed]]] = defaultdict(list)  # the beginning, run after run
+        self._cold: dict[str, list[list[Timed]]] = defaultdict(list)  # and after a rest
         self._together: dict[str, list[list[Timed]]] = defaultdict(list)
         self._makespans: dict[str, list[list[Timed]]] = defaultdict(list)
         self._kernels: dict[tuple[str, int], list[list[Timed]]] = defaultdict(list)  # by device and part
@@ -94,9 +99,14 @@ class InPlace:
         for name, times in time_plain(self.workers, apart, runs, patience_s=self.patience_s).items():
             self._together[name].append(times)
         for device, loaded in self._loaded.items():
-            waited = time_plain(self.workers, [device], runs, patience_s=self.patience_s, wait_ns=_WAIT_NS)
-            self._waited[device].append(waited[device])
             burst = loaded.run_hot(patience_s=self.patience_s)
+            rested = loaded.run_hot(patience_s=self.patience_s, rest_ns=_REST_NS)
+            ends = [end - burst[0].origin for *_, end in burst[0].records[device].runs]
+            head = self._head.setdefault(device, min(bisect_left(ends, _HEAD_NS), len(ends) - 1))
+            for found, runs_of in ((self._hot, burst), (self._cold, rested)):
+                found[device].append(
+                    [(run.records[device].runs[head][-1] - run.origin, run.disturbed) for run in runs_of]
+                )
             self._makespans[device].append([run.timed for run in burst])
             kernels: dict[int, list[Timed]] = defaultdict(list)
             for run in burst:
@@ -123,7 +133,7 @@ class InPlace:
             main = max((owner, *covered[part]), key=lambda name: graph[name].flops)
             operator_ns[main] += ns  # another placement may cut the kernel, and the light members leave its work behind
         cost = (self._typical(self._makespans[device]) - whole) / max(len(loaded.parts) - 1, 1)
-        cold = self._typical(self._waited[device]) - whole
+        cold = self._typical(self._cold[device]) - self._typical(self._hot[device])
         found = {name: max(1, round(ns)) for name, ns in operator_ns.items()}
         return Cuts(found, round(whole), max(0, round(cost)), max(0, round(cold)))
 

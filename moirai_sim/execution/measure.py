@@ -133,17 +133,16 @@ def typical_ns(rounds: Sequence[Sequence[Timed]], *, quiet: bool = True) -> floa
 
 
 def time_plain(
-    workers: Crew, devices: Sequence[str], runs: int, *, patience_s: float = PATIENCE_S, wait_ns: int = 0
+    workers: Crew, devices: Sequence[str], runs: int, *, patience_s: float = PATIENCE_S
 ) -> dict[str, list[Timed]]:
     """Time the plain sessions that workers hold, all at once, one run after the other on each.
 
-    Repeated for a while until some runs of each were undisturbed. Each waits for ``wait_ns`` first, in which caches
-    grow cold.
+    Repeated for a while until some runs of each were undisturbed.
     """
     found: dict[str, list[Timed]] = {name: [] for name in devices}
     give_up = time.monotonic() + patience_s
     while True:
-        for name, times in workers.call(devices, "plain", runs, wait_ns, limit_s=300.0).items():
+        for name, times in workers.call(devices, "plain", runs, limit_s=300.0).items():
             found[name] += [(ns, slowed / SLOW) for ns, slowed in times]
         quiet = [sum(disturbed <= UNDISTURBED for _, disturbed in times) for times in found.values()]
         if min(quiet) >= min(_ENOUGH, runs) or time.monotonic() > give_up:
@@ -193,7 +192,7 @@ class Loaded:
         records = self.workers.call(self.participants, "run", self.key, arrivals, limit_s=limit_s)
         return origin, records
 
-    def run_hot(self, *, patience_s: float = PATIENCE_S) -> list[Run]:
+    def run_hot(self, *, patience_s: float = PATIENCE_S, rest_ns: int = 0) -> list[Run]:
         """Run requests one after the other without a pause; return a run for each.
 
         After a pause caches are cold and cores asleep, which is no property of the placement, and what serves requests
@@ -205,6 +204,8 @@ class Loaded:
         ----------
         patience_s
             How long to look for undisturbed runs, at least some runs long; 0 takes the machine as it comes.
+        rest_ns
+            A pause before each request all the same, in which caches grow cold.
         """
         if patience_s and self.makespan_ns:
             patience_s = max(patience_s, min(_TRIES * self.makespan_ns[0] / 1e9, _MOST_PATIENCE_S))
@@ -213,7 +214,7 @@ class Loaded:
         runs: list[Run] = []
         while True:
             count = int(np.clip(_BURST_NS // max(self.makespan_ns[0], 1), 1, _BURST)) if self.makespan_ns else 1
-            records = self.workers.call(self.participants, "hot", self.key, count, wait_ns, limit_s=60.0)
+            records = self.workers.call(self.participants, "hot", self.key, count, wait_ns, rest_ns, limit_s=60.0)
             runs += [self._run_of(dict(zip(records, own, strict=True))) for own in zip(*records.values(), strict=True)]
             self.makespan_ns[:] = [min(run.makespan_ns for run in runs)]
             quiet = sum(run.disturbed <= UNDISTURBED for run in runs)

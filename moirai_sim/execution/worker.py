@@ -247,19 +247,14 @@ class Worker:
         results: list[NDArray[Any]] = self.plain()
         return results
 
-    def _plain(self, runs: int, wait_ns: int) -> list[tuple[int, float]]:
-        """Run the plain session once to warm it, then so often; return (ns, how much slower the core was) of each.
-
-        ``wait_ns``: to wait before each, as a worker does whose parts wait for tensors.
-        """
+    def _plain(self, runs: int) -> list[tuple[int, float]]:
+        """Run the plain session once to warm it, then so often; return (ns, how much slower the core was) of each."""
         if self.plain is None:
             raise LookupError("no plain session was loaded")
         times = []
         before = 0.0
         for _ in range(runs + 1):
-            until = time.monotonic_ns() + wait_ns
-            while (start := time.monotonic_ns()) < until:
-                pass
+            start = time.monotonic_ns()
             self.plain()
             took = time.monotonic_ns() - start
             after = self.pace.slowed()
@@ -274,11 +269,11 @@ class Worker:
         record.delayed_ns = _run_queue_ns() - delayed
         return record
 
-    def _hot(self, key: int, count: int, wait_ns: int) -> list[Record]:
+    def _hot(self, key: int, count: int, wait_ns: int, rest_ns: int) -> list[Record]:
         """Run a request that does not count and then ``count`` ones, one after the other without a pause.
 
         Each begins when all workers have ended the one before it and every core keeps its own pace; in all, nobody
-        waits longer than ``wait_ns`` for that.
+        waits longer than ``wait_ns`` for that. Then all rest for ``rest_ns``, as one that waits for tensors does.
         """
         records = []
         give_up = time.monotonic_ns() + wait_ns
@@ -287,6 +282,9 @@ class Worker:
             while slowed > SLOW and time.monotonic_ns() < give_up:
                 slowed = self.pace.slowed()
             delayed = _run_queue_ns()
+            rested = time.monotonic_ns() + rest_ns
+            while time.monotonic_ns() < rested:
+                pass
             self._meet(key)
             record = self._requests(key, [time.monotonic_ns()])
             record.delayed_ns = _run_queue_ns() - delayed

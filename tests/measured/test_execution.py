@@ -282,7 +282,7 @@ def test_operators_timed_in_place_add_up_to_the_model(subject):
     assert set(cuts.operator_ns) <= set(order)
     assert sum(cuts.operator_ns.values()) == pytest.approx(cuts.whole_ns, rel=0.01)
     assert cuts.part_ns >= 0
-    assert 0 <= cuts.cold_ns < cuts.whole_ns
+    assert 0 <= cuts.cold_ns < 10**7
     heavy = max(cuts.operator_ns, key=cuts.operator_ns.__getitem__)
     assert heavy.startswith("conv")
 
