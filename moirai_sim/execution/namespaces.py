@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 PORT = 4713
 PREFIX = ("unshare", "--net")
 """Starts a command in a namespace of its own."""
-_BURST_BYTES, _BURST_S = 65536, 1e-3
-"""What may pass at once: the largest packet that Linux hands down, or what a timer's tick lets through."""
+_BURST_BYTES, _BURST_S = 8192, 1e-4
+"""What may pass at once, though a real link lets nothing pass so: some packets, or what flows until a timer wakes."""
 _PACKETS = 100_000
 """Most that are delayed on a link at once."""
 _ENTER_LIMIT_S, _ENTER_POLL_S = 10.0, 1e-3

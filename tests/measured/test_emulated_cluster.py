@@ -47,9 +47,9 @@ def delayed(latency_ns: int) -> Cluster:
     return replace(plain, links=tuple(replace(link, latency_ns=latency_ns) for link in plain.links))
 
 
-def chain() -> Subject:
+def chain(size: int = SIZE) -> Subject:
     nodes = [helper.make_node("Neg", [f"t{i}"], [f"t{i + 1}"], name=f"n{i}") for i in range(HOPS + 1)]
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [SIZE // 4]) for name in ("t0", f"t{HOPS + 1}")]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [size // 4]) for name in ("t0", f"t{HOPS + 1}")]
     model = helper.make_model(
         helper.make_graph(nodes, "chain", ends[:1], ends[1:]),
         opset_imports=[helper.make_opsetid("", 17)],
@@ -79,6 +79,18 @@ def test_tensors_cross_the_links_at_their_rate_and_arrive_whole():
     ]
     at_full_rate = HOPS * SIZE / RATE * 1e9
     assert timeline.makespan_ns > 0.9 * at_full_rate, "the links are not slowed down"
+
+
+def test_small_tensors_have_no_start_on_links_that_were_idle():
+    """A bucket of tokens that fills up meanwhile would let the first packets pass at any rate."""
+    size = 2**16
+    subject = chain(size)
+    device = {f"n{i}": f"m{i % 3}" for i in range(HOPS + 1)}
+    with Workers(star()) as crew:
+        loaded = load_order(crew, subject, device, list(subject.graph.operators))
+        runs = [loaded.timeline(*loaded.run()) for _ in range(5)]
+    transfers = [span.end_ns - span.start_ns for run in runs for span in run.spans if span.kind == "transfer"]
+    assert np.median(transfers) > 0.75 * size / RATE * 1e9
 
 
 @pytest.mark.parametrize("by_kernel", [False, True])
