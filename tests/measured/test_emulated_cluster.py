@@ -90,7 +90,7 @@ def test_small_tensors_have_no_start_on_links_that_were_idle():
         loaded = load_order(crew, subject, device, list(subject.graph.operators))
         runs = [loaded.timeline(*loaded.run()) for _ in range(5)]
     transfers = [span.end_ns - span.start_ns for run in runs for span in run.spans if span.kind == "transfer"]
-    assert np.median(transfers) > 0.75 * size / RATE * 1e9
+    assert np.median(transfers) > 0.6 * size / RATE * 1e9
 
 
 @pytest.mark.parametrize("by_kernel", [False, True])
