@@ -17,7 +17,7 @@ LAYERS = [
     {"sources", "instances"},
     {"policies", "simulation", "execution", "testing"},
     {"studies", "summary", "listing", "doctor"},
-    {"cli"},
+    {"cli", "__main__"},
 ]
 """Lowest first. A room imports from its own layer and from lower ones."""
 UPWARD = {
