@@ -31,7 +31,7 @@ from moirai_sim.profiling.published import import_published
 HERE = Path(__file__).parent
 DATA = Path(os.environ["MOIRAI_SIM_DATA"])
 DRAWS = 20
-"""Draws of the points that a transfer is adapted with; the error differs by up to 0.7 from one to the next."""
+"""Draws of the points that a transfer is adapted with: errors with 30 points have a standard deviation of 0.3 to 0.4 %."""
 
 
 def errors(estimator: TimeEstimator, test: pd.DataFrame) -> dict[str, float]:

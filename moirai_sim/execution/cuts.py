@@ -27,7 +27,7 @@ ROUNDS = 5
 _PLAIN_RUNS, _PLAIN_NS = 6, 300_000_000
 """Runs of a plain session in a round: fewer where they take longer, but at least two."""
 _REST_NS = 10_000_000
-"""After this long, caches are as cold as they get: see `moirai_sim.simulation.contention.COOLING_NS`."""
+"""After this long, caches are as cold as they get: see `moirai_sim.simulation.corrections.COOLING_NS`."""
 _HEAD_NS = 2_000_000
 """So much of a run, from its beginning, shows what is cold; all of a long one would hide it behind its noise."""
 

@@ -28,8 +28,9 @@ PORT = 4713
 PREFIX = ("unshare", "--net")
 """Starts a command in a namespace of its own."""
 _BURST_BYTES, _BURST_S = 16384, 5e-4
-"""What may pass at once, though a real link lets nothing pass so: some packets, or what flows until a timer wakes. With
-an eighth of it a link of 1 Gbps carries 0.7, with twice as much tensors of 128 KiB take half of their time."""
+"""What may pass at once, though a real link lets nothing pass so: some packets, or what flows until a timer wakes.
+
+With an eighth of it a link of 1 Gbps carries 0.6 to 0.8; with twice as much, 128 KiB take two thirds of their time."""
 _PACKETS = 100_000
 """Most that are delayed on a link at once."""
 _ENTER_LIMIT_S, _ENTER_POLL_S = 10.0, 1e-3

@@ -281,10 +281,10 @@ class Worker:
             slowed = self.pace.slowed()
             while slowed > SLOW and time.monotonic_ns() < give_up:
                 slowed = self.pace.slowed()
-            delayed = _run_queue_ns()
             rested = time.monotonic_ns() + rest_ns
             while time.monotonic_ns() < rested:
                 pass
+            delayed = _run_queue_ns()
             self._meet(key)
             record = self._requests(key, [time.monotonic_ns()])
             record.delayed_ns = _run_queue_ns() - delayed

@@ -9,7 +9,7 @@ if it has one, the operators of a request take precedence, but a device does not
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -32,7 +32,7 @@ Router = Literal["round-robin", "least-busy"]
 
 @dataclass(frozen=True, eq=False)
 class Service:
-    """What a stream of requests experienced."""
+    """What a stream of requests experienced; of a measured one the requests alone are known."""
 
     arrival_ns: NDArray[np.int64]
     """[r] in order of arrival."""
@@ -40,15 +40,15 @@ class Service:
     """[r]; -1 for a request that a fault left unanswered."""
     warm_up: int
     """Requests at the start that the figures leave out."""
-    device_busy: dict[str, float]
+    device_busy: dict[str, float] = field(default_factory=dict)
     """Share of the time that a device computes (mean number of operators at once, with several streams)."""
-    device_queue: dict[str, float]
+    device_queue: dict[str, float] = field(default_factory=dict)
     """Mean number of operators that are ready and wait for the device."""
-    port_busy: dict[str, float]
+    port_busy: dict[str, float] = field(default_factory=dict)
     """Share of the time that transfers leave (``send NAME``) or reach (``receive NAME``) a device."""
-    transfer_queue: dict[str, float]
+    transfer_queue: dict[str, float] = field(default_factory=dict)
     """Mean number of tensors that wait for a port, by ``source->target``."""
-    link_busy: dict[str, float]
+    link_busy: dict[str, float] = field(default_factory=dict)
     """Bytes carried as a share of what the link could carry in its busier direction; of clusters."""
 
     @property

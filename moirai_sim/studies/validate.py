@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from moirai_sim.execution.workers import Workers
     from moirai_sim.placement import Placement
     from moirai_sim.problem import PlacementProblem
+    from moirai_sim.simulation.workloads import Service
     from moirai_sim.studies.validate_prices import Priced
     from moirai_sim.timeline import Span, Timeline
 
@@ -325,27 +326,29 @@ def _interleaved(
                 if in_place is not None:
                     in_place.round()
                 run = one.run_stream(_requests(study))
-                period_ns, latency_ns = stream_times(run, study.in_flight)
-                found[name].latency_ns.extend(latency_ns)
-                times = [(period_ns, run.disturbed)]
+                stream = served(run, study.in_flight)
+                found[name].latency_ns.extend(stream.latency_ns.tolist())
+                times = [(round(1e9 / stream.throughput_per_s), run.disturbed)]
             found[name].rounds.append(times)
             found[name].timelines.append(one.timeline(run.origin, run.records))
     return found
 
 
-def stream_times(run: Run, in_flight: int) -> tuple[int, list[int]]:
-    """Return the mean time between two answers of a stream, and its requests' latencies, both ns.
+def served(run: Run, in_flight: int) -> Service:
+    """Return what the requests of a measured stream experienced.
 
-    Requests are admitted when the one ``in_flight`` before them was answered; from then on their latency counts. Those
-    that were admitted at the start are left out.
+    One is admitted, and its latency begins, when the one ``in_flight`` before it was answered. Those that were admitted
+    at the start are the warm-up.
     """
+    from moirai_sim.simulation.workloads import Service
+
     ends: dict[int, int] = {}
     for record in run.records.values():
         for request, _, _, _, end in record.runs:
             ends[request] = max(ends.get(request, 0), end)
-    latencies = [end - ends[request - in_flight] for request, end in ends.items() if request >= in_flight]
-    answers = sorted(ends.values())
-    return (answers[-1] - answers[in_flight - 1]) // len(latencies), latencies
+    done = np.array([end for _, end in sorted(ends.items())], dtype=np.int64)
+    arrival = np.concatenate([np.full(in_flight, run.origin, dtype=np.int64), done[:-in_flight]])
+    return Service(arrival, done, in_flight)
 
 
 def _outcome(

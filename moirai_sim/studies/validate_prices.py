@@ -52,7 +52,7 @@ class Priced:
 
     def predict(self, placement: Placement, policy: str = "") -> Timeline:
         """Return the timeline of one request among others that follow each other."""
-        from moirai_sim.simulation.contention import contended, overlap, rested
+        from moirai_sim.simulation.corrections import contended, overlap, rested
         from moirai_sim.simulation.engine import simulate
 
         share = overlap(self.problem, placement, options=self.options)
@@ -62,7 +62,7 @@ class Priced:
 
     def predict_stream(self, placement: Placement, in_flight: int, requests: int) -> Service:
         """Return what a stream of requests experiences, so many under way at once."""
-        from moirai_sim.simulation.contention import contended
+        from moirai_sim.simulation.corrections import contended
         from moirai_sim.simulation.workloads import serve
 
         def stream(problem: PlacementProblem) -> Service:

@@ -254,6 +254,16 @@ def test_places_are_shared_and_results_stay_right(subject):
         assert loaded.check() < 1e-5
 
 
+def test_requests_rest_before_they_begin(subject, workers):
+    order = list(subject.graph.operators)
+    loaded = load_order(workers, subject, {name: f"c{i % 2}" for i, name in enumerate(order)}, order)
+    loaded.run_hot()  # from now on a burst has several requests
+    runs = loaded.run_hot(patience_s=0, rest_ns=20_000_000)
+    begun = np.array([run.origin for run in runs])
+    assert len(runs) > 1
+    assert np.diff(begun).min() >= 20_000_000
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_the_simulator_begins_parts_where_the_executor_does(subject, seed):
     problem = build_problem(subject.graph, cluster(3), fuse="onnxruntime")
@@ -282,7 +292,6 @@ def test_operators_timed_in_place_add_up_to_the_model(subject):
     assert set(cuts.operator_ns) <= set(order)
     assert sum(cuts.operator_ns.values()) == pytest.approx(cuts.whole_ns, rel=0.01)
     assert cuts.part_ns >= 0
-    assert 0 <= cuts.cold_ns < 10**7
     heavy = max(cuts.operator_ns, key=cuts.operator_ns.__getitem__)
     assert heavy.startswith("conv")
 

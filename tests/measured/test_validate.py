@@ -15,7 +15,7 @@ from moirai_sim.errors import InputError
 from moirai_sim.execution.measure import Run
 from moirai_sim.execution.worker import Record
 from moirai_sim.studies.feedback import calibrate_from_runs
-from moirai_sim.studies.validate import stream_times, validate
+from moirai_sim.studies.validate import served, validate
 from moirai_sim.studies.validate_prices import in_place_file
 from moirai_sim.studies.validate_summary import interval, summarise
 from moirai_sim.timeline import read_timeline
@@ -141,7 +141,9 @@ def test_latencies_of_a_stream_count_from_admission_to_answer():
     runs = {"a": [(0, 0, 0, 0, 10), (1, 0, 0, 10, 20), (2, 0, 30, 30, 40), (3, 0, 50, 50, 60)]}
     runs["b"] = [(0, 0, 10, 10, 30), (1, 0, 20, 30, 50), (2, 0, 40, 50, 70), (3, 0, 60, 70, 100)]
     run = Run(0, {name: Record(0, own) for name, own in runs.items()}, 0.0)
-    assert stream_times(run, 2) == ((100 - 50) // 2, [70 - 30, 100 - 50])
+    stream = served(run, 2)
+    assert stream.latency_ns.tolist() == [70 - 30, 100 - 50]
+    assert stream.throughput_per_s == pytest.approx(2e9 / (100 - 50))
 
 
 def test_latencies_are_summarised_by_percentile():

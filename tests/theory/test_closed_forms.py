@@ -14,7 +14,7 @@ import pytest
 
 from moirai_sim.clusters.cluster import Link
 from moirai_sim.placement import Placement
-from moirai_sim.simulation.contention import COOLING_NS, contended, overlap, rested
+from moirai_sim.simulation.corrections import COOLING_NS, contended, overlap, rested
 from moirai_sim.simulation.engine import simulate, simulate_schedule
 from moirai_sim.simulation.explain import critical_path, explain, faster
 from moirai_sim.simulation.faults import losses
