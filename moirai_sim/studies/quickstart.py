@@ -25,8 +25,9 @@ clusters: [local-cpu]
 policies: [single, heft, auto]
 random_placements: 2
 bad_placements: 1
-calibrate: 60 s
-repeats: 5
+calibrate: 30 s
+repeats: 3
+budget: 20 s
 time_limit: 3 s
 """
 

@@ -74,7 +74,7 @@ class _Runs(_Strict):
                 raise ValueError(str(error)) from error
         return values
 
-    @field_validator("time_limit", "target", "calibrate", "patience", mode="before", check_fields=False)
+    @field_validator("time_limit", "target", "calibrate", "patience", "budget", mode="before", check_fields=False)
     @classmethod
     def _is_a_time(cls, value: object) -> object:
         if value is not None:
@@ -167,6 +167,8 @@ class ValidateStudy(_Runs):
     them, more are run: see ``validate``."""
     patience: str = "150 ms"
     """How long to look, in each round, for runs of a placement that nothing else on the machine disturbs."""
+    budget: str | None = None
+    """Time after which disturbed placements of a model have no more rounds than ``repeats``; null for no limit."""
     in_flight: int = Field(default=1, ge=1)
     """Requests in flight while measuring; more than 1 measures the throughput of a stream."""
     seed: int = 0

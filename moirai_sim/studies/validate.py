@@ -8,6 +8,8 @@ one device are easier than the others: ``split_median_ape`` leaves them out.
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -146,6 +148,7 @@ def _run_model(
         "cluster": cluster_name,
         "repeats": study.repeats,
         "patience": study.patience,
+        "budget": study.budget,
         "in_flight": study.in_flight,
         "seed": study.seed,
         "calibrate": study.calibrate,
@@ -179,10 +182,11 @@ def _run_model(
         weights = sum(operator.weight_bytes for operator in graph)
         size = max(1, int(_HELD_BYTES // max(weights, 1)))
         measured: dict[str, Measured] = {}
+        give_up = time.monotonic() + (parse_ns(study.budget) / 1e9 if study.budget else math.inf)
         for start in range(0, len(candidates), size):
             batch = candidates[start : start + size]
             loaded = {c.name: load(workers, subject, problem, c.placement, in_flight=study.in_flight) for c in batch}
-            measured |= _interleaved(loaded, study, in_place, patience_s)
+            measured |= _interleaved(loaded, study, in_place, patience_s, give_up)
             for one in loaded.values():
                 one.close()
         if in_place is not None:
@@ -299,11 +303,12 @@ class Measured:
 
 
 def _interleaved(
-    loaded: dict[str, Loaded], study: ValidateStudy, in_place: InPlace | None, patience_s: float
+    loaded: dict[str, Loaded], study: ValidateStudy, in_place: InPlace | None, patience_s: float, give_up: float
 ) -> dict[str, Measured]:
     """Run every placement once a round, a burst of requests each time, until each has been left alone often enough.
 
-    Placements that were disturbed have more rounds than the others, so that quiet moments are used wherever they come.
+    Placements that were disturbed have more rounds than the others, so that quiet moments are used wherever they come;
+    none begins after ``give_up``, seconds of the monotonic clock, but those that every placement has.
     The model's operators are timed in each round too, beside streams each time: a machine that is slow for a while is
     so for both.
     """
@@ -312,6 +317,8 @@ def _interleaved(
         one.run()
         one.check()
     for number in range(study.repeats * (_LAST_ROUNDS if patience_s else 1)):
+        if number >= study.repeats and time.monotonic() > give_up:
+            break
         wanted = study.repeats if number < study.repeats * _MORE_ROUNDS else 1
         due = [name for name in loaded if number < study.repeats or found[name].undisturbed() < wanted]
         if due and in_place is not None and study.in_flight == 1:

@@ -15,7 +15,7 @@ from moirai_sim.errors import InputError
 from moirai_sim.execution.measure import Run
 from moirai_sim.execution.worker import Record
 from moirai_sim.studies.feedback import calibrate_from_runs
-from moirai_sim.studies.validate import served, validate
+from moirai_sim.studies.validate import Measured, served, validate
 from moirai_sim.studies.validate_prices import in_place_file
 from moirai_sim.studies.validate_summary import interval, summarise
 from moirai_sim.timeline import read_timeline
@@ -130,10 +130,21 @@ def test_a_study_runs_from_file_to_summary(study: Path, tmp_path: Path, in_fligh
         assert measured.status == "measured"
         outcome = json.loads(path.read_text())["outcome"]
         assert outcome["low_ns"] <= outcome["measured_ns"] <= outcome["high_ns"]
-        assert 3 <= len(outcome["repeats_ns"]) <= 12
+        assert 3 <= len(outcome["repeats_ns"]) <= 3 * 8
         assert ("latency_ns" in outcome) == (in_flight > 1)
     assert ("latency_p95_median_ape" in found["summary"]) == (in_flight > 1)
     assert all(("latency_p95_measured_ms" in case) == (in_flight > 1) for case in found["cases"])
+
+
+@pytest.mark.parametrize(("budget", "rounds"), [("1 ms", 3), ("null", 3 * 8)])
+def test_a_machine_that_is_never_quiet_costs_no_more_than_the_budget(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: str, rounds: int
+):
+    monkeypatch.setattr(Measured, "undisturbed", lambda self: 0)
+    study.write_text(study.read_text() + f"budget: {budget}\npatience: 5 ms\n")
+    validate(study, tmp_path / "out")
+    for path in (tmp_path / "out" / "results").glob("*.json"):
+        assert len(json.loads(path.read_text())["outcome"]["repeats_ns"]) == rounds
 
 
 def test_latencies_of_a_stream_count_from_admission_to_answer():
