@@ -43,11 +43,24 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
 
 
 def print_facts(facts: Mapping[str, object]) -> None:
-    """Write one ``name  value`` line for each fact that is known."""
-    known = {name: _text(value) for name, value in facts.items() if value is not None}
-    width = max(map(len, known), default=0)
-    for name, value in known.items():
-        print_text(f"{name.ljust(width)}  {value}")
+    """Write one ``name  value`` line for each fact that is known, then its lists of records as tables, each named."""
+    known = {name: value for name, value in facts.items() if value is not None}
+    nested = {name: value for name, value in known.items() if isinstance(value, Mapping) or _are_records(value)}
+    lines = {name: _text(value) for name, value in known.items() if name not in nested}
+    width = max(map(len, lines), default=0)
+    for name, line in lines.items():
+        print_text(f"{name.ljust(width)}  {line}")
+    for name, value in nested.items():
+        print_text(f"\n{name}:")
+        if isinstance(value, Mapping):
+            print_facts(value)
+        elif isinstance(value, list):
+            columns = [key for key, cell in value[0].items() if not isinstance(cell, dict | list)]
+            print_table(columns, ([record.get(column) for column in columns] for record in value))
+
+
+def _are_records(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
 
 
 def _text(cell: object) -> str:
@@ -89,9 +102,6 @@ def print_study(summary: Mapping[str, Any], *, as_json: bool) -> None:
 
 def print_validation(summary: Mapping[str, Any]) -> None:
     """Write the cases of a ``validate`` study as a table, and its figures."""
-    cases = summary["cases"]
-    if cases:
-        columns = [key for key, value in cases[0].items() if not isinstance(value, dict | list)]
-        print_table(columns, ([case.get(column) for column in columns] for case in cases))
-        print_text()
+    print_facts({"cases": summary["cases"]})
+    print_text()
     print_facts(summary["summary"])

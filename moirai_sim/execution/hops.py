@@ -8,15 +8,23 @@ the cache of another core. Nothing of it shows where only the message itself is 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 from onnx import helper
 
-from moirai_sim.execution.measure import WARM_UP, Loaded, Subject, Timed, load_order, typical_ns, undisturbed
+from moirai_sim.execution.measure import (
+    UNDISTURBED,
+    WARM_UP,
+    Loaded,
+    Subject,
+    Timed,
+    load_order,
+    typical_ns,
+    undisturbed,
+)
 from moirai_sim.graphs.onnx_reader import read_model
 from moirai_sim.profiling.backends.onnxruntime import random_array
 
@@ -28,68 +36,79 @@ if TYPE_CHECKING:
 _CHAIN = 24
 """Kernels, at most; both kinds run on both devices."""
 _COLUMNS = 64
-_LARGE = 2**20
-"""Tensors from here on need less warming, and over slow links much time."""
-_BUDGET_S = 5.0
-"""Of a size: fewer repeats where they take longer, as over slow links or where the machine is never left alone."""
+_LARGE = 2**17
+"""Larger tensors make a shorter chain, which fits into quiet moments, and need less warming."""
 _FOLDS = 3
-"""Each fold of the rounds tells a time of its own, so that their spread shows how well it is known."""
+"""Each fold of the runs tells a time of its own, so that their spread shows how well it is known."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Hop:
-    """What one crossing costs, from each fold of the measurements."""
+    """A crossing between two devices, to and fro in turn, and what was measured of it in any number of visits."""
 
     source: str
     target: str
-    bytes: int
-    times_s: NDArray[np.float64]
-    """[folds] both directions in turn, seconds; above zero even where noise hides the crossing."""
+    size: int
+    """Of the tensor, bytes."""
+    rounds: tuple[list[list[Timed]], ...] = field(default_factory=lambda: ([], [], []))
+    """Bursts of runs of the chain that crosses, and of those that stay on one device each."""
 
+    @property
+    def known(self) -> int:
+        """Rounds of each chain in which nothing disturbed one of the runs."""
+        return min(sum(map(undisturbed, own)) for own in self.rounds)
 
-def time_hops(workers: Workers, source: str, target: str, *, sizes: Sequence[int], repeats: int = 9) -> Iterator[Hop]:
-    """Time crossings between two devices, to and fro in turn.
+    @property
+    def _length(self) -> int:
+        return 8 if self.size > _LARGE else _CHAIN
 
-    Parameters
-    ----------
-    workers
-        Running workers.
-    source, target
-        Names of two devices.
-    sizes
-        Of the tensor, bytes.
-    repeats
-        Undisturbed bursts of each chain, alternating between crossing and staying so that a slow spell meets both.
-    """
-    floor_s = 1e-9  # more data cannot cost less, though noise may say so where kernels take long
-    for size in sizes:
-        length = 8 if size > _LARGE else _CHAIN
-        model = _chain(length, size)
+    def time(self, workers: Workers, *, enough: int, budget_s: float) -> None:
+        """Time the chains in turn, so that a slow spell meets each, once at least.
+
+        Parameters
+        ----------
+        workers
+            Running workers.
+        enough
+            So many rounds that are known end the visit.
+        budget_s
+            Of this visit.
+        """
+        model = _chain(self._length, self.size)
         subject = Subject(model, read_model(model, name="chain"))
         names = [operator.name for operator in subject.graph]
         loaded: list[Loaded] = []
         try:
-            for pair in ((source, target), (source, source), (target, target)):
+            for pair in ((self.source, self.target), (self.source,) * 2, (self.target,) * 2):
                 device = {name: pair[i % 2] for i, name in enumerate(names)}
                 loaded.append(load_order(workers, subject, device, names))
             for chain in loaded:
-                for _ in range(WARM_UP if size < _LARGE else 1):
+                for _ in range(1 if self.size > _LARGE else WARM_UP):
                     chain.run()
-            rounds: list[list[list[Timed]]] = [[] for _ in loaded]  # by chain
-            end = time.monotonic() + _BUDGET_S
-            while len(rounds[0]) < _FOLDS or (
-                min(sum(map(undisturbed, own)) for own in rounds) < repeats and time.monotonic() < end
-            ):
-                for own, chain in zip(rounds, loaded, strict=True):
+            end = time.monotonic() + budget_s
+            before = self.known
+            while True:
+                for own, chain in zip(self.rounds, loaded, strict=True):
                     own.append([run.timed for run in chain.run_hot()])
-            crossing, *own = np.array([[typical_ns(rows[i::_FOLDS]) for i in range(_FOLDS)] for rows in rounds])
-            more_s = (crossing - np.mean(own, axis=0)) / (length - 1) / 1e9  # half of the chain runs on each device
-            yield Hop(source, target, size, np.maximum(more_s, floor_s))
-            floor_s = max(floor_s, float(np.median(more_s)))
+                if self.known - before >= enough or time.monotonic() > end:
+                    return
         finally:
             for chain in loaded:
                 if workers.processes:
                     chain.close()
+
+    def times_s(self) -> NDArray[np.float64]:
+        """Return what one crossing costs, from each fold of the runs, seconds; not above zero where noise hides it."""
+        crossing, *stays = np.array([[typical_ns([fold]) for fold in _folds(own)] for own in self.rounds])
+        more_s: NDArray[np.float64] = (crossing - np.mean(stays, axis=0)) / (self._length - 1) / 1e9
+        return more_s  # half of the chain runs on each device
+
+
+def _folds(rounds: list[list[Timed]]) -> list[list[Timed]]:
+    """Return the undisturbed runs, or all if none is, dealt out; all in each where they are too few."""
+    runs = [run for own in rounds for run in own]
+    runs = [run for run in runs if run[1] <= UNDISTURBED] or runs
+    return [runs[i::_FOLDS] for i in range(_FOLDS)] if len(runs) >= _FOLDS else [runs] * _FOLDS
 
 
 def _chain(length: int, size: int) -> onnx.ModelProto:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,12 @@ SIZES = tuple(2**k for k in (10, 13, 15, 16, 17, 18, 19, 20, 21, 22, 24))
 """Tensor sizes to time: 1 KiB to 16 MiB, dense where activations are."""
 _MAX_PAIRS = 4
 """Pairs of neighbours to time; those of one machine are taken to be equal."""
+_BUDGET_S = 5.0
+"""Of a size, on average."""
+_VISIT_S, _VISIT = 0.5, 3
+"""Time and rounds of a size before the next one has its turn: a busy spell of the machine shall not meet one alone."""
+_LEAST_S = 1e-9
+"""Of a crossing, even where noise hides it."""
 
 
 def profile_links(cluster: Cluster, *, sizes: Sequence[int] = SIZES, repeats: int = 9) -> pd.DataFrame:
@@ -28,9 +35,10 @@ def profile_links(cluster: Cluster, *, sizes: Sequence[int] = SIZES, repeats: in
     cluster
         Its devices' addresses say which cores to use.
     sizes
-        Bytes of the tensors.
+        Bytes of the tensors, rising.
     repeats
-        Of a size, at most.
+        Undisturbed rounds of a size; fewer where they take longer, as over slow links or where the machine is never
+        left alone.
 
     Returns
     -------
@@ -44,9 +52,11 @@ def profile_links(cluster: Cluster, *, sizes: Sequence[int] = SIZES, repeats: in
     ExecutionError
         If a worker fails.
     """
+    import numpy as np
     import pandas as pd
+    from sklearn.isotonic import isotonic_regression
 
-    from moirai_sim.execution.hops import time_hops
+    from moirai_sim.execution.hops import Hop
     from moirai_sim.execution.workers import Workers
     from moirai_sim.profiling import telemetry
     from moirai_sim.progress import progress
@@ -55,13 +65,24 @@ def profile_links(cluster: Cluster, *, sizes: Sequence[int] = SIZES, repeats: in
     if not pairs:
         raise InputError(f"cluster '{cluster.name}': links are profiled between two CPU devices at least")
     before = telemetry.snapshot()
+    hops = [[Hop(*pair, size) for size in sizes] for pair in pairs]
+    due = list(itertools.chain(*hops))
+    end = time.monotonic() + _BUDGET_S * len(due)
+    with Workers(cluster) as workers, progress("links", len(due)) as step:
+        while due:
+            for hop in tuple(due):
+                hop.time(workers, enough=_VISIT, budget_s=_VISIT_S)
+                if hop.known >= repeats or time.monotonic() > end:
+                    due.remove(hop)
+                    step()
     rows: list[dict[str, Any]] = []
-    with Workers(cluster) as workers, progress("links", len(pairs) * len(sizes)) as step:
-        for source, target in pairs:
-            for hop in time_hops(workers, source, target, sizes=sizes, repeats=repeats):
-                pair = {"source_device": source, "target_device": target, "bytes": hop.bytes, "source": "measured"}
-                rows.append(pair | {"collective": "send", "participants": 2} | statistics(hop.times_s))
-                step()
+    for (source, target), of_pair in zip(pairs, hops, strict=True):
+        # More data cannot cost less, though noise may say so where kernels take long.
+        folds = zip(*(hop.times_s() for hop in of_pair), strict=True)
+        rising = np.array([isotonic_regression(fold, y_min=_LEAST_S) for fold in folds])
+        for size, times in zip(sizes, rising.T, strict=True):
+            pair = {"source_device": source, "target_device": target, "bytes": size, "source": "measured"}
+            rows.append(pair | {"collective": "send", "participants": 2} | statistics(times))
     frame = pd.DataFrame(rows).assign(**LINK_DEFAULTS)[list(LINK_COLUMNS)]
     frame.attrs["metadata"] = {
         "hardware": telemetry.hardware(),

@@ -3,6 +3,8 @@
 A ``validate`` study knows what every part of every placement really took. The model's measured operators are scaled by
 one factor a family, and its crossings by one factor, both fitted on one half of the placements; the error before and
 after is that of the other half, simulated again with the new prices. One factor a family cannot memorise placements.
+Where operators were right on average, and only some placements were not, factors that follow the parts do harm: they
+count as much as that half of the placements says.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import json
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +21,16 @@ import numpy as np
 
 from moirai_sim.errors import InputError
 from moirai_sim.files import write_whole
+from moirai_sim.progress import progress
 from moirai_sim.studies.store import digest, read_folder
 
 if TYPE_CHECKING:
     from moirai_sim.clusters.cluster import Cluster
     from moirai_sim.studies.validate_prices import Priced
 
-_LINK_FACTORS = (0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 2.8, 4.0)
+_LINK_FACTORS = (0.35, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 2.8, 4.0)
+_WEIGHTS = (0.0, 0.5, 1.0)
+"""How much the factors of families count: they are raised to this power."""
 _MIN_CASES = 6
 _MIN_PARTS = 8
 """Families seen in fewer parts keep their prices."""
@@ -46,8 +51,8 @@ def calibrate_from_runs(folder: Path, out: Path, *, seed: int = 0) -> dict[str, 
     Returns
     -------
     dict
-        ``factors`` by family, ``link_factor``, ``cases`` and ``used``, and ``before`` and ``after``: median and mean
-        absolute percentage error of the runs that were not used.
+        ``factors`` by family as they count, ``link_factor``, ``cases`` and ``used``, and ``before`` and ``after``:
+        median and mean absolute percentage error of the runs that were not used.
 
     Raises
     ------
@@ -67,28 +72,44 @@ def calibrate_from_runs(folder: Path, out: Path, *, seed: int = 0) -> dict[str, 
     if min(len(used), len(kept)) < _MIN_CASES:
         raise InputError(f"{folder}: {len(found)} runs are too few to keep half of them apart; measure more placements")
     cluster = _priced(clusters[0], models[0])
-    factors = _family_factors(used)
+    full = _family_factors(used)
+    sources = sorted({result["key"]["model"] for result in found})
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
         shutil.copytree(models[0], work, dirs_exist_ok=True)
-        sources = sorted({result["key"]["model"] for result in found})
-        _scale_operators(work, sources, factors)
-        _scale_in_place(work, sources, factors, cluster)
-        errors = {}
-        plain_links = (work / "links.json").read_text(encoding="utf-8")
-        for factor in _LINK_FACTORS:
-            _scale_links(work, plain_links, factor)
-            errors[factor] = float(np.median(_errors(_priced(clusters[0], work), used, folder)))
-        best = min(errors, key=lambda factor: (errors[factor], abs(np.log(factor))))
-        _scale_links(work, plain_links, best)
+
+        def correct(weight: float, link_factor: float) -> dict[str, float]:
+            factors = {family: factor**weight for family, factor in full.items()}
+            _scale_operators(models[0], work, sources, factors)
+            _scale_in_place(models[0], work, sources, factors, cluster)
+            _scale_links(models[0], work, link_factor)
+            return factors
+
+        errors: dict[tuple[float, float], float] = {}
+        with progress("from runs", len(_WEIGHTS) + len(_LINK_FACTORS) + 1) as step:
+
+            def best(trials: Iterable[tuple[float, float]]) -> tuple[float, float]:
+                for trial in trials:
+                    if trial not in errors:
+                        correct(*trial)
+                        errors[trial] = float(np.mean(_errors(_priced(clusters[0], work), used, folder)))
+                    step()
+                return min(errors, key=lambda trial: (errors[trial], trial[0], abs(np.log(trial[1]))))
+
+            weight, _ = best((weight, 1.0) for weight in _WEIGHTS)
+            weight, link_factor = best((weight, factor) for factor in _LINK_FACTORS)
+            factors = correct(weight, link_factor)
+            before = _figures(_errors(cluster, kept, folder))
+            after = _figures(_errors(_priced(clusters[0], work), kept, folder))
+            step()
         report = {
             "factors": factors,
-            "link_factor": best,
+            "link_factor": link_factor,
             "cases": len(found),
             "used": len(used),
-            "before": _figures(_errors(cluster, kept, folder)),
-            "after": _figures(_errors(_priced(clusters[0], work), kept, folder)),
+            "before": before,
+            "after": after,
         }
         card = json.loads((work / "card.json").read_text(encoding="utf-8"))
         write_whole(work / "card.json", json.dumps(card | {"name": out.name, "from_runs": report}, indent=1) + "\n")
@@ -123,14 +144,14 @@ def _family_factors(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-def _scale_operators(model: Path, sources: Sequence[str], factors: Mapping[str, float]) -> None:
+def _scale_operators(plain: Path, model: Path, sources: Sequence[str], factors: Mapping[str, float]) -> None:
     from moirai_sim.costs.families import family
     from moirai_sim.costs.measured import FILE, key_hash
     from moirai_sim.graphs.fusion import fuse
     from moirai_sim.graphs.load import load_graph
     from moirai_sim.profiling.schema import operator_key
 
-    table = json.loads((model / FILE).read_text(encoding="utf-8"))
+    table = json.loads((plain / FILE).read_text(encoding="utf-8"))
     factor_of = {}
     for source in sources:
         for kernel in fuse(load_graph(source), "onnxruntime").graph:
@@ -143,24 +164,26 @@ def _scale_operators(model: Path, sources: Sequence[str], factors: Mapping[str, 
     write_whole(model / FILE, json.dumps(table, separators=(",", ":")) + "\n")
 
 
-def _scale_in_place(model: Path, sources: Sequence[str], factors: Mapping[str, float], cluster: Cluster) -> None:
+def _scale_in_place(
+    plain: Path, model: Path, sources: Sequence[str], factors: Mapping[str, float], cluster: Cluster
+) -> None:
     from moirai_sim.graphs.load import load_graph
     from moirai_sim.sources import build_problem
     from moirai_sim.studies.validate_prices import families, in_place_file
 
     for source in sources:
-        path, graph = in_place_file(model, source), load_graph(source)
+        graph = load_graph(source)
         kind = families(build_problem(graph, cluster), graph)
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(in_place_file(plain, source).read_text(encoding="utf-8"))
         document["operator_ns"] = [
             {name: round(ns * factors.get(kind[name], 1.0)) for name, ns in times.items()}
             for times in document["operator_ns"]
         ]
-        write_whole(path, json.dumps(document) + "\n")
+        write_whole(in_place_file(model, source), json.dumps(document) + "\n")
 
 
-def _scale_links(model: Path, plain: str, factor: float) -> None:
-    document = json.loads(plain)
+def _scale_links(plain: Path, model: Path, factor: float) -> None:
+    document = json.loads((plain / "links.json").read_text(encoding="utf-8"))
     for curve in document["curves"]:
         curve["time_s"] = [value * factor for value in curve["time_s"]]
     write_whole(model / "links.json", json.dumps(document) + "\n")
