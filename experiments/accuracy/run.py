@@ -2,7 +2,7 @@
 
     MOIRAI_SIM_DATA=FOLDER python experiments/accuracy/run.py [PART...]
 
-PART is ``neusight``, ``models``, ``unseen``, ``transfer``; all by default. Each leaves a CSV of its name here.
+PART is ``neusight``, ``models``, ``unseen``, ``boards``, ``transfer``; default all. Each leaves a CSV of its name here.
 Nothing that is predicted here was seen by the fit that predicts it. Where features saturate, and the energies of
 operations, were chosen with NeuSight's linear splits in view, so those figures flatter; see the README.
 """
@@ -183,6 +183,25 @@ def unseen() -> None:
         whole_models(fitted_without).to_csv(HERE / "unseen.csv", index=False, float_format="%.4g")
 
 
+def boards() -> None:
+    """A random fifth of each GPU, priced as of another board with its chip and as of a GPU that was never measured."""
+    frame = fit.read(DATA)
+    test = np.random.default_rng(0).random(len(frame)) < 0.2
+    fitted = TimeEstimator(**fit.SETTINGS | {"intervals": False}).fit(frame[~test].reset_index(drop=True))
+    rows = []
+    for (family, device), own in frame[test].groupby(["family", "device"]):
+        row = {"family": family, "device": device, "n": len(own)}
+        for name, change in (("board", {}), ("stranger", {"clock_hz": None})):  # without a clock no chip is told
+            sheets = [json.dumps(json.loads(text) | {"name": name} | change) for text in own["device_type"]]
+            seconds = fitted.predict(own.assign(device=name, device_type=sheets).reset_index(drop=True))
+            ape = np.abs(seconds / own["median_s"].to_numpy() - 1)
+            row |= {f"{name}_mean_ape": ape.mean(), f"{name}_median_ape": float(np.median(ape))}
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    print(table.round(3).to_string())
+    table.to_csv(HERE / "boards.csv", index=False, float_format="%.4g")
+
+
 if __name__ == "__main__":
-    for part in sys.argv[1:] or ["neusight", "transfer", "models", "unseen"]:
-        {"neusight": neusight, "models": models, "unseen": unseen, "transfer": transfer}[part]()
+    for part in sys.argv[1:] or ["neusight", "transfer", "models", "unseen", "boards"]:
+        {"neusight": neusight, "models": models, "unseen": unseen, "boards": boards, "transfer": transfer}[part]()

@@ -25,6 +25,7 @@ from moirai_sim.costs.kernels import (
     DOMAIN,
     FamilyModel,
     Rows,
+    answering,
     design_of,
     few_shot_basis,
     inputs_of,
@@ -144,10 +145,10 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         for key, parts in rows_of(X).items():
             for name in sorted({part.device.name for part in parts}) if key in self.models_ else ():
                 own = [part for part in parts if part.device.name == name]
-                if tiled(key, own[0].device):
+                if tiled(key, own[0].device) and answering(self.models_[key], self.devices_, own[0]).group is None:
                     _adapt_tiles(self.models_[key], own, np.log(seconds))
                     continue
-                pairs = [few_shot_basis(self.models_[key], key, part) for part in own]
+                pairs = [few_shot_basis(self.models_[key], self.devices_, key, part) for part in own]
                 basis = np.concatenate([pair[0] for pair in pairs])
                 base = np.concatenate([pair[1] for pair in pairs])
                 rest = np.log(seconds[np.concatenate([part.index for part in own])]) - base

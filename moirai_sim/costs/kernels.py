@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -175,16 +175,11 @@ def predict_rows(
         raise InputError(f"the model has no ensemble for {family_of_key(key)}; known: {', '.join(models)}")
     model = models[stand_in]
     design = design_of(stand_in, rows.table, rows.dtype, rows.device)
-    group = f"{rows.device.name}|{rows.stack}"
-    seen = devices.get(rows.device.name) == rows.device
-    if seen and group not in model.groups:
-        group = model.defaults.get(rows.device.name, group)
-    seen = seen and group in model.groups
-    launch = launch_of(model.launch_s, group)
-    x, base = inputs_of(design.features, design.limit_s, np.full(len(rows.table), launch))
+    answer = answering(model, devices, rows)
+    group, seen = answer.group, answer.measured
+    x, base, launch = _inputs(stand_in, model, design, rows, answer)
     op_types = rows.op_type.tolist()
-    x[:, -1] = [model.ops.get(op, 0.0) for op in op_types]
-    by_tiles = not seen and bool(model.tiles) and tiled(stand_in, rows.device)
+    by_tiles = group is None and bool(model.tiles) and tiled(stand_in, rows.device)
     own = f"{rows.device.name}|{rows.dtype}"
     share = np.ones(len(rows.table))
     if by_tiles:
@@ -193,12 +188,9 @@ def predict_rows(
         if own in model.tile_points:
             more, share = tiles.krige(model.tile_points[own], rows.table, rows.stack, rows.device)
             log_time += more
-    elif seen and model.sharp is not None:
-        code = np.full((len(x), 1), model.groups.index(group), dtype=np.float32)
-        log_time = base + model.sharp(np.column_stack([x, code]))
     else:
-        log_time = base + model.shared(x)
-        if rows.device.name in model.corrections:
+        log_time = base + _learned(model, x, group)
+        if not seen and rows.device.name in model.corrections:
             log_time += _few_shot(design, x) @ np.asarray(model.corrections[rows.device.name])
     sizes = rows.table[:, DOMAIN]
     low, high = (np.asarray(edge) for edge in model.domain)
@@ -217,13 +209,81 @@ def predict_rows(
     return seconds, seconds * np.exp(-width), seconds * np.exp(width), outside
 
 
-def few_shot_basis(model: FamilyModel, key: str, rows: Rows) -> tuple[Array, Array]:
-    """Return the basis of the few-shot correction, [n, b], and the log time that the shared ensemble predicts, [n]."""
+@dataclass(frozen=True)
+class Answer:
+    """What answers for a device."""
+
+    group: str | None
+    """The measured group whose sharp ensemble does; None where the shared one has to."""
+    device: DeviceType
+    """That group's device, or the one asked for."""
+    measured: bool
+    """Whether they are the same."""
+
+
+def answering(model: FamilyModel, devices: Mapping[str, DeviceType], rows: Rows) -> Answer:
+    """Return what answers for the device of some kernels.
+
+    For a GPU that was not measured it is one with the same chip, if there is one (A100 of 40 and 80 GB, H100 and H200):
+    how far a kernel stays from its limit is the chip's and its library's, what clock, power and memory change is in the
+    limit.
+    """
+    device = rows.device
+
+    def itself(other: DeviceType) -> bool:
+        # Size of memory, price and source do not say how fast it is.
+        plain = replace(other, memory_bytes=device.memory_bytes, price_eur=device.price_eur, source=device.source)
+        return plain == device
+
+    def distance(other: DeviceType) -> tuple[bool, float, str]:
+        ratio = other.memory_bandwidth_bytes_per_s / device.memory_bandwidth_bytes_per_s
+        return not itself(other), abs(np.log(ratio)), other.name
+
+    chip = _chip(device)
+    alike = [other for other in devices.values() if itself(other) or (chip is not None and _chip(other) == chip)]
+    for other in sorted(alike, key=distance):
+        group = f"{other.name}|{rows.stack}"
+        if group not in model.groups:
+            group = model.defaults.get(other.name, group)
+        if group in model.groups:
+            return Answer(group, other, itself(other))
+    return Answer(None, device, False)
+
+
+def _chip(device: DeviceType) -> tuple[int, int, int] | None:
+    """Return what boards with the same chip share, roughly enough for any data sheet; None where one does not tell."""
+    units, cache, clock_hz = device.compute_units, device.l2_cache_bytes, device.clock_hz
+    if device.kind != "gpu" or not units or not cache or not clock_hz or "float32" not in device.peak_flops:
+        return None
+    cycle = device.peak_flops["float32"] / units / clock_hz  # operations of a unit
+    return units, round(np.log2(cache)), round(np.log2(cycle))
+
+
+def few_shot_basis(model: FamilyModel, devices: Mapping[str, DeviceType], key: str, rows: Rows) -> tuple[Array, Array]:
+    """Return the basis of the few-shot correction, [n, b], and the log time that it corrects, [n]."""
     design = design_of(key, rows.table, rows.dtype, rows.device)
-    launch = launch_of(model.launch_s, f"{rows.device.name}|{rows.stack}")
-    x, base = inputs_of(design.features, design.limit_s, np.full(len(rows.table), launch))
-    x[:, -1] = [model.ops.get(op, 0.0) for op in rows.op_type]
-    return _few_shot(design, x), base + model.shared(x)
+    answer = answering(model, devices, rows)
+    x, base, _ = _inputs(key, model, design, rows, answer)
+    return _few_shot(design, x), base + _learned(model, x, answer.group)
+
+
+def _inputs(
+    key: str, model: FamilyModel, design: Design, rows: Rows, answer: Answer
+) -> tuple[NDArray[np.float32], Array, float]:
+    """Return what ensembles read, the log time that they correct, and the floor under it, s."""
+    launch = launch_of(model.launch_s, answer.group or f"{rows.device.name}|{rows.stack}")
+    read = design if answer.device == rows.device else design_of(key, rows.table, rows.dtype, answer.device)
+    x, _ = inputs_of(read.features, read.limit_s, np.full(len(rows.table), launch))
+    x[:, -1] = [model.ops.get(op, 0.0) for op in rows.op_type.tolist()]
+    return x, np.log(launch + design.limit_s), launch
+
+
+def _learned(model: FamilyModel, x: NDArray[np.float32], group: str | None) -> Array:
+    """Return what the sharp ensemble says of a group, or the shared one of none, [n]."""
+    if group is None or model.sharp is None:
+        return model.shared(x)
+    code = np.full((len(x), 1), model.groups.index(group), dtype=np.float32)
+    return model.sharp(np.column_stack([x, code]))
 
 
 _SPREADS = {

@@ -1,6 +1,7 @@
 """The estimator, its physical limits, its storage, and the honesty of its intervals and flags."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,31 @@ def test_an_unseen_device_is_flagged_and_its_interval_is_wider(fitted):
     assert (unseen[2] / unseen[1]).mean() > (known[2] / known[1]).mean()
     same_name_other_sheet = fitted.predict_interval(synthetic(gpu("a", 99e12), seed=3))
     assert same_name_other_sheet[3].all()
+
+
+def test_what_does_not_say_how_fast_a_device_is_changes_no_price(fitted):
+    known, again = synthetic(gpu(), seed=3), synthetic(gpu(price_eur=9.0, source="elsewhere"), seed=3)
+    for ours, theirs in zip(fitted.predict_interval(known), fitted.predict_interval(again), strict=True):
+        assert (ours == theirs).all()
+
+
+def test_a_board_with_a_measured_chip_is_priced_as_that_one_within_its_own_limits():
+    """What the library does is the chip's; other memory and another clock are in the limits."""
+    rows = [synthetic(gpu(), efficiency=0.3), synthetic(gpu("b", 20e12, 900e9), seed=1, efficiency=0.9)]
+    fitted = clone(SMALL).fit(pd.concat(rows, ignore_index=True))
+
+    def error(device: DeviceType, efficiency: float = 0.3) -> float:
+        truth = synthetic(device, seed=7, efficiency=efficiency)
+        seconds, *_, flag = fitted.predict_interval(truth)
+        assert flag.all() == (device.name != "a")
+        return float(np.median(np.abs(seconds / truth["median_s"] - 1)))
+
+    board = gpu("board", bandwidth=800e9, peak_watts=400.0)
+    assert error(board) < 1.4 * error(gpu())
+    assert error(replace(board, compute_units=41)) > 1.2 * error(board)
+    before = error(board, 0.5)
+    fitted.adapt(synthetic(board, rows=30, seed=8, efficiency=0.5))  # points of its own correct what the chip says
+    assert error(board, 0.5) < 0.5 * before
 
 
 def test_larger_shapes_are_flagged(fitted):
