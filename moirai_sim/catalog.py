@@ -17,6 +17,8 @@ Kind = Literal["topologies", "devices", "cost-models"]
 
 _FOLDERS: dict[Kind, str] = {"topologies": "topologies", "devices": "topologies/devices", "cost-models": "cost_models"}
 _PACKAGE = Path(__file__).resolve().parent
+MODEL_FILES = ("card.json", "links.json")
+"""A folder with one of them is a cost model."""
 
 
 def user_folder() -> Path:
@@ -80,4 +82,4 @@ def find(kind: Kind, name: str | Path, *, beside: Path | None = None) -> Path:
 
 
 def _is_model(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("card.json", "links.json"))
+    return any((folder / name).is_file() for name in MODEL_FILES)

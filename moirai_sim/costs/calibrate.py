@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moirai_sim.catalog import MODEL_FILES
 from moirai_sim.costs.card import FORMAT
 from moirai_sim.costs.measured import Times, key_hash, write_table
 from moirai_sim.errors import InputError
-from moirai_sim.files import sha256
+from moirai_sim.files import folder_in_place_of, sha256
 from moirai_sim.profiling.schema import operator_key, read_profile, row_operator, write_profile
 from moirai_sim.profiling.sweep import PREFIX
 
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
+PROFILE = "profile.parquet"
+"""What a model was fitted to, in its folder."""
 _MIN_ROWS = 30
 _NOTHING_S = 20e-9
 """Below what the clock and the spread of a session's overhead resolve (views): measured, but nothing to learn from."""
@@ -75,9 +76,7 @@ def calibrate(profiles: Sequence[Path], out: Path, *, name: str | None = None, s
         "splits": [],
         "dropped": dropped,
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
+    with folder_in_place_of(out, MODEL_FILES, [path for path in profiles if path.name != PROFILE]) as folder:
         if links is not None:
             from moirai_sim.costs.links_fit import fit_links
 
@@ -94,14 +93,6 @@ def calibrate(profiles: Sequence[Path], out: Path, *, name: str | None = None, s
                 "numbers of participants across other wires than those measured: see the split of those left out"
             )
             _write_card(folder, card)
-        folder.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        folder.rename(out)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another place") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return card
 
 
@@ -181,6 +172,11 @@ def _fit(frame: pd.DataFrame, metadata: list[dict[str, Any]], folder: Path, card
             "model without a hold-out is not calibrated; profile more models"
         )
     splits = held_out(learned, keys[lasting], seed)
+    if not splits:
+        raise InputError(
+            f"profile: {len(learned)} operators are too few to hold some out and fit to {_MIN_ROWS}, and a model "
+            "without a hold-out is not calibrated; profile more models"
+        )
     estimator = make_estimator(learned, intervals=True).fit(learned)
     facts: dict[str, Any] = metadata[0] if len(metadata) == 1 else {"profiles": metadata}
     card["splits"] += splits
@@ -205,7 +201,7 @@ def _fit(frame: pd.DataFrame, metadata: list[dict[str, Any]], folder: Path, card
     save_cost_model(estimator, folder, card)
     write_table(folder, _table(frame, keys), _cpus(frame, metadata))
     kept = frame.sort_values(["device", "model", "family", "name"], kind="stable")
-    write_profile(kept, folder / "profile.parquet", metadata={"reconciled": True, **_without_models(facts)})
+    write_profile(kept, folder / PROFILE, metadata={"reconciled": True, **_without_models(facts)})
 
 
 def _write_card(folder: Path, card: dict[str, Any]) -> None:

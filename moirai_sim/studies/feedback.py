@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moirai_sim.catalog import MODEL_FILES
 from moirai_sim.errors import InputError
-from moirai_sim.files import write_whole
+from moirai_sim.files import folder_in_place_of, write_whole
 from moirai_sim.progress import progress
 from moirai_sim.studies.store import digest, read_folder
 
@@ -74,9 +74,7 @@ def calibrate_from_runs(folder: Path, out: Path, *, seed: int = 0) -> dict[str, 
     cluster = _priced(clusters[0], models[0])
     full = _family_factors(used)
     sources = sorted({result["key"]["model"] for result in found})
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
+    with folder_in_place_of(out, MODEL_FILES) as work:
         shutil.copytree(models[0], work, dirs_exist_ok=True)
 
         def correct(weight: float, link_factor: float) -> dict[str, float]:
@@ -113,12 +111,6 @@ def calibrate_from_runs(folder: Path, out: Path, *, seed: int = 0) -> dict[str, 
         }
         card = json.loads((work / "card.json").read_text(encoding="utf-8"))
         write_whole(work / "card.json", json.dumps(card | {"name": out.name, "from_runs": report}, indent=1) + "\n")
-        work.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        work.rename(out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return report
 
 

@@ -1,7 +1,9 @@
 """Calibration: reconciled, held out, whole or not at all; measured operators are answered by their measurement."""
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -106,6 +108,32 @@ def test_no_hold_out_no_model(tmp_path):
     with pytest.raises(InputError, match="no profile"):
         calibrate([], tmp_path / "model")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["busy.parquet", "few.parquet"]
+
+
+def test_nor_where_what_is_left_to_fit_to_is_too_little(tmp_path):
+    write(tmp_path / "p.parquet", operators(33))
+    with pytest.raises(InputError, match="too few to hold some out"):
+        calibrate([tmp_path / "p.parquet"], tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_nothing_but_an_earlier_model_is_replaced(calibrated, tmp_path, monkeypatch):
+    write(tmp_path / "work" / "p.parquet", operators())
+    (tmp_path / "work" / "thesis.txt").write_text("years")
+    monkeypatch.chdir(tmp_path / "work")
+    for out in (".", "../work", "thesis.txt"):
+        with pytest.raises(InputError, match="name a folder"):
+            calibrate([Path("p.parquet")], Path(out))
+    assert (tmp_path / "work" / "thesis.txt").read_text() == "years"
+    model = tmp_path / "model"
+    shutil.copytree(calibrated[0] / "model", model)
+    (model / "left-over").touch()
+    shutil.copy("p.parquet", model / "mine.parquet")
+    with pytest.raises(InputError, match="name a folder"):
+        calibrate([model / "mine.parquet"], model)
+    calibrate([model / "profile.parquet"], model)
+    assert not (model / "left-over").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "work"]
 
 
 def test_equal_operators_are_never_on_both_sides_of_a_split(tmp_path):
