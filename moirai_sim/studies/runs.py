@@ -40,8 +40,10 @@ def cluster_digest(name: str | None) -> str | None:
     models = sorted({device.cost_model for device in cluster.devices if device.cost_model})
     if cluster.link_model:
         models.append(cluster.link_model)
-    files = [path for model in models for path in sorted(catalog.find("cost-models", model).iterdir())]
-    return digest([cluster_figures(cluster), [(path.name, sha256(path)) for path in files]])
+    folders = [catalog.find("cost-models", model) for model in models]
+    files = [(folder, path) for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
+    hashes = [(path.relative_to(folder).as_posix(), sha256(path)) for folder, path in files]
+    return digest([cluster_figures(cluster), hashes])
 
 
 def cluster_figures(cluster: Cluster) -> list[str]:
