@@ -42,11 +42,11 @@ class Store:
         Raises
         ------
         InputError
-            If the folder cannot be made or holds another kind of study.
+            If the folder cannot be made, holds another kind of study, or its ``study.json`` is damaged.
         """
         path = self.folder / "study.json"
         if path.exists():
-            found = json.loads(path.read_text(encoding="utf-8")).get("kind")
+            found = _read_study(path)["kind"]
             if found != study["kind"]:
                 raise InputError(f"{self.folder}: holds a study of kind '{found}', not '{study['kind']}'; name another")
         for folder in (self.results, self.seconds):
@@ -92,11 +92,20 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], Store]:
     Raises
     ------
     InputError
-        If the folder holds no study.
+        If the folder holds no study, or its ``study.json`` is damaged.
     """
     path = folder / "study.json"
     if not path.is_file():
         raise InputError(
             f"{folder}: no study.json; give the folder that evaluate, whatif, validate or quickstart wrote"
         )
-    return json.loads(path.read_text(encoding="utf-8")), Store(folder)
+    return _read_study(path), Store(folder)
+
+
+def _read_study(path: Path) -> dict[str, Any]:
+    try:
+        study: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        study["kind"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path}: is damaged ({error!r}); run the study again in another folder") from error
+    return study

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from moirai_sim.errors import InputError
 from moirai_sim.studies.page import Report, Section
 from moirai_sim.studies.validate_summary import PERCENTILES
 
@@ -21,10 +22,19 @@ MAX_GANTTS = 12
 
 
 def build(study: dict[str, Any], store: Store) -> Report:
-    """Return the report of a ``validate`` folder."""
+    """Return the report of a ``validate`` folder.
+
+    Raises
+    ------
+    InputError
+        If ``validate`` did not come to its end there.
+    """
     import pandas as pd
 
-    summary = json.loads((store.folder / "summary.json").read_text(encoding="utf-8"))
+    path = store.folder / "summary.json"
+    if not path.is_file():
+        raise InputError(f"{store.folder}: 'validate' was broken off here; run it again, it goes on where it was")
+    summary = json.loads(path.read_text(encoding="utf-8"))
     cases = cases_table(store)
     measured = cases.dropna(subset=["measured_ms"])
     shown = cases.drop(columns=["name"] if (cases["problem"] != "").any() else ["name", "problem"])
@@ -48,7 +58,7 @@ def build(study: dict[str, Any], store: Store) -> Report:
     sections = [
         Section(
             "Predicted against measured",
-            "Points on the line are right; the band is 10 %. Bars are the 90 % interval of the measured time.",
+            "Points on the line are right; the band is 10 %. Bars: spread over resampled rounds (90 %).",
             picture=_scatter(measured),
         ),
         Section("Error by model and placement", picture=_errors(measured)),

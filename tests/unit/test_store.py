@@ -1,0 +1,27 @@
+"""Results folders that a study left in the middle, or that something damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from moirai_sim.errors import InputError
+from moirai_sim.studies.report import report
+from moirai_sim.studies.store import Store
+
+
+def test_no_report_of_a_validate_study_that_was_broken_off(tmp_path: Path):
+    Store(tmp_path / "out").open({"kind": "validate", "name": "half"})
+    with pytest.raises(InputError, match="'validate' was broken off"):
+        report(tmp_path / "out", tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("content", [b'{"kind": "eval', b"[]", b"{}", b"\xff"])
+def test_a_damaged_study_is_named(tmp_path: Path, content: bytes):
+    (tmp_path / "study.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"study\.json: is damaged"):
+        Store(tmp_path).open({"kind": "evaluate", "name": "again"})
+    with pytest.raises(InputError, match=r"study\.json: is damaged"):
+        report(tmp_path, tmp_path / "report.html")
