@@ -71,9 +71,10 @@ class Service:
     def throughput_per_s(self) -> float:
         """Requests answered after warm-up, by the time from the last answer within it to the very last one."""
         answers = np.sort(self.done_ns[self.done_ns >= 0])
-        begin = int(answers[self.warm_up - 1]) if self.warm_up else 0
         counted = len(answers) - self.warm_up
-        lasted = int(answers[-1]) - begin if counted > 0 else 0
+        if counted <= 0:  # faults left fewer answers than the warm-up takes
+            return float("nan")
+        lasted = int(answers[-1]) - (int(answers[self.warm_up - 1]) if self.warm_up else 0)
         return counted * 1e9 / lasted if lasted else float("nan")
 
     def to_json(self) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -208,3 +209,15 @@ def test_unknown_resources_are_refused(build) -> None:
     for options in (SimulationOptions(faults=(Fault("d9", 0),)), SimulationOptions(spread={"nobody": 0.1})):
         with pytest.raises(InputError, match=r"d9|nobody"):
             simulate(build([1]), ONE, options=options)
+
+
+@pytest.mark.parametrize("answered", [0, 5, 10])
+def test_fewer_answers_than_the_warm_up_takes_are_no_throughput(build, answered) -> None:
+    """Of 100 requests, 10 of them to warm up, the device answers ``answered`` ones and is gone."""
+    gone = SimulationOptions(faults=(Fault("d0", answered * SERVICE_NS + 1),))
+    service = serve(build([SERVICE_NS]), ONE, arrivals=at_once(100), options=gone)
+    assert (service.warm_up, int((service.done_ns >= 0).sum())) == (10, answered)
+    assert all(math.isnan(figure) for figure in service.figures().values())
+    document = json.loads(json.dumps(service.to_json()))
+    assert document["unanswered"] == 100 - answered
+    assert math.isnan(document["figures"]["throughput_per_s"])
