@@ -105,7 +105,7 @@ def _busy(
     start: NDArray[np.int64], end: NDArray[np.int64], since: NDArray[np.int64], until: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Return for how long one device, busy from ``start`` to ``end``, was busy in each interval (since, until), ns."""
-    order = np.argsort(start, kind="stable")
+    order = np.lexsort((end, start))  # what takes no time goes before what begins at the same instant
     begins, ends = start[order], end[order]
     done = np.concatenate([[0], np.cumsum(ends - begins)])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import subprocess
 import sys
@@ -248,6 +249,23 @@ def test_devices_that_compute_together_slow_each_other(build) -> None:
     assert simulate(contended(problem, placement, share, np.full((2, 2), 1.2)), placement).makespan_ns == 42
     assert not overlap(problem, on(0, 0)).any()
     assert np.array_equal(contended(problem, placement, share, np.ones((2, 2))).operator_ns, problem.operator_ns)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_overlap_is_what_counting_pairs_gives(build, seed) -> None:
+    """With operators that take no time before, after and between those that begin at the same instant."""
+    rng = np.random.default_rng(seed)
+    times = (rng.integers(0, 30, 20) * (rng.random(20) < 0.6)).tolist()
+    problem = build(times, [], 3)
+    placement = Placement(rng.integers(0, 3, 20), order=rng.permutation(20))
+    schedule = simulate_schedule(problem, placement)
+    start, end = schedule.operator_start_ns, schedule.operator_end_ns
+    expected = np.zeros((20, 3))
+    for i, j in itertools.permutations(range(20), 2):
+        both = max(0, min(end[i], end[j]) - max(start[i], start[j]))
+        if placement.device[i] != placement.device[j] and times[i]:
+            expected[i, placement.device[j]] += both / times[i]
+    assert overlap(problem, placement) == pytest.approx(expected)
 
 
 def test_devices_on_one_core_halve_each_other_and_leave_the_third_alone(build) -> None:
