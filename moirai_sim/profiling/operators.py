@@ -130,7 +130,7 @@ def parse_cores(device: str) -> set[int]:
     """
     match = re.fullmatch(r"cpu:(\d+)(?:-(\d+))?", device)
     if match is None:
-        raise InputError(f"device '{device}': ONNX Runtime profiles CPUs here; write cpu:CORE or cpu:FIRST-LAST")
+        raise InputError(f"device '{device}': write cpu:CORE, cpu:FIRST-LAST, or cuda:INDEX with --backend torch")
     cores = set(range(int(match[1]), int(match[2] or match[1]) + 1))
     usable = os.sched_getaffinity(0)
     if not cores or not cores <= usable:

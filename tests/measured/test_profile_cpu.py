@@ -99,6 +99,13 @@ def test_wrong_devices_are_input_errors(device, backend, model):
         profile_operators([model], device, backend=backend)
 
 
+def test_a_gpu_needs_the_option_that_the_error_names(model):
+    with pytest.raises(InputError, match=r"cuda:INDEX with --backend torch"):
+        profile_operators([model], "cuda:0")
+    with pytest.raises(InputError, match=r"write cuda:INDEX|not installed"):
+        profile_operators([model], "cuda:x", backend="torch")
+
+
 def test_missing_model_and_no_model():
     with pytest.raises(InputError):
         profile_operators([], f"cpu:{CORES[0]}")

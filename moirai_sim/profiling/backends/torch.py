@@ -6,7 +6,9 @@ of calls whose inputs rotate through more memory than the last-level cache holds
 
 from __future__ import annotations
 
+import functools
 import itertools
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,7 +55,7 @@ class TorchDevice:
     Raises
     ------
     InputError
-        If PyTorch is not installed or does not see the device.
+        If PyTorch is not installed or does not see the device, or the name has another form.
     """
 
     def __init__(self, name: str) -> None:
@@ -63,12 +65,12 @@ class TorchDevice:
             raise InputError("PyTorch is not installed; pip install 'moirai-sim[torch]'") from error
         self.torch = torch
         self._pool: dict[str, Any] = {}
+        if re.fullmatch(r"cuda(:[0-9]+)?|cpu(:.*)?", name) is None:
+            raise InputError(f"device '{name}': write cuda:INDEX, such as cuda:0, or cpu:CORE")
         self.kind, _, index = name.partition(":")
         if self.kind == "cuda" and not (torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count()):
             raise InputError(f"device '{name}': PyTorch sees {torch.cuda.device_count()} CUDA devices")
-        if self.kind not in ("cuda", "cpu"):
-            raise InputError(f"device '{name}': write cuda:INDEX or cpu:CORE")
-        self.device = torch.device(name if self.kind == "cuda" else "cpu")
+        self.device = torch.device("cuda", int(index or 0)) if self.kind == "cuda" else torch.device("cpu")
         if self.kind == "cpu":
             torch.set_num_threads(1)
             self.cache_bytes = 4 << 20
@@ -121,13 +123,17 @@ class TorchDevice:
         Raises
         ------
         Unsupported
-            If there is no PyTorch call for it, or the device cannot run it (out of memory, missing kernel).
+            If there is no PyTorch call for it, its result has another shape than the operator's, or the device cannot
+            run it (out of memory, missing kernel, attributes that do not fit).
         """
         try:
             run = self.prepare(operator)
             with self.torch.no_grad():
+                found, wanted = tuple(run().shape), operator.outputs[0].shape  # type: ignore[attr-defined]
+                if found != wanted:  # whatever ran, it is not what would be booked
+                    raise Unsupported(f"{operator.op_type}: PyTorch gives {found}, the model {wanted}")
                 return self.time(run, budget_s)
-        except (RuntimeError, NotImplementedError, TypeError, IndexError) as error:
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             if self.kind == "cuda":
                 self._pool.clear()
                 self.torch.cuda.empty_cache()
@@ -142,16 +148,18 @@ class TorchDevice:
         Raises
         ------
         Unsupported
-            If there is no PyTorch call for it.
+            If there is no PyTorch call for it, or no PyTorch type for one of its inputs.
         """
         call = _call(self.torch, operator)
+        dtypes = [tensor.dtype for tensor in operator.inputs]
+        if not DTYPES.keys() >= set(dtypes):
+            raise Unsupported(f"{operator.op_type}: not timed on {', '.join(sorted(set(dtypes) - DTYPES.keys()))}")
         size = max(sum(-(-tensor.bytes // _ALIGNMENT) * _ALIGNMENT for tensor in operator.inputs), 1)
         copies = int(np.clip(-(-2 * self.cache_bytes // size), 2, _MAX_COPIES))
         self.torch.backends.cuda.matmul.allow_tf32 = operator.dtype == "tf32"
         self.torch.backends.cudnn.allow_tf32 = operator.dtype == "tf32"
         self._pool = {key: pool for key, pool in self._pool.items() if pool.nbytes <= 2 * self.cache_bytes}
         used: dict[str, int] = {}
-        dtypes = [t.dtype if t.dtype in DTYPES else operator.dtype for t in operator.inputs]
         sets = [
             [self._slice(t.shape, dtype, used, copies * size) for t, dtype in zip(operator.inputs, dtypes, strict=True)]
             for _ in range(copies)
@@ -161,6 +169,8 @@ class TorchDevice:
             count = (int(np.prod(operator.inputs[1].shape)),)
             indices = self.torch.randint(0, rows, (copies, *count), device=self.device)
             sets = [[given[0], indices[i]] for i, given in enumerate(sets)]
+        if operator.op_type == "BatchNormalization":  # no variance is negative
+            sets = [[*given[:4], given[4].abs()] for given in sets]
         turn = itertools.cycle(sets)
         return lambda: call(*next(turn))
 
@@ -322,11 +332,15 @@ def _call(torch: Any, operator: Operator) -> Callable[..., object]:  # noqa: ANN
     function = torch
     for part in simple.split("."):
         function = getattr(function, part)
-    return lambda *inputs: function(*inputs[: 1 if operator.op_type in _UNARY else 2])
+    if operator.op_type in _UNARY:
+        return lambda x, *_: function(x)
+    if len(operator.inputs) < 2:
+        raise Unsupported(f"{operator.op_type}: of one input it does nothing")
+    return lambda *inputs: functools.reduce(function, inputs)  # Sum, Max and Min take any number
 
 
 _UNARY = {
-    "Relu": "relu", "Sigmoid": "sigmoid", "Tanh": "tanh", "Gelu": "nn.functional.gelu", "Exp": "exp", "Erf": "erf",
+    "Relu": "relu", "Sigmoid": "sigmoid", "Tanh": "tanh", "Exp": "exp", "Erf": "erf",
     "Sqrt": "sqrt", "Neg": "neg", "Log": "log", "Abs": "abs", "Identity": "clone", "Softplus": "nn.functional.softplus",
     "HardSwish": "nn.functional.hardswish", "LeakyRelu": "nn.functional.leaky_relu", "Reciprocal": "reciprocal",
 }  # fmt: skip
@@ -361,26 +375,64 @@ def _gemm(torch: Any, _op: Operator, at: _Attributes) -> Callable[..., object]: 
     return run
 
 
-def _conv(torch: Any, op: Operator, at: _Attributes) -> Callable[..., object]:  # noqa: ANN401
-    axes = len(op.inputs[1].shape) - 2
-    function = getattr(torch.nn.functional, f"conv{axes}d")
-    pads = at.ints("pads", [0] * 2 * axes)[:axes]
+def _window(op: Operator, at: _Attributes, kernel: Sequence[int]) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Return strides, dilations, and the pads before and after each spatial axis."""
+    axes = len(kernel)
     stride, dilation = at.ints("strides", [1] * axes), at.ints("dilations", [1] * axes)
-    group = at.int("group", 1)
-    return lambda x, w, *b: function(
-        x, w, b[0] if b and b[0].dim() == 1 and b[0].numel() else None, stride, pads, dilation, group
-    )
+    auto, pads = str(at.values.get("auto_pad", "NOTSET")), [0] * 2 * axes
+    if auto == "NOTSET":
+        pads = at.ints("pads", pads)
+    elif auto.startswith("SAME"):
+        sides = zip(op.inputs[0].shape[2:], kernel, stride, dilation, strict=True)
+        total = [max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0) for n, k, s, d in sides]
+        less, more = [t // 2 for t in total], [t - t // 2 for t in total]
+        pads = less + more if auto == "SAME_UPPER" else more + less
+    if len(pads) != 2 * axes:
+        raise Unsupported(f"{op.op_type}: {len(pads)} pads for {axes} spatial axes")
+    return stride, dilation, pads[:axes], pads[axes:]
 
 
-def _pool(kind: str) -> Callable[..., Callable[..., object]]:
-    def make(torch: Any, op: Operator, at: _Attributes) -> Callable[..., object]:  # noqa: ANN401
-        axes = len(op.inputs[0].shape) - 2
-        function = getattr(torch.nn.functional, f"{kind}_pool{axes}d")
-        kernel = at.ints("kernel_shape", [1] * axes)
-        pads = [min(p, k // 2) for p, k in zip(at.ints("pads", [0] * 2 * axes)[:axes], kernel, strict=True)]
-        return lambda x, *_: function(x, kernel, at.ints("strides", [1] * axes), pads)
+def _around(before: Sequence[int], after: Sequence[int]) -> list[int]:
+    """Return pads as PyTorch's ``pad`` takes them: last axis first."""
+    return [pad for pair in zip(reversed(before), reversed(after), strict=True) for pad in pair]
 
-    return make
+
+def _conv(torch: Any, op: Operator, at: _Attributes) -> Callable[..., object]:  # noqa: ANN401
+    kernel, functional = op.inputs[1].shape[2:], torch.nn.functional
+    function = getattr(functional, f"conv{len(kernel)}d")
+    stride, dilation, before, after = _window(op, at, kernel)
+    around = _around(before, after) if before != after else None
+    pads, group = 0 if around else before, at.int("group", 1)
+
+    def run(x: Any, w: Any, *b: Any) -> object:  # noqa: ANN401
+        bias = b[0] if b and b[0].dim() == 1 and b[0].numel() else None
+        return function(functional.pad(x, around) if around else x, w, bias, stride, pads, dilation, group)
+
+    return run
+
+
+def _max_pool(torch: Any, op: Operator, at: _Attributes) -> Callable[..., object]:  # noqa: ANN401
+    kernel, functional = at.ints("kernel_shape", []), torch.nn.functional
+    function = getattr(functional, f"max_pool{len(kernel)}d")
+    stride, dilation, before, after = _window(op, at, kernel)
+    own = before == after and all(2 * p <= k for p, k in zip(before, kernel, strict=True))  # PyTorch's limit
+    around, pads, up = None if own else _around(before, after), before if own else 0, bool(at.int("ceil_mode", 0))
+
+    def run(x: Any) -> object:  # noqa: ANN401
+        padded = functional.pad(x, around, value=-torch.inf) if around else x
+        return function(padded, kernel, stride, pads, dilation, up)
+
+    return run
+
+
+def _average_pool(torch: Any, op: Operator, at: _Attributes) -> Callable[..., object]:  # noqa: ANN401
+    kernel = at.ints("kernel_shape", [])
+    function = getattr(torch.nn.functional, f"avg_pool{len(kernel)}d")
+    stride, dilation, before, after = _window(op, at, kernel)
+    if before != after or max(dilation) > 1:
+        raise Unsupported(f"{op.op_type}: uneven pads and dilations are not timed")
+    up, inside = (bool(at.int(name, 0)) for name in ("ceil_mode", "count_include_pad"))
+    return lambda x: function(x, kernel, stride, before, up, inside)
 
 
 def _reduce(name: str) -> Callable[..., Callable[..., object]]:
@@ -392,8 +444,8 @@ def _reduce(name: str) -> Callable[..., Callable[..., object]]:
             axes = [i for i, (a, b) in enumerate(zip(source, result, strict=True)) if a != b]
         else:
             axes = list(range(len(result), len(source)))
-        function = getattr(torch, name)
-        return lambda x, *_: function(x, dim=tuple(axes) or (len(source) - 1,))
+        function, keep = getattr(torch, name), len(source) == len(result)
+        return lambda x, *_: function(x, dim=tuple(axes) or (len(source) - 1,), keepdim=keep)
 
     return make
 
@@ -404,15 +456,28 @@ def _layer_norm(torch: Any, op: Operator, at: _Attributes) -> Callable[..., obje
 
 
 def _batch_norm(torch: Any, _op: Operator, _at: _Attributes) -> Callable[..., object]:  # noqa: ANN401
-    return lambda x, scale, bias, mean, var: torch.nn.functional.batch_norm(x, mean, var.abs(), scale, bias)
+    return lambda x, scale, bias, mean, var: torch.nn.functional.batch_norm(x, mean, var, scale, bias)
 
 
-def _attention(torch: Any, op: Operator, _at: _Attributes) -> Callable[..., object]:  # noqa: ANN401
+def _attention(torch: Any, op: Operator, at: _Attributes) -> Callable[..., object]:  # noqa: ANN401
     if len(op.inputs) < 3 or len(op.inputs[0].shape) != 4:
         raise Unsupported(f"{op.op_type}: only separate (batch, heads, length, depth) inputs are timed")
+    if any(tensor.elements for tensor in op.inputs[4:]) or at.values.get("softcap"):
+        raise Unsupported(f"{op.op_type}: past keys and a soft cap are not timed")
     attend = torch.nn.functional.scaled_dot_product_attention
     grouped = op.inputs[0].shape[1] != op.inputs[1].shape[1]
-    return lambda q, k, v, *_: attend(q, k, v, enable_gqa=grouped)
+    causal = bool(at.int("is_causal", 0))
+
+    def run(q: Any, k: Any, v: Any, *mask: Any) -> object:  # noqa: ANN401
+        given = mask[0] if mask and mask[0].numel() else None
+        return attend(q, k, v, attn_mask=given, is_causal=causal, enable_gqa=grouped)
+
+    return run
+
+
+def _gelu(torch: Any, _op: Operator, at: _Attributes) -> Callable[..., object]:  # noqa: ANN401
+    approximate = str(at.values.get("approximate", "none"))
+    return lambda x: torch.nn.functional.gelu(x, approximate=approximate)
 
 
 def _transpose(_torch: Any, op: Operator, at: _Attributes) -> Callable[..., object]:  # noqa: ANN401
@@ -420,17 +485,22 @@ def _transpose(_torch: Any, op: Operator, at: _Attributes) -> Callable[..., obje
     return lambda x: x.permute(order).contiguous()
 
 
-def _gather(torch: Any, _op: Operator, at: _Attributes) -> Callable[..., object]:  # noqa: ANN401
-    return lambda x, index: torch.index_select(x, at.int("axis", 0), index)
+def _gather(torch: Any, op: Operator, at: _Attributes) -> Callable[..., object]:  # noqa: ANN401
+    (shape, picked), axis = (tensor.shape for tensor in op.inputs), at.int("axis", 0)
+    if len(picked) == 1:
+        return lambda x, index: torch.index_select(x, axis, index)
+    axis %= len(shape)
+    result = (*shape[:axis], *picked, *shape[axis + 1 :])
+    return lambda x, index: torch.index_select(x, axis, index).view(result)
 
 
 _CALLS: dict[str, Callable[[Any, Operator, _Attributes], Callable[..., object]]] = {
     "MatMul": lambda torch, _op, _at: torch.matmul,
     "Gemm": _gemm,
     "Conv": _conv,
-    "MaxPool": _pool("max"),
-    "AveragePool": _pool("avg"),
-    "GlobalAveragePool": lambda _torch, op, _at: lambda x: x.mean(dim=tuple(range(2, len(op.inputs[0].shape)))),
+    "MaxPool": _max_pool,
+    "AveragePool": _average_pool,
+    "GlobalAveragePool": lambda _torch, _op, _at: lambda x: x.mean(dim=tuple(range(2, x.dim())), keepdim=True),
     "ReduceSum": _reduce("sum"),
     "ReduceMean": _reduce("mean"),
     "ReduceMax": _reduce("amax"),
@@ -438,6 +508,7 @@ _CALLS: dict[str, Callable[[Any, Operator, _Attributes], Callable[..., object]]]
     "BatchNormalization": _batch_norm,
     "Softmax": lambda torch, _op, at: lambda x: torch.softmax(x, at.int("axis", -1)),
     "Attention": _attention,
+    "Gelu": _gelu,
     "Transpose": _transpose,
     "Concat": lambda torch, _op, at: lambda *xs: torch.cat(xs, at.int("axis", 0)),
     "Gather": _gather,
