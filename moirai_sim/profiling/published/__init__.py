@@ -37,6 +37,11 @@ class Report:
     other_files: dict[str, int] = field(default_factory=dict)
     """Files of the data set that hold something else, by what that is; their rows are not counted in ``read``."""
 
+    def count(self, frame: pd.DataFrame) -> None:
+        """Count a file and its rows."""
+        self.files += 1
+        self.read += len(frame)
+
     def refuse(self, reason: str, rows: int, example: str) -> None:
         """Count rows that are left out."""
         if rows:

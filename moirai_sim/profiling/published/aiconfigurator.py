@@ -16,7 +16,7 @@ from moirai_sim.graphs.operator import DTYPE_BITS
 from moirai_sim.profiling.published import Report
 from moirai_sim.profiling.published.collectives import COLLECTIVES, read_collectives
 from moirai_sim.profiling.published.systems import SOURCE, device_name
-from moirai_sim.profiling.published.table import device_json, profile, require, usable
+from moirai_sim.profiling.published.table import device_json, profile, read_parquet, require, usable, without
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,7 +41,6 @@ def read(path: Path) -> tuple[pd.DataFrame, Report]:
         If a table misses columns or names a device that is not known.
     """
     import pandas as pd
-    import pyarrow as pa
 
     report = Report(SOURCE)
     parts = []
@@ -59,20 +58,19 @@ def read(path: Path) -> tuple[pd.DataFrame, Report]:
                 raise InputError(f"{file}: no reader for the table '{kind}'; {did_you_mean(kind, sorted(_TABLES))}")
             report.other_files[f"table {kind}"] = report.other_files.get(f"table {kind}", 0) + 1
             continue
-        try:
-            frame = pd.read_parquet(file)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise InputError(f"{file}: cannot be read as Parquet ({error}); is it complete?") from error
-        dtype_column, sizes, build = _TABLES[kind]
-        require(file, frame, ("framework", "version", "device", "latency", dtype_column, *sizes))
-        good = usable(file, frame, [s for s in sizes if s != "step"], report, latency="latency")
-        known = good[dtype_column].isin(_ARITHMETIC)
-        report.refuse(f"{dtype_column} is none that is priced", int((~known).sum()), file.name)
-        good = good[known]
+        frame = read_parquet(file)
+        (dtype_column, *more), sizes, build = _TABLES[kind]
+        words = ("framework", "version", "device", dtype_column, *more)
+        require(file, frame, ("latency", *words, *sizes))
+        report.count(frame)
+        zero = [s for s in sizes if s == "step"]
+        good = usable(
+            frame, report, words=words, times=("latency",), sizes=[s for s in sizes if s not in zero], zero=zero
+        )
+        good = without(good, ~good[dtype_column].isin(_ARITHMETIC), f"{dtype_column} is none that is priced", report)
         if "window_size" in good:
-            windowed = good["window_size"].fillna(0) > 0
-            report.refuse("attention within a sliding window is not priced", int(windowed.sum()), file.name)
-            good = good[~windowed]
+            window = pd.to_numeric(good["window_size"].fillna(0), errors="coerce")
+            good = without(good, ~(window <= 0), "attention within a sliding window is not priced", report)
         for (device, dtype), rows in good.groupby(["device", dtype_column], sort=True):
             parts.append(_profile(file, str(device), str(dtype), rows, sizes, build, report))
     return (pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()), report
@@ -90,15 +88,14 @@ def _profile(
     from moirai_sim.clusters.reader import read_device_type
 
     sheet = read_device_type(device_name(file, device))
-    columns, keep, variant = build({s: rows[s].to_numpy(dtype="int64") for s in sizes}, dtype, rows)
-    rows = rows[keep]
-    report.refuse("experts cannot be shared evenly among the devices", int((~keep).sum()), file.name)
+    columns, keep, variant = build({s: rows[s].to_numpy() for s in sizes}, dtype, rows)
+    rows = without(rows, ~keep, "experts cannot be shared evenly among the devices", report)
     stack = rows["framework"].str.lower() + " " + rows["version"] + variant
     return profile(
         {
             **columns, "name": file.stem.removesuffix("_perf"), "dtype": _ARITHMETIC[dtype], "device": sheet.name,
             "device_type": device_json(sheet), "backend": rows["framework"].str.lower().to_numpy(),
-            "stack": stack.to_numpy(), "source": SOURCE, "time_s": rows["latency"].to_numpy(dtype="float64") * 1e-3,
+            "stack": stack.to_numpy(), "source": SOURCE, "time_s": rows["latency"].to_numpy() * 1e-3,
         },
         len(rows),
     )  # fmt: skip
@@ -179,13 +176,14 @@ def _experts(s: dict[str, Any], dtype: str, rows: pd.DataFrame) -> tuple[dict[st
 
 
 _HEADS = ("batch_size", "isl", "num_heads", "num_key_value_heads", "head_dim", "step")
-_TABLES: dict[str, tuple[str, tuple[str, ...], Callable[..., Any]]] = {
-    "gemm_perf": ("gemm_dtype", ("m", "n", "k"), _gemm),
-    "context_attention_perf": ("attn_dtype", _HEADS, _attention),
-    "generation_attention_perf": ("attn_dtype", _HEADS, _attention),
+_TABLES: dict[str, tuple[tuple[str, ...], tuple[str, ...], Callable[..., Any]]] = {
+    "gemm_perf": (("gemm_dtype",), ("m", "n", "k"), _gemm),
+    "context_attention_perf": (("attn_dtype", "kv_cache_dtype"), _HEADS, _attention),
+    "generation_attention_perf": (("attn_dtype", "kv_cache_dtype"), _HEADS, _attention),
     "moe_perf": (
-        "moe_dtype",
+        ("moe_dtype", "distribution"),
         ("num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size"),
         _experts,
     ),
 }
+"""By table the columns of text that it needs (the data type first), those of sizes, and the builder."""

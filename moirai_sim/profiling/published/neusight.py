@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from moirai_sim.errors import InputError
 from moirai_sim.profiling.published import Report
-from moirai_sim.profiling.published.table import device_json, profile, require, usable
+from moirai_sim.profiling.published.table import device_json, profile, read_csv, require, usable, without
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,25 +31,8 @@ DEVICES = {
 
 _BINARY = {"add": "Add", "div": "Div", "mul": "Mul", "pow": "Pow"}
 _UNARY = {"relu": "Relu", "gelu": "Gelu", "tanh": "Tanh", "softmax": "Softmax"}
-_READ = frozenset(
-    [
-        "OPName",
-        "Latency",
-        "Device",
-        "B",
-        "M",
-        "N",
-        "K",
-        "H",
-        "Input_Channel",
-        "Output_Channel",
-        "Kernel_Szie",
-        "Input_Size",
-        "Stride",
-        "Padding",
-    ]
-)
 _CONV = ("B", "Input_Channel", "Output_Channel", "Kernel_Szie", "Input_Size", "Stride", "Padding")
+_READ = ("OPName", "Latency", "Device", "M", "N", "K", "H", *_CONV)
 
 
 def read(path: Path) -> tuple[pd.DataFrame, Report]:
@@ -65,31 +48,32 @@ def read(path: Path) -> tuple[pd.DataFrame, Report]:
     report = Report(SOURCE)
     raw = []
     for file in sorted(path.rglob("*.csv")) if path.is_dir() else [path]:
-        try:
-            frame = pd.read_csv(file, usecols=lambda name: name in _READ)
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-            raise InputError(f"{file}: cannot be read as CSV ({error}); is it complete?") from error
+        frame = read_csv(file, _READ)
         if "OPName" not in frame.columns and path.is_dir():
             what = "no operator sweep (no column OPName)"
             report.other_files[what] = report.other_files.get(what, 0) + 1
             continue
         require(file, frame, ("OPName", "Latency", "Device"))
+        report.count(frame)
+        frame = usable(frame, report, words=("OPName", "Device"))
         for op, rows in frame.groupby("OPName", sort=True):
             if op not in _READERS:
                 raise InputError(f"{file}: unknown operator '{op}'; known: {', '.join(sorted(_READERS))}")
             sizes = _sizes(str(op))
             require(file, rows, sizes)
             zero = ("Padding",) if op == "conv" else ()
-            good = usable(file, rows, [s for s in sizes if s not in zero], report, latency="Latency", zero=zero)
+            good = usable(rows, report, times=("Latency",), sizes=[s for s in sizes if s not in zero], zero=zero)
+            if op == "conv":
+                beyond = good["Kernel_Szie"] > good["Input_Size"] + 2 * good["Padding"]
+                good = without(good, beyond, "the window is larger than the padded input", report)
             raw.append(good[["OPName", "Device", "Latency", *sizes]])
     if not any(map(len, raw)):
         return pd.DataFrame(), report
-    table = pd.concat(raw, ignore_index=True)
+    table = pd.concat(raw)
     # The release holds most sweeps twice, once for each device and once for all of them, with other last digits.
     again = table.assign(Latency=table["Latency"].round(9)).duplicated()
-    report.refuse("the same measurement stands in a second file", int(again.sum()), path.name)
-    table = table[~again]
-    unknown = sorted(set(table["Device"].astype(str)) - set(DEVICES))
+    table = without(table, again, "the same measurement stands in a second file", report)
+    unknown = sorted(set(table["Device"]) - set(DEVICES))
     if unknown:
         raise InputError(f"{path}: unknown devices {', '.join(unknown)}; known: {', '.join(DEVICES)}")
     parts = [_profile(str(op), str(device), rows) for (op, device), rows in table.groupby(["OPName", "Device"])]
@@ -121,7 +105,7 @@ def _profile(op: str, device: str, rows: pd.DataFrame) -> pd.DataFrame:
             **columns, "name": op, "family": family(str(columns["op_type"]), first), "dtype": dtype,
             "device": sheet.name, "device_type": device_json(sheet), "backend": "torch",
             "stack": "PyTorch 2.1 CUDA 12.1",
-            "source": SOURCE, "time_s": rows["Latency"].to_numpy(dtype="float64") * 1e-3,
+            "source": SOURCE, "time_s": rows["Latency"].to_numpy() * 1e-3,
         },
         len(rows),
     )  # fmt: skip

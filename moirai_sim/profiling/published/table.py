@@ -1,4 +1,4 @@
-"""What the readers of published measurements share: checks of raw rows, and the assembly of a profile from columns."""
+"""What the readers of published measurements share: rows that know their place, checks of them, and whole profiles."""
 
 from __future__ import annotations
 
@@ -42,27 +42,94 @@ def require(path: Path, frame: pd.DataFrame, columns: Iterable[str]) -> None:
         )
 
 
+def read_csv(file: Path, columns: Iterable[str] | None = None) -> pd.DataFrame:
+    """Return a CSV file, of ``columns`` those that it has; its index says where each row stands.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read.
+    """
+    import pandas as pd
+
+    wanted = None if columns is None else set(columns).__contains__
+    try:
+        # Blank lines stay, for the lines below them to keep their numbers; they are refused as rows without a value.
+        frame = pd.read_csv(file, usecols=wanted, skip_blank_lines=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: cannot be read as CSV ({error}); is it complete?") from error
+    return _placed(file, frame, first=2)  # below the line of the header
+
+
+def read_parquet(file: Path) -> pd.DataFrame:
+    """Return a Parquet file; its index says where each row stands, the first in line 1.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read.
+    """
+    import pandas as pd
+    import pyarrow as pa
+
+    try:
+        frame = pd.read_parquet(file)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{file}: cannot be read as Parquet ({error}); is it complete?") from error
+    return _placed(file, frame, first=1)
+
+
+def _placed(file: Path, frame: pd.DataFrame, *, first: int) -> pd.DataFrame:
+    import pandas as pd
+
+    # In the index a row's place outlives filters, groups and tables put together from several files.
+    return frame.set_axis(pd.MultiIndex.from_product([[file.name], range(first, first + len(frame))]))
+
+
+def without(frame: pd.DataFrame, bad: Any, why: str, report: Report) -> pd.DataFrame:  # noqa: ANN401
+    """Return a table of `read_csv` or `read_parquet` without the rows where ``bad``, and count those."""
+    import numpy as np
+
+    bad = np.asarray(bad, dtype=bool)
+    if not bad.any():
+        return frame
+    name, line = frame.index[int(bad.argmax())]
+    report.refuse(why, int(bad.sum()), f"{name}:{line}")
+    good: pd.DataFrame = frame.loc[~bad]
+    return good
+
+
 def usable(
-    path: Path, frame: pd.DataFrame, sizes: Iterable[str], report: Report, *, latency: str, zero: Iterable[str] = ()
+    frame: pd.DataFrame,
+    report: Report,
+    *,
+    words: Iterable[str] = (),
+    times: Iterable[str] = (),
+    sizes: Iterable[str] = (),
+    zero: Iterable[str] = (),
 ) -> pd.DataFrame:
-    """Return the rows with a positive finite latency and sizes of at least 1 (``zero``: at least 0); count the rest."""
+    """Return the rows whose columns can all be used, in the types that the readers count on; count the rest.
+
+    ``words`` are not empty and become text, ``times`` are positive and finite, ``sizes`` are whole numbers of at least
+    1 and ``zero`` of at least 0. One text among numbers makes pandas read a whole column as text, hence the conversion.
+    """
     import numpy as np
     import pandas as pd
 
-    report.files += 1
-    report.read += len(frame)
-    good = np.ones(len(frame), dtype=bool)
-    for column, least in [(latency, None), *((c, 1) for c in sizes), *((c, 0) for c in zero)]:
-        values = pd.to_numeric(frame[column], errors="coerce")
-        if least is None:
-            bad, why = ~(np.isfinite(values) & (values > 0)), f"{column} is not a positive number"
-        else:
-            bad, why = ~(np.isfinite(values) & (values >= least)), f"{column} is not a number of at least {least}"
-        bad &= good
-        if bad.any():
-            report.refuse(why, int(bad.sum()), f"{path.name}:{int(bad.to_numpy().argmax()) + 2}")
-            good &= ~bad
-    return frame[good]
+    for column in words:
+        frame = without(frame, frame[column].isna(), f"{column} is empty", report)
+        frame = frame.assign(**{column: frame[column].astype(str)})
+    for column in times:
+        values = pd.to_numeric(frame[column], errors="coerce").astype("float64")
+        positive = (values > 0) & (values < np.inf)
+        frame = without(frame.assign(**{column: values}), ~positive, f"{column} is not a positive number", report)
+    for column, least in [*((c, 1) for c in sizes), *((c, 0) for c in zero)]:
+        values = pd.to_numeric(frame[column], errors="coerce").astype("float64")
+        whole = (values >= least) & (values < 2**63) & (values % 1 == 0)
+        why = f"{column} is not a whole number of at least {least}"
+        frame = without(frame.assign(**{column: values}), ~whole, why, report)
+        frame = frame.assign(**{column: frame[column].astype("int64")})
+    return frame
 
 
 def profile(columns: Mapping[str, Any], size: int) -> pd.DataFrame:

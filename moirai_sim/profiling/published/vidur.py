@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from moirai_sim.errors import InputError
 from moirai_sim.profiling.published import Report
-from moirai_sim.profiling.published.table import require, usable
+from moirai_sim.profiling.published.table import read_csv, require, usable, without
 from moirai_sim.profiling.schema import LINK_COLUMNS
 
 if TYPE_CHECKING:
@@ -48,25 +48,23 @@ def read(path: Path) -> tuple[pd.DataFrame, Report]:
                 raise InputError(f"{file}: no reader for '{kind}'; known: {', '.join(_COLLECTIVES)}")
             report.other_files[f"table {kind}"] = report.other_files.get(f"table {kind}", 0) + 1
             continue
-        try:
-            frame = pd.read_csv(file)
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-            raise InputError(f"{file}: cannot be read as CSV ({error}); is it complete?") from error
+        frame = read_csv(file)
         times = {short: f"time_stats.{kind}.{short}" for short in ("min", "max", "mean", "median")}
-        require(file, frame, (*times.values(), "size", "num_workers", "devices_per_node"))
-        good = usable(file, frame, ("size", "num_workers", "devices_per_node"), report, latency=times["median"])
-        bad = ~(good[times["min"]] > 0)
-        report.refuse(f"{times['min']} is not a positive number", int(bad.sum()), file.name)
-        good = good[~bad]
+        sizes = ("size", "num_workers", "devices_per_node")
+        require(file, frame, (*times.values(), *sizes))
+        report.count(frame)
+        good = usable(frame, report, times=times.values(), sizes=sizes)
+        low, middle, high = (good[times[short]] for short in ("min", "median", "max"))
+        good = without(good, (low > middle) | (middle > high), "min, median and max are not in order", report)
         columns = {
             "source_device": file.parent.name,
             "target_device": file.parent.name,
             "device": DEVICES.get(file.parent.name, file.parent.name),
             "stack": "NCCL through PyTorch",
-            "nodes": -(-good["num_workers"] // good["devices_per_node"]).astype("int64"),
+            "nodes": -(-good["num_workers"] // good["devices_per_node"]),
             "collective": _COLLECTIVES[kind],
-            "participants": good["num_workers"].astype("int64"),
-            "bytes": good["size"].astype("int64"),
+            "participants": good["num_workers"],
+            "bytes": good["size"],
             "count": 1,
             "min_s": good[times["min"]] * 1e-3,
             "p10_s": good[times["min"]] * 1e-3,
