@@ -8,11 +8,12 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import send_handle
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import psutil
 
@@ -75,17 +76,17 @@ class Workers:
                 addresses = namespaces.connect(cluster, self.processes | self._switches.processes)
             for k, name in enumerate(self.names):
                 alone = not self.emulated and not any(k in pair for pair in sharing)
-                self._controls[name].send(
-                    {
-                        "name": name,
-                        "cores": cores[name],
-                        "backend": self.backends[name],
-                        "spin_ns": SPIN_NS if alone else 0,
-                        "peers": {peer: write for peer, (_, write) in pipes.items()},
-                        "addresses": addresses,
-                        "latency_ns": namespaces.latency_to_hold(cluster, name) if self.emulated else {},
-                    }
-                )
+                settings = {
+                    "name": name,
+                    "cores": cores[name],
+                    "backend": self.backends[name],
+                    "spin_ns": SPIN_NS if alone else 0,
+                    "peers": {peer: write for peer, (_, write) in pipes.items()},
+                    "addresses": addresses,
+                    "latency_ns": namespaces.latency_to_hold(cluster, name) if self.emulated else {},
+                }
+                with self._control(name) as control:
+                    control.send(settings)
             self._collect(self.names, _START_LIMIT_S)
         except BaseException:
             self.close()
@@ -98,7 +99,9 @@ class Workers:
         inbox, writers = pipes[name][0], [write for _, write in pipes.values()]
         prefix = namespaces.PREFIX if self.emulated else ()
         command = [*prefix, sys.executable, "-c", _START, str(theirs.fileno()), str(inbox)]
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(PATIENCE_S), 0))
+        # A write that has got rid of a part ends after its limit, and the next one fails: two limits in all.
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(PATIENCE_S / 2))
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(PATIENCE_S))
         with theirs:
             process = subprocess.Popen(  # noqa: S603 - our own module in our own interpreter
                 command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(), inbox, *writers)
@@ -137,7 +140,8 @@ class Workers:
             for name, assignment in assignments.items():
                 self._send(name, "load", self._keys, assignment)
                 if handle >= 0:
-                    send_handle(self._controls[name], handle, self._processes[name].pid)
+                    with self._control(name) as control:
+                        send_handle(control, handle, self._processes[name].pid)
             self._collect(list(assignments), limit_s)
         finally:
             if handle >= 0:
@@ -169,13 +173,21 @@ class Workers:
             self._switches.close()
             self._switches = None
 
-    def _send(self, name: str, *message: object) -> None:
+    @contextmanager
+    def _control(self, name: str) -> Iterator[Connection]:
+        """Give a worker's control socket; an error while it is used ends all workers."""
         if name not in self._controls:
             raise ExecutionError(f"worker '{name}' has ended; start new workers")
         try:
-            self._controls[name].send(message)
-        except OSError:
-            self._fail(name)
+            yield self._controls[name]
+        except BlockingIOError:
+            self._fail(name, within_s=0.0)  # it took or gave nothing for as long as the socket allows
+        except (EOFError, OSError):
+            self._fail(name, within_s=1.0)
+
+    def _send(self, name: str, *message: object) -> None:
+        with self._control(name) as control:
+            control.send(message)
 
     def _collect(self, names: Sequence[str], limit_s: float) -> dict[str, Any]:
         answers: dict[str, Any] = {}
@@ -186,17 +198,15 @@ class Workers:
             ready = wait(list(owing), timeout=0.25)
             for control in [control for control in owing if control in ready]:
                 name = owing.pop(control)
-                try:
+                with self._control(name):
                     status, answer = control.recv()
-                except (EOFError, OSError):
-                    self._fail(name)
                 if status == "error":
                     self.close()
                     raise ExecutionError(f"worker '{name}' failed: {answer}")
                 answers[name] = answer
                 active = time.monotonic()
             now = self._processor_time(owing.values())
-            if now > used:
+            if now != used:  # less, where a worker that has answered no longer counts
                 used, active = now, time.monotonic()
             if owing and (time.monotonic() > end or time.monotonic() - active > PATIENCE_S):
                 silent = ", ".join(f"'{name}'" for name in owing.values())
@@ -214,19 +224,26 @@ class Workers:
             total += times.user + times.system
         return total
 
-    def _fail(self, name: str) -> None:
+    def _fail(self, name: str, *, within_s: float) -> NoReturn:
+        """End all workers and say what became of one, which may take so long to end by itself."""
         process = self._processes[name]
         try:
-            code = process.wait(timeout=1.0)
+            code = process.wait(timeout=within_s)
         except subprocess.TimeoutExpired:
             code = None
         self.close()
         if code is None:
-            raise ExecutionError(f"worker '{name}' hangs: it takes no command; all workers were ended")
+            raise ExecutionError(
+                f"worker '{name}' hangs: it takes no command or ends no answer; all workers were ended"
+            )
         if code < 0:
             hint = "; signal 9 often means that memory ran out" if code == -9 else ""
             raise ExecutionError(f"worker '{name}' was killed by signal {-code}{hint}; all workers were ended")
         raise ExecutionError(f"worker '{name}' ended with exit code {code}; all workers were ended")
+
+
+def _timeval(seconds: float) -> bytes:
+    return struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
 
 
 def shared_cores(cluster: Cluster) -> list[tuple[int, int]]:
@@ -251,6 +268,8 @@ def device_cores(device: Device) -> tuple[int, ...]:
             f"{place} cannot be measured here; write cpu:FIRST[-LAST], or {EMULATED}:FIRST for an emulated machine"
         )
     cores = tuple(range(int(first), int(last or first) + 1))
+    if not cores:
+        raise InputError(f"{place} names no core; write {kind}:{last}-{first}")
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     if kind == EMULATED:
         usable = sorted(allowed)

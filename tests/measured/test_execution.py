@@ -13,6 +13,7 @@ import threading
 import time
 from dataclasses import replace
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import send_handle
 from pathlib import Path
 
 import networkx as nx
@@ -24,6 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from moirai_sim.clusters.cluster import Cluster, Device, DeviceType, Link
 from moirai_sim.errors import ExecutionError, InputError
+from moirai_sim.execution import workers as workers_module
 from moirai_sim.execution.cuts import InPlace
 from moirai_sim.execution.measure import Subject, covered_operators, load, load_order, measure, typical_ns, undisturbed
 from moirai_sim.execution.split import Executed, execute_as, share_places, split
@@ -379,6 +381,75 @@ def test_a_hung_worker_is_one_clear_error(subject):
             loaded.run()
 
 
+ODD = """
+import os, signal, struct, sys, time
+from moirai_sim.execution import worker
+
+class Odd(worker.Worker):
+    def _burn(self, seconds):
+        end = time.process_time() + seconds
+        while time.process_time() < end:
+            pass
+
+    def _half(self):
+        os.write(self.control.fileno(), struct.pack("!i", 1 << 20) + bytes(1000))
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+worker.Worker = Odd
+worker.main(sys.argv[1:])
+"""
+"""A worker that also computes for so many seconds, or stops in the middle of an answer of 1 MiB."""
+
+
+def test_a_busy_worker_does_not_hang_because_a_busier_one_has_answered(monkeypatch):
+    monkeypatch.setattr(workers_module, "_START", ODD)
+    with Workers(cluster()) as crew:
+        crew.call(["c0"], "burn", 3.0)
+        monkeypatch.setattr(workers_module, "PATIENCE_S", 1.0)
+        crew._send("c0", "burn", 0.1)
+        crew._send("c1", "burn", 2.5)  # less than the other one has computed in its life
+        assert crew._collect(["c0", "c1"], 60) == {"c0": None, "c1": None}
+
+
+def test_a_worker_that_stops_within_an_answer_is_one_clear_error(monkeypatch):
+    monkeypatch.setattr(workers_module, "_START", ODD)
+    with Workers(cluster()) as crew:
+        processes = crew.processes
+        awake = threading.Timer(20, os.kill, (processes["c1"], signal.SIGKILL))  # so that a failure ends
+        awake.start()
+        start = time.monotonic()
+        with pytest.raises(ExecutionError, match="worker 'c1' hangs"):
+            crew.call(["c1"], "half")
+        assert time.monotonic() - start < 6
+        awake.cancel()
+        assert gone(processes)
+
+
+def test_a_hung_worker_that_gets_a_large_command_is_one_clear_error():
+    with Workers(cluster()) as crew:
+        processes = crew.processes
+        os.kill(processes["c1"], signal.SIGSTOP)
+        start = time.monotonic()
+        with pytest.raises(ExecutionError, match="worker 'c1' hangs"):
+            crew.call(["c1"], "load_plain", bytes(1 << 26), {}, [], 1)
+        assert time.monotonic() - start < 5
+        assert gone(processes)
+
+
+def test_a_worker_that_dies_before_it_gets_its_memory_is_one_clear_error(subject, monkeypatch):
+    def send_late(control, handle, process):
+        os.kill(process, signal.SIGKILL)
+        time.sleep(0.5)
+        send_handle(control, handle, process)
+
+    monkeypatch.setattr(workers_module, "send_handle", send_late)
+    with Workers(cluster()) as crew:
+        processes = crew.processes
+        with pytest.raises(ExecutionError, match=r"worker 'c\d' was killed by signal 9"):
+            load_order(crew, subject, random_device(subject, 2), list(subject.graph.operators))
+        assert gone(processes)
+
+
 def test_workers_end_with_their_master(tmp_path: Path):
     script = tmp_path / "master.py"
     script.write_text(
@@ -430,7 +501,7 @@ def test_a_model_with_a_free_dimension_is_refused():
         Executed(model, read_model(fixed, name="g"))
 
 
-@pytest.mark.parametrize("address", ["cuda:0", "cpu:", "cpu:1x", "cpu:100000", "tcp:1"])
+@pytest.mark.parametrize("address", ["cuda:0", "cpu:", "cpu:1x", "cpu:100000", "tcp:1", "cpu:3-1", "netns:1-0"])
 def test_an_address_that_is_not_here_is_refused(address):
     with pytest.raises(InputError, match=f"address '{address}'"):
         device_cores(Device("d", CORE, address=address))
