@@ -22,7 +22,7 @@ from moirai_sim.execution.worker import Assignment, Record, Worker
 from moirai_sim.execution.workers import device_cores
 
 if TYPE_CHECKING:
-    from moirai_sim.clusters.cluster import Cluster
+    from moirai_sim.clusters.cluster import Cluster, Device
 
 _PINGS = 20
 
@@ -30,28 +30,36 @@ _PINGS = 20
 class _Actor:
     """A worker inside of a Ray actor."""
 
-    def __init__(self, name: str, cores: Sequence[int], backend: str) -> None:
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, cores)
-        self.name = name
-        read, self.write = os.pipe()
-        self.worker = Worker(None, Inbox(read, 0), {}, backend)
-        self.worker.one_clock = False
+    def __init__(self, device: Device, backend: str) -> None:
+        self.device = device
+        self.backend = backend
 
     def clock(self) -> int:
         return time.monotonic_ns()
 
-    def reserve(self) -> Address:
-        """Return an address of this machine with a free port."""
+    def start(self) -> Address:
+        """Start the worker on the device's cores; return an address of this machine with a free port.
+
+        Raises
+        ------
+        InputError
+            If this machine, which need not be the master's, lacks a core.
+        """
         import ray
 
+        cores = device_cores(self.device)
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, cores)
+        read, self.write = os.pipe()
+        self.worker = Worker(None, Inbox(read, 0), {}, self.backend)
+        self.worker.one_clock = False
         host = ray.util.get_node_ip_address()
         with socket.create_server((host, 0)) as probe:
             return Address(host, probe.getsockname()[1])
 
     def connect(self, addresses: dict[str, Address]) -> None:
-        own = addresses[self.name]
-        peers = {name: address for name, address in addresses.items() if name != self.name}
+        own = addresses[self.device.name]
+        peers = {name: address for name, address in addresses.items() if name != self.device.name}
         self.worker.network = TcpLinks(own, peers, self.write, self.worker.receive_buffer)
 
     def call(self, command: str, *arguments: object) -> Any:  # noqa: ANN401
@@ -72,7 +80,7 @@ class RayWorkers:
     Raises
     ------
     InputError
-        If the Ray cluster lacks a resource.
+        If Ray is not installed, no cluster answers, it lacks a resource, or a device's address is none of its machine.
     ExecutionError
         If an actor does not start.
     """
@@ -81,15 +89,27 @@ class RayWorkers:
     shares_cores = False
 
     def __init__(self, cluster: Cluster, address: str | None = None, *, limit_s: float = 60.0) -> None:
-        import ray
-
+        try:
+            import ray
+        except ImportError as error:
+            raise InputError("Ray is not installed; install it with: pip install 'moirai-sim[ray]'") from error
         self.names = self.apart = [device.name for device in cluster.devices]
         self.threads = {device.name: device.threads for device in cluster.devices}
         self.backends = device_backends(cluster)
         self._keys = 0
+        self._actors: dict[str, Any] = {}
         self._ours = not ray.is_initialized()
-        if self._ours:
-            ray.init(address=address, include_dashboard=False, log_to_driver=False)
+        try:
+            if self._ours:
+                _connect(address)
+            self._start(cluster, limit_s)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, cluster: Cluster, limit_s: float) -> None:
+        import ray
+
         have = ray.cluster_resources()
         missing = sorted({d.server for d in cluster.devices if d.server and d.server not in have})
         if missing:
@@ -97,13 +117,10 @@ class RayWorkers:
                 f"cluster '{cluster.name}': no Ray node has the resource '{missing[0]}'; start one with it"
             )
         actor = ray.remote(num_cpus=0)(_Actor)
-        self._actors: dict[str, Any] = {
-            device.name: actor.options(resources={device.server: 1} if device.server else None).remote(
-                device.name, device_cores(device), self.backends[device.name]
-            )
-            for device in cluster.devices
-        }
-        addresses = self._each({name: actor.reserve.remote() for name, actor in self._actors.items()}, limit_s)
+        for device in cluster.devices:
+            options = actor.options(resources={device.server: 1} if device.server else None)
+            self._actors[device.name] = options.remote(device, self.backends[device.name])
+        addresses = self._each({name: actor.start.remote() for name, actor in self._actors.items()}, limit_s)
         self._each({name: actor.connect.remote(addresses) for name, actor in self._actors.items()}, limit_s)
         clocks = {name: self._offset(name) for name in self.names}
         self._offset_ns = {name: offset for name, (offset, _) in clocks.items()}
@@ -155,6 +172,7 @@ class RayWorkers:
         self._actors.clear()
         if self._ours:
             ray.shutdown()
+            self._ours = False
 
     def _offset(self, name: str) -> tuple[int, int]:
         """Return the actor's clock less ours, and how wrong that may be, ns (Cristian 1989)."""
@@ -178,8 +196,21 @@ class RayWorkers:
                 answers[name] = ray.get(call, timeout=limit_s)
             except ray.exceptions.RayError as error:
                 self.close()
+                cause = getattr(error, "cause", None)
+                if isinstance(cause, InputError):
+                    raise InputError(cause.problems) from error
                 raise ExecutionError(f"worker '{name}' on Ray failed: {str(error).splitlines()[-1]}") from error
         return answers
+
+
+def _connect(address: str | None) -> None:
+    import ray
+
+    try:
+        ray.init(address=address, include_dashboard=False, log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError, SystemExit) as error:  # Ray exits where no port answers
+        where = f"at address '{address}'" if address else "here"
+        raise InputError(f"Ray: no cluster answers {where} ({error}); start one with: ray start --head") from error
 
 
 def _shifted(record: Record, by_ns: int) -> Record:

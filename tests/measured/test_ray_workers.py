@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("ray")
+from moirai_sim.clusters.cluster import Cluster, Device, DeviceType
+from moirai_sim.errors import InputError
+from moirai_sim.execution.ray_workers import RayWorkers
+
+ray = pytest.importorskip("ray")
+
+ONE = Cluster("one", (Device("c0", DeviceType("core", "cpu", 2**33, 1e10, {"float32": 1e11}), address="cpu:0"),), ())
 
 SCRIPT = """
 import sys
@@ -38,3 +45,62 @@ def test_a_placement_runs_on_a_local_ray_cluster(tmp_path: Path):
     command = [sys.executable, "-W", "ignore", str(script), str(Path(__file__).parent)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+ELSEWHERE = """
+import os
+import sys
+sys.path.insert(0, sys.argv[1])
+from dataclasses import replace
+import ray
+from test_execution import CORES, cluster
+from moirai_sim.errors import InputError
+from moirai_sim.execution.ray_workers import RayWorkers
+
+ray.init(include_dashboard=False, log_to_driver=False)
+os.sched_setaffinity(0, CORES[:1])  # as on a master that is smaller than the machines of its cluster
+with RayWorkers(cluster()) as crew:
+    assert crew.call(["c1"], "unload", 0) == {"c1": None}
+one = cluster(1)
+try:
+    RayWorkers(replace(one, devices=(replace(one.devices[0], address="cpu:100000"),)))
+except InputError as error:
+    assert "names core 100000" in str(error), error
+else:
+    raise AssertionError("a core that is nowhere was taken")
+assert ray.is_initialized(), "it was running before"
+ray.shutdown()
+try:
+    RayWorkers(replace(one, devices=(replace(one.devices[0], server="nowhere"),)))
+except InputError as error:
+    assert "no Ray node has the resource 'nowhere'" in str(error), error
+assert not ray.is_initialized(), "what was started here is ended"
+print("done")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_cores_are_those_of_the_machine_of_the_actor(tmp_path: Path):
+    script = tmp_path / "elsewhere.py"
+    script.write_text(ELSEWHERE)
+    command = [sys.executable, "-W", "ignore", str(script), str(Path(__file__).parent)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.endswith("done\n")
+
+
+def test_ray_that_is_not_installed_is_wrong_input(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match=r"moirai-sim\[ray\]"):
+        RayWorkers(ONE)
+
+
+@pytest.mark.parametrize("error", [ConnectionError("nobody"), RuntimeError("nobody"), SystemExit(15)])
+def test_a_ray_cluster_that_does_not_answer_is_wrong_input(monkeypatch, error):
+    def init(**_):
+        raise error
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(InputError, match="no cluster answers at address 'auto'"):
+        RayWorkers(ONE, "auto")
