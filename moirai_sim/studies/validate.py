@@ -21,14 +21,16 @@ import moirai_sim
 from moirai_sim.errors import InputError, MoiraiError
 from moirai_sim.execution.measure import nearest_run, typical_ns, undisturbed
 from moirai_sim.files import write_whole
-from moirai_sim.studies.runs import cluster_figures, source_digest
+from moirai_sim.studies.runs import cluster_digest, source_digest
 from moirai_sim.studies.store import Store, digest
 from moirai_sim.studies.study import ValidateStudy, read_study
 from moirai_sim.studies.validate_prices import (
     calibrated,
     families,
+    kept_in_place,
     kernel_of,
     machine,
+    made_from,
     model_source,
     price_in_place,
     priced_as_it_is,
@@ -103,6 +105,7 @@ def validate(study_path: Path, out: Path) -> dict[str, Any]:
     sources = [model_source(model) for model in study.models]
     store = Store(out)
     store.open(study.model_dump(mode="json"))
+    (out / "summary.json").unlink(missing_ok=True)  # until this study has its own
     names = []
     for cluster_name, plain in clusters.items():
         cluster = calibrated(plain, sources, study, out) if study.calibrate else plain
@@ -125,7 +128,7 @@ def _run_cluster(name: str, cluster: Cluster, sources: Sequence[str], study: Val
     try:
         with progress(f"validate on {name}", len(sources)) as step:
             for source in sources:
-                if not workers.processes:  # a failed run ends all workers
+                if not workers.processes:  # a failure ends all workers
                     workers = Workers(cluster)
                 names += _run_model(source, name, cluster, workers, study, store)
                 step()
@@ -155,10 +158,19 @@ def _run_model(
         "time_limit_s": study.time_limit_s,
         "version": moirai_sim.__version__,
     }
-    marks = fixed | {"model": source_digest(source), "cluster": cluster_figures(cluster)}
-    done = store.folder / "done" / f"{digest(marks | {'placements': _asked_for(study)})[:24]}.json"
+    marks = fixed | {
+        "model": source_digest(source),
+        "cluster": made_from(cluster) if study.calibrate else cluster_digest(cluster_name),
+        "machine": machine(),
+        "placements": _asked_for(study),
+    }
+    done = store.folder / "done" / f"{digest(marks)[:24]}.json"
     if done.is_file():
-        return list(json.loads(done.read_text(encoding="utf-8")))
+        names: list[str] = json.loads(done.read_text(encoding="utf-8"))
+        # Another study in this folder may have removed them since, or calibrated anew.
+        if all(map(store.has, names)) and (not study.calibrate or kept_in_place(cluster, source).is_file()):
+            return names
+        done.unlink()
     graph = load_graph(source)
     problem = build_problem(graph, cluster)
     priced = priced_as_it_is(problem, cluster)
@@ -200,9 +212,13 @@ def _run_model(
             outcomes[candidate.name] = outcome
             timelines[candidate.name] = replace(middle, policy=candidate.name, network=problem.network)
     except MoiraiError as error:
+        workers.close()  # with all that they hold; the next model has new ones
         failure = {"status": "error", "error": str(error), "kind": type(error).__name__}
         if not candidates:
-            candidates, refused = _candidates(priced, study)
+            try:
+                candidates, refused = _candidates(priced, study)
+            except MoiraiError:
+                refused = {"all": error}
     predicted = {candidate.name: candidate.predicted for candidate in candidates}
     outcomes = {name: outcomes.get(name, failure) for name in predicted}
     outcomes |= {policy: {"status": "error", "error": str(reason)} for policy, reason in refused.items()}

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from moirai_sim.studies.study import ValidateStudy
     from moirai_sim.timeline import Timeline
 
+_NOTE = "made-from.json"
+"""Beside a calibrated model: all that it depends on."""
 _FEW_OPERATORS = 150
 _FILLERS = ("light_squeezenet", "light_inception_v2")
 """Profiled too where the models of a study have too few operators."""
@@ -94,15 +96,15 @@ def calibrated(cluster: Cluster, sources: Sequence[str], study: ValidateStudy, o
 
     folder = out / "calibration" / cluster.name
     model = (folder / "model").absolute()
-    made_from = {
+    facts = {
         "models": [source_digest(source) for source in sources],
         "cluster": cluster_figures(cluster),
         "calibrate": study.calibrate,
         "seed": study.seed,
         "machine": machine(),
     }
-    note = folder / "made-from.json"
-    text = json.dumps(made_from, indent=1, sort_keys=True) + "\n"
+    note = folder / _NOTE
+    text = json.dumps(facts, indent=1, sort_keys=True) + "\n"
     if note.is_file() and note.read_text(encoding="utf-8") == text:
         return priced_by(cluster, model)
     note.unlink(missing_ok=True)
@@ -121,6 +123,11 @@ def calibrated(cluster: Cluster, sources: Sequence[str], study: ValidateStudy, o
     calibrate(profiles, model, name=f"{cluster.name}-here", seed=study.seed)
     write_whole(note, text)
     return priced_by(cluster, model)
+
+
+def made_from(cluster: Cluster) -> str:
+    """Return what the calibration of a cluster was made from, as text."""
+    return (Path(str(cluster.link_model)).parent / _NOTE).read_text(encoding="utf-8")
 
 
 def _enough(sources: Sequence[str]) -> list[str]:
@@ -197,8 +204,13 @@ def price_in_place(problem: PlacementProblem, cluster: Cluster, in_place: InPlac
         "part_ns": [cuts.part_ns for cuts in types],
         "cold_ns": [cuts.cold_ns for cuts in types],
     }
-    write_whole(in_place_file(Path(str(cluster.link_model)), source), json.dumps(document) + "\n")
+    write_whole(kept_in_place(cluster, source), json.dumps(document) + "\n")
     return priced_in_place(problem, cluster, source)
+
+
+def kept_in_place(cluster: Cluster, source: str) -> Path:
+    """Return the `in_place_file` of a calibrated cluster."""
+    return in_place_file(Path(str(cluster.link_model)), source)
 
 
 def in_place_file(model: Path, source: str) -> Path:
@@ -212,7 +224,7 @@ def priced_in_place(problem: PlacementProblem, cluster: Cluster, source: str) ->
     A crossing costs what a chain of kernels showed, but at least the part that it begins in this model: what is cold in
     a new part and what lies in another core's cache are the same data.
     """
-    document = json.loads(in_place_file(Path(str(cluster.link_model)), source).read_text(encoding="utf-8"))
+    document = json.loads(kept_in_place(cluster, source).read_text(encoding="utf-8"))
     position = {name: i for i, name in enumerate(problem.operators)}
     operator_ns = np.zeros_like(problem.operator_ns)
     for column, times in enumerate(document["operator_ns"]):
