@@ -116,7 +116,7 @@ def _read(
             frame, disturbed = _reconciled(frame, facts, path)
             dropped |= disturbed
         found[kind].append(frame)
-        metadata.append(facts)
+        metadata += facts.get("profiles", [facts])  # a model's own profile may be of several
     whole = [pd.concat(frames, ignore_index=True) if frames else None for frames in found.values()]
     return None if whole[0] is None else _one_sheet_each(whole[0]), whole[1], metadata, dropped
 

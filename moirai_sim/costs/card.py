@@ -147,8 +147,8 @@ def gpu_card(
             "and depthwise convolutions, which their family prices by size."
         ),
         "not_for": (
-            "CPUs and devices other than NVIDIA GPUs; training steps; kernels beside others on one device; sums of "
-            "very small operators, where the host decides; operators flagged as extrapolated without looking at "
-            "their interval"
+            "CPUs and devices other than NVIDIA GPUs; training steps; kernels beside others on one device; attention "
+            "of many queries that is not causal; sums of very small operators, where the host decides; operators "
+            "flagged as extrapolated without looking at their interval"
         ),
     }

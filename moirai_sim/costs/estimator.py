@@ -3,8 +3,8 @@
 For each family of kernels two gradient boosted ensembles explain ``log(time / (launch + limit))``: a *shared* one from
 dimensionless features alone, which carries over to devices that were never measured, and a *sharp* one that also knows
 device and software stack and answers for those that were. A few measurements of a new device fit a ridge correction of
-the shared one. Both are monotone where physics is: never faster for more padding, reading or waiting, never slower for
-rows that begin on a larger boundary.
+the shared one. Those of matrix products and convolutions on GPUs are monotone where physics is: never faster for more
+padding, reading or waiting, never slower for rows that begin on a larger boundary.
 
 Intervals are split-conformal (Vovk et al. 2005) with residuals of the matching kind of hold-out: random rows for what
 resembles the training data, the largest tenth for what is larger, left-out devices for a device never seen.
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.ensemble import HistGradientBoostingRegressor
+from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import threadpool_limits
 
 from moirai_sim.costs import tiles
@@ -162,6 +163,7 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
 
     def predict_interval(self, X: pd.DataFrame) -> tuple[Array, Array, Array, NDArray[np.bool_]]:  # noqa: N803
         """Return median estimate, low and high end of the 90 % interval (s) and the extrapolation flag, [n] each."""
+        check_is_fitted(self)
         out = np.empty((3, len(X)))
         flag = np.empty(len(X), dtype=bool)
         for key, parts in rows_of(X).items():
@@ -204,6 +206,7 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
             ops=ops,
             dtypes=sorted(set(samples.dtypes)),
             domain=[table.min(axis=0).tolist(), table.max(axis=0).tolist()],
+            parts=int(samples.table[train, COLUMNS.index("parts")].max()),
             shared=shared.predict,
             sharp=None if sharp is None else sharp.predict,
             bins=np.quantile(load, [0.25, 0.5, 0.75]).tolist(),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moirai_sim.errors import InputError
 from moirai_sim.graphs.operator import DTYPE_BITS
 
 if TYPE_CHECKING:
@@ -154,7 +155,13 @@ def _moved(op_type: str, inputs: Sequence[Shape], out: Shape, attributes: Mappin
 
 
 def describe(operators: Sequence[Operator]) -> tuple[list[str], NDArray[np.float64]]:
-    """Return the family of every operator and its row of `COLUMNS`, [n, len(COLUMNS)]."""
+    """Return the family of every operator and its row of `COLUMNS`, [n, len(COLUMNS)].
+
+    Raises
+    ------
+    InputError
+        If the shapes and attributes of an operator do not fit together.
+    """
     names: list[str] = []
     flat: list[float] = []  # one list: millions of small tuples would keep the garbage collector busy
     seen: dict[tuple[Any, ...], tuple[str, Dimensions]] = {}
@@ -165,7 +172,14 @@ def describe(operators: Sequence[Operator]) -> tuple[list[str], NDArray[np.float
         known = seen.get(key)
         if known is None:
             outputs = [t.shape for t in op.outputs]
-            known = family(op.op_type, inputs), dimensions(op.op_type, inputs, outputs, attributes)
+            try:
+                b, m, n, k, width, extra = map(float, dimensions(op.op_type, inputs, outputs, attributes))
+                known = family(op.op_type, inputs), (b, m, n, k, width, extra)
+            except (TypeError, ValueError, LookupError, ArithmeticError) as error:
+                raise InputError(
+                    f"operator '{op.name}': {op.op_type} of shapes {inputs} with attributes {dict(attributes)} cannot "
+                    f"be priced ({error}); give those that ONNX asks for"
+                ) from error
             seen[key] = known
         names.append(known[0])
         flat += known[1]

@@ -223,7 +223,8 @@ class Design:
     def _attention(self) -> None:
         b, m, n, d = (np.maximum(self[c], 1.0) for c in ("batch", "m", "n", "k"))
         heads, kv = np.maximum(self["width"], 1.0), np.maximum(self["extra"], 1.0)
-        causal = np.where(m > 1, (2 * n - m) / (2 * n), 1.0)  # decoder models mask what lies ahead of a query
+        # Decoder models mask what lies ahead of a query; no more queries than keys see the half of them.
+        causal = np.where(m > 1, np.maximum((2 * n - m) / (2 * n), 0.5), 1.0)
         flops = 4 * b * heads * m * n * d * causal
         tiles = b * heads * _whole(m / 128)
         waves = _whole(tiles / self.units)

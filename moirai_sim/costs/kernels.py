@@ -93,6 +93,8 @@ class FamilyModel:
     """Edges between the bins of ``log(limit / launch)`` in which intervals are calibrated."""
     widths: dict[str, list[float]]
     """Half-widths of the 90 % interval in log time by kind of hold-out, one for each bin."""
+    parts: int = 0
+    """Most operators that one of the measured kernels does the work of."""
     corrections: dict[str, list[float]] = field(default_factory=dict)
     """Coefficients of the few-shot correction, by device."""
     defaults: dict[str, str] = field(default_factory=dict)
@@ -197,7 +199,8 @@ def predict_rows(
     larger = (sizes > high * 1.0001).any(axis=1)
     outside = larger | (sizes < low * 0.9999).any(axis=1)
     outside |= np.array([op not in model.ops for op in op_types], dtype=bool)
-    outside |= stand_in != key or rows.dtype not in model.dtypes or not seen
+    outside |= rows.table[:, COLUMNS.index("parts")] > model.parts
+    outside |= stand_in != key or rows.dtype not in model.dtypes or not seen or not _has(rows.device, key, rows.dtype)
     bins = np.searchsorted(model.bins, np.log(design.limit_s / launch))
     width = np.asarray(model.widths["random"])[bins]
     width = np.where(outside, np.asarray(model.widths["larger"])[bins], width)
@@ -257,6 +260,11 @@ def _chip(device: DeviceType) -> tuple[int, int, int] | None:
         return None
     cycle = device.peak_flops["float32"] / units / clock_hz  # operations of a unit
     return units, round(np.log2(cache)), round(np.log2(cycle))
+
+
+def _has(device: DeviceType, key: str, dtype: str) -> bool:
+    """Return whether a device computes in a data type, as far as it matters to a family of kernels."""
+    return not key.endswith(("-vector", "-tensor")) or dtype in device.peak_flops
 
 
 def few_shot_basis(model: FamilyModel, devices: Mapping[str, DeviceType], key: str, rows: Rows) -> tuple[Array, Array]:

@@ -148,7 +148,8 @@ class LinkModel:
 
         For a number of participants that was not measured the bytes that each device sends in a ring
         (2 (p - 1) / p of the size for all-reduce) are made equal (Patarasu and Yuan, JPDC 2009), and log time is taken
-        linear in log p through the two nearest numbers that were; with only one, the latency goes with p - 1.
+        linear in log p through the two nearest numbers that were; with only one, half of the latency of an all-reduce
+        goes with p - 1.
 
         Parameters
         ----------

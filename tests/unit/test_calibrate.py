@@ -25,7 +25,7 @@ def operators(count=60):
     return [make_operator(f"op{i}", "MatMul", [(m, k), (k, n)], [(m, n)]) for i, (m, n, k) in enumerate(sizes.tolist())]
 
 
-def write(path, ops, *, ratio=1.0, model="m"):
+def write(path, ops, *, ratio=1.0, model="m", **facts_of_machine):
     rows = []
     for op in ops:
         s = 1e-6 + op.flops / 5e10
@@ -35,7 +35,7 @@ def write(path, ops, *, ratio=1.0, model="m"):
     frame["backend"], frame["stack"], frame["source"], frame["energy_j"] = "onnxruntime", "1", "measured", np.nan
     total = float(frame["median_s"].sum())
     facts = {"models": {model: {"ratio": ratio, "median_s": total / ratio, "operators_s": total}}}
-    write_profile(frame, path, metadata=facts)
+    write_profile(frame, path, metadata=facts | facts_of_machine)
     return frame
 
 
@@ -96,6 +96,16 @@ def test_calibrating_again_from_the_kept_profile_changes_no_time(calibrated, tmp
     calibrate([folder / "model" / "profile.parquet"], tmp_path / "again")
     found = load_cost_model(tmp_path / "again").predict(operators(), SHEET)
     assert found.latency_s == pytest.approx(frame["median_s"].to_numpy() / 0.8, rel=1e-3)
+
+
+def test_a_model_of_several_profiles_calibrated_again_still_knows_its_cpu(tmp_path):
+    for i, part in enumerate((operators(60)[:30], operators(60)[30:])):
+        write(tmp_path / f"{i}.parquet", part, hardware={"cpu": "Some CPU", "cores": 2})
+    calibrate([tmp_path / "0.parquet", tmp_path / "1.parquet"], tmp_path / "first")
+    card = calibrate([tmp_path / "first" / "profile.parquet"], tmp_path / "again")
+    assert card["machine"] == [{"cpu": "Some CPU", "cores": 2}] * 2
+    tables = [json.loads((tmp_path / name / "measured.json").read_text()) for name in ("first", "again")]
+    assert tables[1]["cpus"] == tables[0]["cpus"] == {SHEET.name: "Some CPU"}
 
 
 def test_no_hold_out_no_model(tmp_path):

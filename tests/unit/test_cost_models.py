@@ -123,6 +123,36 @@ def test_a_few_points_move_the_price_of_a_new_device_towards_its_own(fitted):
     assert after.mean() < 0.6 * before.mean()
 
 
+def test_fused_kernels_and_data_types_that_a_device_lacks_are_flagged_where_none_was_measured(fitted, tmp_path: Path):
+    save_cost_model(fitted, tmp_path / "m", {"name": "m"})
+    model, plain = load_cost_model(tmp_path / "m"), matmul(100, 100, 100)
+    kinds = [plain, replace(plain, parts=("MatMul", "Add")), replace(plain, dtype="float64")]
+    assert model.predict(kinds, gpu()).extrapolated.tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("op", "shapes", "attributes"),
+    [("Softmax", [(4, 8)], {"axis": 9}), ("Conv", [(1, 3, 8, 8), (4, 3, 3, 3)], {"strides": ["a"]})],
+)
+def test_what_does_not_fit_together_is_an_input_error_that_names_the_operator(
+    fitted, tmp_path: Path, op, shapes, attributes
+):
+    save_cost_model(fitted, tmp_path / "m", {"name": "m"})
+    wrong = replace(make_operator("odd", op, shapes, [shapes[0]]), attributes=attributes)
+    with pytest.raises(InputError, match="'odd'"):
+        load_cost_model(tmp_path / "m").predict([matmul(8, 8, 8), wrong], gpu())
+
+
+def test_more_queries_than_keys_never_take_less():
+    one, more = (
+        make_operator("a", "Attention", [(1, 8, q, 64), (1, 8, 512, 64), (1, 8, 512, 64)], [(1, 8, q, 64)])
+        for q in (512, 2048)
+    )
+    device = gpu()
+    limits = [design_of("attention-tensor", describe([op])[1], "float32", device).limit_s[0] for op in (one, more)]
+    assert limits[1] > limits[0]
+
+
 def test_stored_and_fitted_estimators_agree(fitted, tmp_path: Path):
     save_cost_model(fitted, tmp_path / "m", {"name": "m"})
     model = load_cost_model(tmp_path / "m")
