@@ -399,7 +399,7 @@ def _outcome(
         "devices_used": len(set(middle.placement.values())),
         "parts": sum(span.kind == "operator" for span in middle.spans),
         "transfers": len(transfers),
-        "families": _by_family(problem, candidate.placement, middle, family),
+        "families": _by_family(candidate.predicted, middle, family),
         "links": _by_link(candidate.predicted, transfers),
         "cost_share": dict(problem.cost_share),
     }
@@ -411,14 +411,13 @@ def _outcome(
     return outcome, middle
 
 
-def _by_family(
-    problem: PlacementProblem, placement: Placement, measured: Timeline, family: dict[str, str]
-) -> dict[str, list[float]]:
-    """Return predicted ns, measured ns and parts by family; a part's time is shared out as it was predicted."""
-    operator_ns = {
-        name: int(problem.operator_ns[i, problem.device_type[k]])
-        for i, (name, k) in enumerate(zip(problem.operators, placement.device, strict=True))
-    }
+def _by_family(predicted: Timeline, measured: Timeline, family: dict[str, str]) -> dict[str, list[float]]:
+    """Return predicted ns, measured ns and parts by family; a part's time is shared out as it was predicted.
+
+    Both hold all that happens while an operator occupies its device: starting a part, reading what crossed, what
+    other devices slow.
+    """
+    operator_ns = {span.name: span.end_ns - span.start_ns for span in predicted.spans if span.kind == "operator"}
     sums: dict[str, list[float]] = {}
     for span in measured.spans:
         total = sum(operator_ns[name] for name in span.operators)
