@@ -60,6 +60,7 @@ def run_all(
     InputError
         If there are no workers, Ray is not installed, or no cluster answers.
     """
+    store.ask(keys)
     missing = {one: key for one, key in keys.items() if not store.has(one, failed_too=not retry_failed)}
     if missing:
         finished = _on_this_machine(run, missing, jobs) if ray is None else _on_ray(run, missing, ray)

@@ -1,7 +1,8 @@
 """Results folder of a study: one result one file, named by the hash of all that determines it.
 
 ``results/HASH.json`` holds only what the inputs determine, so an interrupted and resumed study ends with the same bytes
-as an undisturbed one. Wall-clock seconds are measurements; they lie beside it in ``seconds/HASH.json``.
+as an undisturbed one. Wall-clock seconds are measurements; they lie beside it in ``seconds/HASH.json``. Results of an
+earlier study in the folder stay, to be used again; ``asked.json`` names those that belong to the study as it is now.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Store:
         self.folder = folder
         self.results = folder / "results"
         self.seconds = folder / "seconds"
+        self.asked = folder / "asked.json"
 
     def open(self, study: Mapping[str, Any]) -> None:
         """Create the folder for a study, or check that it already holds results of a study of this kind.
@@ -52,7 +54,15 @@ class Store:
         for folder in (self.results, self.seconds):
             for left in folder.glob(".*.json.*"):  # half-written when a run was killed
                 left.unlink()
+        self.asked.unlink(missing_ok=True)
         write_whole(path, json.dumps(study, indent=1, sort_keys=True) + "\n")
+
+    def ask(self, names: Collection[str]) -> None:
+        """Note that these results, which need not be there yet, belong to the study; `read` leaves out others then."""
+        write_whole(self.asked, json.dumps(sorted({*names, *(self._asked() or ())})) + "\n")
+
+    def _asked(self) -> set[str] | None:
+        return set(json.loads(self.asked.read_text(encoding="utf-8"))) if self.asked.is_file() else None
 
     def has(self, name: str, *, failed_too: bool = True) -> bool:
         """Tell whether a result is there; ``failed_too=False`` does not count failures, so that they run again."""
@@ -75,8 +85,14 @@ class Store:
                     path.unlink()
 
     def read(self, names: list[str] | None = None) -> Iterator[dict[str, Any]]:
-        """Iterate over results by name, each ``{"name", "key", "outcome", "seconds"}``; one is in memory at a time."""
-        for path in sorted(self.results.glob("*.json")) if names is None else [self._path(name) for name in names]:
+        """Iterate over results, each ``{"name", "key", "outcome", "seconds"}``; one is in memory at a time.
+
+        Without names, over all that are there and were asked for.
+        """
+        if names is None:
+            asked = self._asked()
+            names = [path.stem for path in sorted(self.results.glob("*.json")) if asked is None or path.stem in asked]
+        for path in map(self._path, names):
             document = json.loads(path.read_text(encoding="utf-8"))
             beside = self.seconds / path.name
             seconds = json.loads(beside.read_text(encoding="utf-8"))["seconds"] if beside.exists() else None

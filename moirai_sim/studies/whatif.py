@@ -189,7 +189,9 @@ def _search_sizes(
     wanted = {"sizes": study.model_dump(mode="json", by_alias=True)["sizes"], "prices": study.prices}
     key = {"model": model, "scenario": ANSWER, "overrides": {}, **wanted, **common}
     content = [key, runs.source_digest(model), *(size.figures for size in sizes.values())]
-    store.write(digest(content)[:24], key, answer, 0.0)
+    name = digest(content)[:24]
+    store.ask([name])
+    store.write(name, key, answer, 0.0)
     summary.setdefault("sizes", {})[model] = {name: answer[name] for name in answer if name != "findings"}
 
 

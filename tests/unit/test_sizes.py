@@ -150,6 +150,16 @@ def _answer(folder):
     return next(r["outcome"] for r in Store(folder).read() if r["key"]["scenario"] == ANSWER)
 
 
+def test_an_answer_to_an_earlier_target_is_not_shown(cluster, tmp_path):
+    study = tmp_path / "study.yaml"
+    for target in ("1 s", "2 s"):
+        study.write_text(STUDY.format(target=target))
+        whatif(study, tmp_path / "out", jobs=1)
+        targets = {(r["key"]["scenario"], r["key"]["target_ns"]) for r in Store(tmp_path / "out").read()}
+        assert {ns for _, ns in targets} == {int(target[0]) * 10**9}
+        assert ANSWER in {scenario for scenario, _ in targets}
+
+
 def test_a_study_finds_the_cheapest_size_and_its_report_says_why(cluster, tmp_path):
     study = tmp_path / "study.yaml"
     study.write_text(STUDY.format(target="1 s"))

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from moirai_sim.errors import InputError
+from moirai_sim.studies.evaluate import evaluate
 from moirai_sim.studies.report import report
 from moirai_sim.studies.store import Store
+from moirai_sim.studies.tables import runs_table
 
 
 def test_no_report_of_a_validate_study_that_was_broken_off(tmp_path: Path):
@@ -25,3 +27,14 @@ def test_a_damaged_study_is_named(tmp_path: Path, content: bytes):
         Store(tmp_path).open({"kind": "evaluate", "name": "again"})
     with pytest.raises(InputError, match=r"study\.json: is damaged"):
         report(tmp_path, tmp_path / "report.html")
+
+
+def test_only_runs_of_the_study_as_it_is_now_are_shown_and_the_others_kept(tmp_path: Path):
+    path, out = tmp_path / "study.yaml", tmp_path / "out"
+    for policies, resumed in ((["single", "heft"], 0), (["single"], 1), (["single", "heft"], 2)):
+        path.write_text(
+            "kind: evaluate\nmodels: ['zoo:ws-32?seed=1']\nclusters: [diviml-server]\n"
+            f"policies: [{', '.join(policies)}]\n"
+        )
+        assert evaluate(path, out, jobs=1)["resumed"] == resumed
+        assert sorted(runs_table(Store(out))["policy"]) == sorted(policies)
