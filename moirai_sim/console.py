@@ -55,7 +55,8 @@ def print_facts(facts: Mapping[str, object]) -> None:
         if isinstance(value, Mapping):
             print_facts(value)
         elif isinstance(value, list):
-            columns = [key for key, cell in value[0].items() if not isinstance(cell, dict | list)]
+            cells = {key: cell for record in value for key, cell in record.items()}  # failed records hold less
+            columns = [key for key, cell in cells.items() if not isinstance(cell, dict | list)]
             print_table(columns, ([record.get(column) for column in columns] for record in value))
 
 

@@ -19,11 +19,16 @@ _MIN_RANKED = 3
 """Ranks of fewer placements say nothing."""
 
 
-def interval(values: Sequence[float], seed: int, level: float = 0.9) -> tuple[float, float]:
-    """Return a bootstrap interval of the median (percentile method; Efron, Annals of Statistics 1979)."""
+def interval(groups: Sequence[Sequence[float]], seed: int, level: float = 0.9) -> tuple[float, float]:
+    """Return a bootstrap interval of the median (percentile method; Efron, Annals of Statistics 1979).
+
+    Whole groups are drawn, since values within one are alike (a model's placements share its prices); of a single group
+    its values are.
+    """
     rng = np.random.default_rng(seed)
-    data = np.asarray(values, dtype=np.float64)
-    medians = np.median(data[rng.integers(0, len(data), (_RESAMPLES, len(data)))], axis=1)
+    drawn_from = groups if len(groups) > 1 else [[value] for value in groups[0]]
+    draws = rng.integers(0, len(drawn_from), (_RESAMPLES, len(drawn_from)))
+    medians = [np.median(np.concatenate([drawn_from[i] for i in draw])) for draw in draws]
     low, high = np.quantile(medians, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -137,7 +142,10 @@ def _errors(results: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
         return dict.fromkeys(names)
     ratio = np.array([r["outcome"]["predicted_ns"] / r["outcome"]["measured_ns"] for r in results])
     errors = np.abs(ratio - 1)
-    low, high = interval(errors.tolist(), seed)
+    groups: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for result, error in zip(results, errors.tolist(), strict=True):
+        groups[result["key"]["model"], result["key"]["cluster"]].append(error)
+    low, high = interval(list(groups.values()), seed)
     found = (np.median(errors), errors.mean(), np.quantile(errors, 0.95), errors.max(), np.median(ratio) - 1, low, high)
     return dict(zip(names, map(float, found), strict=True))
 

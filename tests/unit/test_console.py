@@ -10,7 +10,7 @@ from moirai_sim.console import print_facts
 def test_records_and_groups_of_facts_come_after_the_facts_with_their_names(capsys: pytest.CaptureFixture[str]):
     print_facts(
         {
-            "models": [{"model": "a", "ape": 0.25, "all": [1]}, {"model": "bcd", "ape": None, "all": [2]}],
+            "models": [{"model": "a"}, {"model": "bcd", "ape": 0.25, "all": [1]}],
             "median": 0.123456,
             "missing": None,
             "before": {"cases": 3},
@@ -22,8 +22,8 @@ def test_records_and_groups_of_facts_come_after_the_facts_with_their_names(capsy
         "models:",
         "model   ape",
         "-----  ----",
-        "a      0.25",
-        "bcd       -",
+        "a         -",
+        "bcd    0.25",
         "",
         "before:",
         "cases  3",
