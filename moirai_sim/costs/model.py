@@ -29,7 +29,9 @@ class Prediction:
     source: str = "predicted"
     """"measured", "predicted", "data sheet": the kind of evidence behind the numbers."""
     measured: NDArray[np.bool_] | None = None
-    """[n] the number is a measurement of that very operator on that very device; None where none is."""
+    """[n] the number is a measurement of that very operator on that very device; None where none is.
+
+    Its interval then is what repeats of the measurement spanned, from the 10th to the 90th percentile."""
 
     def seconds_by_source(self) -> dict[str, float]:
         """Return the total of the finite times by the kind of evidence behind them."""

@@ -15,16 +15,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from moirai_sim.execution.measure import (
-    UNDISTURBED,
-    WARM_UP,
-    Loaded,
-    Subject,
-    Timed,
-    load_order,
-    typical_ns,
-    undisturbed,
-)
+from moirai_sim.execution.measure import WARM_UP, Loaded, Subject, Timed, load_order, typical_ns, undisturbed
 from moirai_sim.graphs.onnx_reader import read_model
 from moirai_sim.profiling.backends.onnxruntime import random_array
 
@@ -39,7 +30,7 @@ _COLUMNS = 64
 _LARGE = 2**17
 """Larger tensors make a shorter chain, which fits into quiet moments, and need less warming."""
 _FOLDS = 3
-"""Each fold of the runs tells a time of its own, so that their spread shows how well it is known."""
+"""Each fold of the rounds tells a time of its own, so that their spread shows how well it is known."""
 
 
 @dataclass
@@ -98,17 +89,16 @@ class Hop:
                     chain.close()
 
     def times_s(self) -> NDArray[np.float64]:
-        """Return what one crossing costs, from each fold of the runs, seconds; not above zero where noise hides it."""
-        crossing, *stays = np.array([[typical_ns([fold]) for fold in _folds(own)] for own in self.rounds])
+        """Return what one crossing costs, [folds] seconds; not above zero where noise hides it."""
+        crossing, *stays = np.array([[typical_ns(fold) for fold in _folds(own)] for own in self.rounds])
         more_s: NDArray[np.float64] = (crossing - np.mean(stays, axis=0)) / (self._length - 1) / 1e9
         return more_s  # half of the chain runs on each device
 
 
-def _folds(rounds: list[list[Timed]]) -> list[list[Timed]]:
-    """Return the undisturbed runs, or all if none is, dealt out; all in each where they are too few."""
-    runs = [run for own in rounds for run in own]
-    runs = [run for run in runs if run[1] <= UNDISTURBED] or runs
-    return [runs[i::_FOLDS] for i in range(_FOLDS)] if len(runs) >= _FOLDS else [runs] * _FOLDS
+def _folds(rounds: list[list[Timed]]) -> list[list[list[Timed]]]:
+    """Return the rounds with undisturbed runs, or all if there is none, dealt out; all in each that would go empty."""
+    known = [own for own in rounds if undisturbed(own)] or rounds
+    return [known[i::_FOLDS] or known for i in range(_FOLDS)]
 
 
 def _chain(length: int, size: int) -> onnx.ModelProto:

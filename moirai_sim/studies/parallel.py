@@ -97,7 +97,7 @@ def _on_ray(run: Run, keys: Mapping[str, Key], address: str) -> Iterator[Finishe
             ray.init(log_to_driver=False, include_dashboard=False)
         else:
             ray.init(address=address, log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (ConnectionError, ValueError, RuntimeError, SystemExit) as error:  # a dead port ends in the last one
         raise InputError(
             f"--ray {address}: no Ray cluster answers ({error}); start one with: ray start --head"
         ) from error
