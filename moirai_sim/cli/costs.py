@@ -75,6 +75,7 @@ def calibrate(
     """Fit a cost model and show its held-out errors."""
     from moirai_sim.console import print_facts, print_json, print_table, print_text
     from moirai_sim.costs.calibrate import calibrate as run
+    from moirai_sim.costs.card import known_errors
 
     if from_runs is not None:
         from moirai_sim.studies.feedback import calibrate_from_runs
@@ -92,6 +93,7 @@ def calibrate(
     rows = card["splits"]
     if rows:
         print_table(list(rows[0]), (list(row.values()) for row in rows))
+    print_text(known_errors(card))
     print_text(f"cost model: {out}")
 
 
