@@ -200,7 +200,9 @@ def predict_rows(
     outside = larger | (sizes < low * 0.9999).any(axis=1)
     outside |= np.array([op not in model.ops for op in op_types], dtype=bool)
     outside |= rows.table[:, COLUMNS.index("parts")] > model.parts
-    outside |= stand_in != key or rows.dtype not in model.dtypes or not seen or not _has(rows.device, key, rows.dtype)
+    outside |= (
+        stand_in != key or rows.dtype not in model.dtypes or not seen or not _computes_in(rows.device, key, rows.dtype)
+    )
     bins = np.searchsorted(model.bins, np.log(design.limit_s / launch))
     width = np.asarray(model.widths["random"])[bins]
     width = np.where(outside, np.asarray(model.widths["larger"])[bins], width)
@@ -262,7 +264,7 @@ def _chip(device: DeviceType) -> tuple[int, int, int] | None:
     return units, round(np.log2(cache)), round(np.log2(cycle))
 
 
-def _has(device: DeviceType, key: str, dtype: str) -> bool:
+def _computes_in(device: DeviceType, key: str, dtype: str) -> bool:
     """Return whether a device computes in a data type, as far as it matters to a family of kernels."""
     return not key.endswith(("-vector", "-tensor")) or dtype in device.peak_flops
 

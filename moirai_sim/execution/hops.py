@@ -1,8 +1,9 @@
 """What it costs that a tensor crosses from one worker to another, measured on the workers that run placements.
 
 A chain of kernels is run with every tensor crossing between two devices, and all in one part on one device. The
-difference, for each crossing, is what a placement pays: one more part, waking the reader, and reading data that lies in
-the cache of another core. Nothing of it shows where only the message itself is timed.
+difference, for each crossing, is what a placement pays beside a part of its own: waking the reader, and reading data
+that lies in the cache of another core. Nothing of it shows where only the message itself is timed. The calls of the
+chain's parts are in it too; its kernels are small, so that they are little.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 A ``validate`` study knows what every part of every placement really took. The model's measured operators are scaled by
 one factor a family, and its crossings by one factor, both fitted on one half of the placements; the error before and
 after is that of the other half, simulated again with the new prices. One factor a family cannot memorise placements.
-Where operators were right on average, and only some placements were not, factors that follow the parts do harm: they
-count as much as that half of the placements says.
+Factors of families follow the parts, and makespans hang on a few of them: they count as much as the makespans of that
+half of the placements say.
 """
 
 from __future__ import annotations

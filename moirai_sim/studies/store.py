@@ -77,13 +77,6 @@ class Store:
         document = {"format": FORMAT, "key": key, "outcome": outcome}
         write_whole(self.results / f"{name}.json", json.dumps(document, indent=1, sort_keys=True) + "\n")
 
-    def keep(self, names: Collection[str]) -> None:
-        """Remove results of other names: the folder belongs to one study as it stands now."""
-        for folder in (self.results, self.seconds, self.folder / "timelines"):
-            for path in sorted(folder.glob("*.json")):
-                if path.stem.partition("-")[0] not in names:
-                    path.unlink()
-
     def read(self, names: list[str] | None = None) -> Iterator[dict[str, Any]]:
         """Iterate over results, each ``{"name", "key", "outcome", "seconds"}``; one is in memory at a time.
 

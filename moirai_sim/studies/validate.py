@@ -110,7 +110,7 @@ def validate(study_path: Path, out: Path) -> dict[str, Any]:
     for cluster_name, plain in clusters.items():
         cluster = calibrated(plain, sources, study, out) if study.calibrate else plain
         names += _run_cluster(cluster_name, cluster, sources, study, store)
-    store.keep(names)
+    store.ask(names)
     results = list(store.read(names))
     summary = summarise(results, study.seed) | {"machine": machine()}
     write_whole(out / "summary.json", json.dumps(summary, indent=1, sort_keys=True) + "\n")
@@ -167,7 +167,7 @@ def _run_model(
     done = store.folder / "done" / f"{digest(marks)[:24]}.json"
     if done.is_file():
         names: list[str] = json.loads(done.read_text(encoding="utf-8"))
-        # Another study in this folder may have removed them since, or calibrated anew.
+        # Another study in this folder may have calibrated anew since.
         if all(map(store.has, names)) and (not study.calibrate or kept_in_place(cluster, source).is_file()):
             return names
         done.unlink()

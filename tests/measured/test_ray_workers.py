@@ -17,6 +17,17 @@ ray = pytest.importorskip("ray")
 
 ONE = Cluster("one", (Device("c0", DeviceType("core", "cpu", 2**33, 1e10, {"float32": 1e11}), address="cpu:0"),), ())
 
+
+def run_script(text: str, folder: Path) -> str:
+    """Run a script in an interpreter of its own, since Ray is started once in a process; return what it printed."""
+    script = folder / "script.py"
+    script.write_text(text)
+    command = [sys.executable, "-W", "ignore", str(script), str(Path(__file__).parent)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
 SCRIPT = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -40,11 +51,7 @@ with RayWorkers(cluster()) as crew:
 
 @pytest.mark.slow
 def test_a_placement_runs_on_a_local_ray_cluster(tmp_path: Path):
-    script = tmp_path / "on_ray.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, "-W", "ignore", str(script), str(Path(__file__).parent)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=150)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_script(SCRIPT, tmp_path)
 
 
 ELSEWHERE = """
@@ -82,12 +89,7 @@ print("done")
 @pytest.mark.slow
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_cores_are_those_of_the_machine_of_the_actor(tmp_path: Path):
-    script = tmp_path / "elsewhere.py"
-    script.write_text(ELSEWHERE)
-    command = [sys.executable, "-W", "ignore", str(script), str(Path(__file__).parent)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=150)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.endswith("done\n")
+    assert run_script(ELSEWHERE, tmp_path).endswith("done\n")
 
 
 def test_ray_that_is_not_installed_is_wrong_input(monkeypatch):

@@ -70,9 +70,9 @@ def models_of(found: dict) -> list[str]:
     return sorted({case["model"] for case in found["cases"] if case["status"] == "measured"})
 
 
-def test_models_that_leave_a_study_and_come_back_are_measured_again(study: Study, tmp_path: Path, timed: list[int]):
+def test_models_that_leave_a_study_and_come_back_are_not_measured_again(study: Study, tmp_path: Path, timed: list[int]):
     out = tmp_path / "out"
-    for models, batches in (("ab", 2), ("ab", 2), ("a", 2), ("ab", 3)):
+    for models, batches in (("ab", 2), ("ab", 2), ("a", 2), ("ab", 2)):
         found = validate(study(models), out)
         assert models_of(found) == list(models)
         assert found["failed"] == 0
