@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 ALIGNMENT = 4096
 """Tensors begin on pages of their own, so that no two cores write one cache line."""
-SPIN_NS = 2_000_000
+SPIN_NS = 100_000_000
 """How long a reader polls before it sleeps, where no other worker needs its core."""
 _TOKEN = struct.Struct("=iiq")
 _SHARED_FOLDER = Path("/dev/shm")  # noqa: S108 - the memory file system of Linux; files there are made without a name

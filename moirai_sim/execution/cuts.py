@@ -3,8 +3,12 @@
 On one device the model runs whole, in a plain session, and cut at every kernel, in parts as the executor makes them.
 Every kernel is then timed with the inputs, the layout and the caches that it has in the model, and the difference of
 the two runs, for each cut, is what a part costs: one more call of the backend, and what is cold then. The parts run
-after a rest, too: what their beginning takes longer then is what a device pays that has waited for others. No tensor
-crosses devices, so no placement over several devices is seen.
+after a rest, too: what their beginning takes longer then is what a device pays that has waited for others.
+
+Kernels run once more with the next one always on another device. How much longer they take there than on one device is
+what it costs to read what another core has written, and how long they wait for it, beyond what lies between two parts
+on one device, is what it takes to hand a tensor over. Only kernels are timed so: how long the model takes, and so how
+parts on several devices play together, is left for the simulator to predict.
 """
 
 from __future__ import annotations
@@ -12,15 +16,19 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import cycle, pairwise
 from statistics import median
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from moirai_sim.execution.measure import PATIENCE_S, covered_operators, load_order, time_plain, typical_ns
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from moirai_sim.execution.measure import Crew, Subject, Timed
+    from moirai_sim.execution.measure import Crew, Loaded, Run, Subject, Timed
+    from moirai_sim.execution.split import Executed, Part
 
 ROUNDS = 5
 """So many tell a model's times well enough where nothing else is measured beside them."""
@@ -30,6 +38,17 @@ _REST_NS = 10_000_000
 """After this long, caches are as cold as they get: see `moirai_sim.simulation.corrections.COOLING_NS`."""
 _HEAD_NS = 2_000_000
 """So much of a run, from its beginning, shows what is cold; all of a long one would hide it behind its noise."""
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """What a tensor of the model costs a device that another one has written."""
+
+    hand_over_ns: int
+    """From the end of the kernel that writes it to the start of the one that waits for it, beyond what lies between two
+    parts on one device; at least 0."""
+    read_ns_per_byte: float
+    """By how much longer the kernel takes that reads it; at least 0."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +63,8 @@ class Cuts:
     """Of one more part, at least 0."""
     cold_ns: int
     """Of a start after a long rest, at least 0."""
+    crossing: Crossing | None
+    """What it costs that a tensor comes from another device; None where that was not timed."""
 
 
 class InPlace:
@@ -57,22 +78,36 @@ class InPlace:
         Running workers.
     subject
         The model.
-    devices
-        Names of those to run on, one of each kind.
+    kind
+        Of each of the workers' devices, the one whose times serve for it: devices of a kind are equal.
     patience_s
         How long to look for undisturbed runs of each, which alone count then; 0 takes the machine as it comes.
+    crossing
+        Whether to time tensors that cross devices; not where a network lies between them.
     """
 
     def __init__(
-        self, workers: Crew, subject: Subject, devices: Sequence[str], *, patience_s: float = PATIENCE_S
+        self,
+        workers: Crew,
+        subject: Subject,
+        kind: Mapping[str, str],
+        *,
+        patience_s: float = PATIENCE_S,
+        crossing: bool = True,
     ) -> None:
-        self.workers, self.subject, self.patience_s = workers, subject, patience_s
+        self.workers, self.subject, self.kind, self.patience_s = workers, subject, kind, patience_s
+        devices = list(dict.fromkeys(kind.values()))
         operators = list(subject.graph.operators)
         self._loaded = {
             name: load_order(workers, subject, dict.fromkeys(operators, name), operators, every_kernel=True)
             for name in devices
         }
-        for loaded in self._loaded.values():
+        self._crossing: dict[tuple[str, str], Loaded] = {}
+        for name in devices if crossing else ():
+            other = next((other for other in workers.apart if other != name), None)
+            if other is not None and name in workers.apart:
+                self._crossing[name, other] = self._alternating(name, other)
+        for loaded in (*self._loaded.values(), *self._crossing.values()):
             loaded.run()
         for name in workers.names:
             subject.load_plain(workers, name)
@@ -87,6 +122,9 @@ class InPlace:
         self._together: dict[str, list[list[Timed]]] = defaultdict(list)
         self._makespans: dict[str, list[list[Timed]]] = defaultdict(list)
         self._kernels: dict[tuple[str, int], list[list[Timed]]] = defaultdict(list)  # by device and part
+        self._between: dict[str, list[list[Timed]]] = defaultdict(list)  # of parts on one device, the mean of a run
+        self._handed: dict[str, list[list[Timed]]] = defaultdict(list)  # over to a device that waits, the mean of a run
+        self._across: dict[tuple[str, _Kernel], list[list[Timed]]] = defaultdict(list)  # by kind of device and kernel
 
     def round(self) -> None:
         """Time everything once."""
@@ -114,6 +152,44 @@ class InPlace:
                     kernels[part].append((end - start, run.disturbed))
             for part, times in kernels.items():
                 self._kernels[device, part].append(times)
+            self._between[device].append([(_mean_gap(run.records[device].runs), run.disturbed) for run in burst])
+        for pair, loaded in self._crossing.items():
+            self._time_crossing(pair, loaded, loaded.run_hot(patience_s=self.patience_s))
+
+    def _time_crossing(self, pair: tuple[str, str], loaded: Loaded, burst: Sequence[Run]) -> None:
+        """Book what kernels took whose neighbours are on another device, and what it took to wait for these."""
+        for name in pair:
+            parts = [part for part in loaded.parts if part.device == name]
+            took: dict[_Kernel, list[Timed]] = defaultdict(list)
+            handed: list[Timed] = []
+            for run in burst:
+                record, waits = run.records[name], []
+                arrived = {loaded.tensors[tensor]: at for _, tensor, _, at in record.arrivals}
+                written = {
+                    tensor: end
+                    for other in pair
+                    if other != name
+                    for part, (*_, end) in zip(
+                        [part for part in loaded.parts if part.device == other], run.records[other].runs, strict=True
+                    )
+                    for tensor, _ in part.sends
+                }
+                free = 0
+                for _, index, _, start, end in record.runs:
+                    part = parts[index]
+                    took[_kernel(loaded.executed, part)].append((end - start, run.disturbed))
+                    if part.awaits:
+                        last = max(part.awaits, key=arrived.__getitem__)
+                        if written[last] > free:  # the device stood still for it
+                            waits.append(start - written[last])
+                    free = end
+                if waits:
+                    handed.append((round(float(np.mean(waits))), run.disturbed))
+            kind = self.kind[name]
+            for kernel, times in took.items():
+                self._across[kind, kernel].append(times)
+            if handed:
+                self._handed[kind].append(handed)
 
     def contention(self) -> float:
         """Return how much longer the model takes for each other device that runs it too, on cores of its own."""
@@ -135,16 +211,60 @@ class InPlace:
         cost = (self._typical(self._makespans[device]) - whole) / max(len(loaded.parts) - 1, 1)
         cold = self._typical(self._cold[device]) - self._typical(self._hot[device])
         found = {name: max(1, round(ns)) for name, ns in operator_ns.items()}
-        return Cuts(found, round(whole), max(0, round(cost)), max(0, round(cold)))
+        crossing = self._crossed(device, kernel_ns)
+        return Cuts(found, round(whole), max(0, round(cost)), max(0, round(cold)), crossing)
+
+    def _crossed(self, device: str, kernel_ns: Sequence[float]) -> Crossing | None:
+        if not self._handed[device]:
+            return None
+        hand_over = self._typical(self._handed[device]) - self._typical(self._between[device])
+        executed = self._loaded[device].executed
+        alone = {_kernel(executed, part): ns for part, ns in zip(self._loaded[device].parts, kernel_ns, strict=True)}
+        size: dict[_Kernel, int] = {}
+        for loaded in self._crossing.values():
+            for part in loaded.parts:
+                if self.kind[part.device] == device:
+                    size[_kernel(loaded.executed, part)] = sum(loaded.executed.tensors[n].bytes for n in part.awaits)
+        known = [kernel for kernel in size if kernel in alone and (device, kernel) in self._across]
+        longer = sum(self._typical(self._across[device, kernel]) - alone[kernel] for kernel in known)
+        read = longer / max(sum(size[kernel] for kernel in known), 1)
+        return Crossing(max(0, round(hand_over)), max(0.0, read))
+
+    def _alternating(self, one: str, other: str) -> Loaded:
+        """Load the model cut at every kernel, the next one always on the other device."""
+        graph, whole = self.subject.graph, self._loaded[one]
+        covered = covered_operators(whole.executed, graph, whole.parts, whole.placement)
+        device: dict[str, str] = {}
+        turns = cycle((one, other))
+        for part in whole.parts:
+            owner = whole.executed.owner[part.kernels[0]]
+            here = device.get(owner) or next(turns)  # what belongs to one operator stays together
+            device |= dict.fromkeys((owner, *covered[part]), here)
+        return load_order(self.workers, self.subject, device, list(graph.operators), every_kernel=True)
 
     def _typical(self, rounds: Sequence[Sequence[Timed]]) -> float:
         return typical_ns(rounds, quiet=self.patience_s > 0)
 
     def close(self) -> None:
         """Let the workers forget the parts."""
-        for loaded in self._loaded.values():
+        for loaded in (*self._loaded.values(), *self._crossing.values()):
             if self.workers.processes:
                 loaded.close()
+
+
+_Kernel = tuple[str, tuple[str, ...], tuple[str, ...]]
+"""What a kernel is, however a model is placed: type, and tensors read and written."""
+
+
+def _kernel(executed: Executed, part: Part) -> _Kernel:
+    node = executed.nodes[part.kernels[0]]
+    return node.op_type, tuple(name.partition("@")[0] for name in node.input), tuple(node.output)
+
+
+def _mean_gap(runs: Sequence[tuple[int, int, int, int, int]]) -> int:
+    """Return the mean time from the end of a part to the start of the next one, ns."""
+    gaps = [after[3] - before[4] for before, after in pairwise(runs)]
+    return round(float(np.mean(gaps))) if gaps else 0
 
 
 def _without_calls(kernel_ns: list[float], whole: float) -> list[float]:

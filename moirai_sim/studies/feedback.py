@@ -80,7 +80,7 @@ def calibrate_from_runs(folder: Path, out: Path, *, seed: int = 0) -> dict[str, 
         def correct(weight: float, link_factor: float) -> dict[str, float]:
             factors = {family: factor**weight for family, factor in full.items()}
             _scale_operators(models[0], work, sources, factors)
-            _scale_in_place(models[0], work, sources, factors, cluster)
+            _scale_in_place(models[0], work, sources, factors, link_factor, cluster)
             _scale_links(models[0], work, link_factor)
             return factors
 
@@ -157,7 +157,12 @@ def _scale_operators(plain: Path, model: Path, sources: Sequence[str], factors: 
 
 
 def _scale_in_place(
-    plain: Path, model: Path, sources: Sequence[str], factors: Mapping[str, float], cluster: Cluster
+    plain: Path,
+    model: Path,
+    sources: Sequence[str],
+    factors: Mapping[str, float],
+    link_factor: float,
+    cluster: Cluster,
 ) -> None:
     from moirai_sim.graphs.load import load_graph
     from moirai_sim.sources import build_problem
@@ -171,6 +176,9 @@ def _scale_in_place(
             {name: round(ns * factors.get(kind[name], 1.0)) for name, ns in times.items()}
             for times in document["operator_ns"]
         ]
+        for crossing in filter(None, document["crossing"]):
+            crossing["hand_over_ns"] = round(crossing["hand_over_ns"] * link_factor)
+            crossing["read_ns_per_byte"] *= link_factor
         write_whole(in_place_file(model, source), json.dumps(document) + "\n")
 
 

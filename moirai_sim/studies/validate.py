@@ -27,6 +27,7 @@ from moirai_sim.studies.study import ValidateStudy, read_study
 from moirai_sim.studies.validate_prices import (
     calibrated,
     families,
+    in_place_on,
     kept_in_place,
     kernel_of,
     machine,
@@ -34,7 +35,6 @@ from moirai_sim.studies.validate_prices import (
     model_source,
     price_in_place,
     priced_as_it_is,
-    types_of,
 )
 from moirai_sim.studies.validate_summary import PERCENTILES, case_of, summarise
 
@@ -140,7 +140,7 @@ def _run_cluster(name: str, cluster: Cluster, sources: Sequence[str], study: Val
 def _run_model(
     source: str, cluster_name: str, cluster: Cluster, workers: Workers, study: ValidateStudy, store: Store
 ) -> list[str]:
-    from moirai_sim.execution.cuts import ROUNDS, InPlace
+    from moirai_sim.execution.cuts import ROUNDS
     from moirai_sim.execution.measure import load, load_subject
     from moirai_sim.graphs.load import load_graph
     from moirai_sim.sources import build_problem
@@ -182,7 +182,7 @@ def _run_model(
     patience_s = parse_ns(study.patience) / 1e9 if study.in_flight == 1 else 0.0
     try:
         subject = load_subject(source, graph)
-        in_place = InPlace(workers, subject, types_of(problem), patience_s=patience_s) if study.calibrate else None
+        in_place = in_place_on(workers, subject, problem, cluster, patience_s) if study.calibrate else None
         if in_place is not None:
             for _ in range(ROUNDS):
                 in_place.round()
@@ -280,8 +280,10 @@ def _candidates(priced: Priced, study: ValidateStudy) -> tuple[list[Candidate], 
         device = rng.integers(0, problem.n_devices, problem.n_operators + 2)[runs]
         add(f"random-{number + 1}", simulate(problem, Placement(device[kernel])))
     for number in range(study.bad_placements):
-        device = (position >> number)[kernel] % problem.n_devices
-        add(f"alternate-{2**number}", simulate(problem, Placement(device)))
+        device = (position >> number + 1)[
+            kernel
+        ] % problem.n_devices  # kernel by kernel is how a model is timed in place
+        add(f"alternate-{2 ** (number + 1)}", simulate(problem, Placement(device)))
     return list(found.values()), refused
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moirai_sim.clusters.cluster import Cluster
-    from moirai_sim.execution.cuts import InPlace
+    from moirai_sim.execution.cuts import Crossing, InPlace
+    from moirai_sim.execution.measure import Subject
+    from moirai_sim.execution.workers import Workers
     from moirai_sim.graphs.operator import OperatorGraph
     from moirai_sim.placement import Placement
     from moirai_sim.problem import PlacementProblem
@@ -186,7 +188,18 @@ def _emulated(cluster: Cluster) -> bool:
     return any(device.address.startswith(EMULATED) for device in cluster.devices)
 
 
-def types_of(problem: PlacementProblem) -> list[str]:
+def in_place_on(
+    workers: Workers, subject: Subject, problem: PlacementProblem, cluster: Cluster, patience_s: float
+) -> InPlace:
+    """Return what times a model on the workers that run it: on one device of each type, and across devices."""
+    from moirai_sim.execution.cuts import InPlace
+
+    types = _types_of(problem)
+    kind = {name: types[column] for name, column in zip(problem.devices, problem.device_type.tolist(), strict=True)}
+    return InPlace(workers, subject, kind, patience_s=patience_s, crossing=not _emulated(cluster))
+
+
+def _types_of(problem: PlacementProblem) -> list[str]:
     """Return a device of each type, in the order of the columns of the problem's times."""
     columns = problem.device_type.tolist()
     return [problem.devices[columns.index(column)] for column in sorted(set(columns))]
@@ -197,12 +210,13 @@ def price_in_place(problem: PlacementProblem, cluster: Cluster, in_place: InPlac
 
     The times are kept beside the cost model, from which `priced_in_place` reads them.
     """
-    types = [in_place.cuts(name) for name in types_of(problem)]
+    types = [in_place.cuts(name) for name in _types_of(problem)]
     document = {
         "contention": in_place.contention(),
         "operator_ns": [dict(cuts.operator_ns) for cuts in types],
         "part_ns": [cuts.part_ns for cuts in types],
         "cold_ns": [cuts.cold_ns for cuts in types],
+        "crossing": [None if cuts.crossing is None else asdict(cuts.crossing) for cuts in types],
     }
     write_whole(kept_in_place(cluster, source), json.dumps(document) + "\n")
     return priced_in_place(problem, cluster, source)
@@ -224,9 +238,11 @@ def priced_in_place(problem: PlacementProblem, cluster: Cluster, source: str) ->
     A crossing costs what a chain of kernels showed, and the part that it begins in this model: its kernels and weights
     are cold then, too. The chain's own parts, of little else than calls, are counted twice: some 3 us.
     """
+    from moirai_sim.execution.cuts import Crossing
+
     document = json.loads(kept_in_place(cluster, source).read_text(encoding="utf-8"))
     position = {name: i for i, name in enumerate(problem.operators)}
-    operator_ns = np.zeros_like(problem.operator_ns)
+    operator_ns = np.minimum(problem.operator_ns, 0)  # what a type cannot run stays so
     for column, times in enumerate(document["operator_ns"]):
         for name, ns in times.items():
             operator_ns[position[name], column] = ns
@@ -234,6 +250,9 @@ def priced_in_place(problem: PlacementProblem, cluster: Cluster, source: str) ->
         tuple(document[figure][column] for column in problem.device_type.tolist()) for figure in ("part_ns", "cold_ns")
     )
     options = _options(cluster, part_ns)
+    if None not in document["crossing"]:
+        problem, share = _with_crossings(problem, [Crossing(**known) for known in document["crossing"]])
+        options = replace(options, reader_share=share)
     known = replace(
         problem,
         operator_ns=operator_ns,
@@ -243,6 +262,24 @@ def priced_in_place(problem: PlacementProblem, cluster: Cluster, source: str) ->
         cost_share={"measured": 1.0},
     )
     return Priced(known, options, _contention(cluster, document["contention"]), cold_ns)
+
+
+def _with_crossings(problem: PlacementProblem, crossing: Sequence[Crossing]) -> tuple[PlacementProblem, float]:
+    """Return a problem whose tensors cost what they cost readers of each device type, and what share is their reading.
+
+    The share is one for all tensors: a reader begins later or takes longer, and the critical path holds both.
+    """
+    types = problem.device_type[None, :]
+    classes = problem.route_class * len(crossing) + types  # a class for each type of the target, too
+    size = np.maximum(problem.tensor_bytes, 0)[:, None]
+    hand_over = np.array([one.hand_over_ns for one in crossing], dtype=np.float64)
+    read = size * np.array([one.read_ns_per_byte for one in crossing])
+    transfer_ns = np.tile(np.rint(hand_over + read).astype(np.int64), (1, problem.transfer_ns.shape[1]))
+    route_class = np.where(problem.route_class < 0, -1, classes)
+    whole = float((hand_over + read).sum())
+    return replace(problem, route_class=route_class, transfer_ns=transfer_ns), float(
+        read.sum()
+    ) / whole if whole else 0.0
 
 
 def families(problem: PlacementProblem, graph: OperatorGraph) -> dict[str, str]:

@@ -286,7 +286,7 @@ def test_the_simulator_begins_parts_where_the_executor_does(subject, seed):
 def test_operators_timed_in_place_add_up_to_the_model(subject):
     order = list(subject.graph.operators)
     with Workers(cluster()) as crew:
-        in_place = InPlace(crew, subject, ["c0"])
+        in_place = InPlace(crew, subject, {"c0": "c0", "c1": "c0"})
         in_place.round()
         cuts = in_place.cuts("c0")
         loaded = load_order(crew, subject, dict.fromkeys(order, "c0"), order, every_kernel=True)

@@ -95,7 +95,7 @@ def test_parts_of_both_backends_make_the_unsplit_model(cluster, subject, seed):
 @needs_torch
 def test_each_device_is_timed_by_itself(cluster, subject):
     with Workers(cluster) as crew:
-        in_place = InPlace(crew, subject, crew.names)
+        in_place = InPlace(crew, subject, {name: name for name in crew.names})
         in_place.round()
         cuts = {name: in_place.cuts(name) for name in crew.names}
     for one in cuts.values():

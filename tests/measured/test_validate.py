@@ -126,7 +126,7 @@ def test_a_study_runs_from_file_to_summary(study: Path, tmp_path: Path, in_fligh
     found = validate(study, out)
     assert found["failed"] == 0
     names = [name for case in found["cases"] for name in case["placement"].split(", ")]
-    assert sorted(names) == ["alternate-1", "heft", "random-1", "single"]
+    assert sorted(names) == ["alternate-2", "heft", "random-1", "single"]
     assert json.loads((out / "summary.json").read_text())["cases"] == len(found["cases"])
     for path in (out / "results").glob("*.json"):
         predicted, measured = (
