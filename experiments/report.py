@@ -15,12 +15,14 @@ import pandas as pd
 
 from moirai_sim.files import write_whole
 from moirai_sim.studies.store import read_folder
-from moirai_sim.studies.validate_summary import case_of, summarise
+from moirai_sim.studies.validate_summary import FORESEEN, case_of, summarise
 
 HERE = Path(__file__).parent
 KEPT = HERE / "validation" / "results"
 FIGURES = ["cases", "median_ape", "mean_ape", "p95_ape", "max_ape", "rank_correlation", "regret", "noise_median_ape"]
 FIGURES += ["rank_ceiling", "disturbed", "undisturbed_cases", "undisturbed_median_ape", "undisturbed_p95_ape"]
+FIGURES += [f"{when}_{name}" for when in FORESEEN for name in ("median_ape", "p95_ape", "rank_correlation", "regret")]
+FIGURES += ["split_median_ape", "split_p95_ape", "inside"]
 FIGURES += ["latency_p50_median_ape", "latency_p95_median_ape"]
 
 

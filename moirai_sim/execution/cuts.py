@@ -13,6 +13,7 @@ parts on several devices play together, is left for the simulator to predict.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections import defaultdict
 from dataclasses import dataclass
@@ -61,6 +62,8 @@ class Cuts:
     """The model in a plain session."""
     part_ns: int
     """Of one more part, at least 0."""
+    split_share: float
+    """By how much longer operators take on a device that runs several parts, as a share; at least 0."""
     cold_ns: int
     """Of a start after a long rest, at least 0."""
     crossing: Crossing | None
@@ -99,7 +102,7 @@ class InPlace:
         devices = list(dict.fromkeys(kind.values()))
         operators = list(subject.graph.operators)
         self._loaded = {
-            name: load_order(workers, subject, dict.fromkeys(operators, name), operators, every_kernel=True)
+            name: load_order(workers, subject, dict.fromkeys(operators, name), operators, most_kernels=1)
             for name in devices
         }
         self._crossing: dict[tuple[str, str], Loaded] = {}
@@ -107,7 +110,12 @@ class InPlace:
             other = next((other for other in workers.apart if other != name), None)
             if other is not None and name in workers.apart:
                 self._crossing[name, other] = self._alternating(name, other)
-        for loaded in (*self._loaded.values(), *self._crossing.values()):
+        self._coarse: dict[str, Loaded] = {}
+        for name, loaded in self._loaded.items():
+            size = max(2, math.isqrt(len(loaded.parts)))
+            device = dict.fromkeys(operators, name)
+            self._coarse[name] = load_order(workers, subject, device, operators, most_kernels=size)
+        for loaded in self._all():
             loaded.run()
         for name in workers.names:
             subject.load_plain(workers, name)
@@ -121,6 +129,7 @@ class InPlace:
         self._cold: dict[str, list[list[Timed]]] = defaultdict(list)  # and after a rest
         self._together: dict[str, list[list[Timed]]] = defaultdict(list)
         self._makespans: dict[str, list[list[Timed]]] = defaultdict(list)
+        self._few_parts: dict[str, list[list[Timed]]] = defaultdict(list)  # makespans of the model in larger parts
         self._kernels: dict[tuple[str, int], list[list[Timed]]] = defaultdict(list)  # by device and part
         self._between: dict[str, list[list[Timed]]] = defaultdict(list)  # of parts on one device, the mean of a run
         self._handed: dict[str, list[list[Timed]]] = defaultdict(list)  # over to a device that waits, the mean of a run
@@ -153,6 +162,8 @@ class InPlace:
             for part, times in kernels.items():
                 self._kernels[device, part].append(times)
             self._between[device].append([(_mean_gap(run.records[device].runs), run.disturbed) for run in burst])
+        for device, loaded in self._coarse.items():
+            self._few_parts[device].append([run.timed for run in loaded.run_hot(patience_s=self.patience_s)])
         for pair, loaded in self._crossing.items():
             self._time_crossing(pair, loaded, loaded.run_hot(patience_s=self.patience_s))
 
@@ -208,11 +219,23 @@ class InPlace:
             owner = loaded.executed.owner[part.kernels[0]]
             main = max((owner, *covered[part]), key=lambda name: graph[name].flops)
             operator_ns[main] += ns  # another placement may cut the kernel, and the light members leave its work behind
-        cost = (self._typical(self._makespans[device]) - whole) / max(len(loaded.parts) - 1, 1)
+        part_ns, split_share = self._parts(device, whole)
         cold = self._typical(self._cold[device]) - self._typical(self._hot[device])
         found = {name: max(1, round(ns)) for name, ns in operator_ns.items()}
         crossing = self._crossed(device, kernel_ns)
-        return Cuts(found, round(whole), max(0, round(cost)), max(0, round(cold)), crossing)
+        return Cuts(found, round(whole), round(part_ns), split_share, max(0, round(cold)), crossing)
+
+    def _parts(self, device: str, whole: float) -> tuple[float, float]:
+        """Return what one more part costs, ns, and by what share all operators take longer beside that.
+
+        Few large parts cost more, each, than many small ones: a straight line through both and not through nothing.
+        """
+        more = [self._typical(found[device]) - whole for found in (self._makespans, self._few_parts)]
+        cuts = [len(loaded[device].parts) - 1 for loaded in (self._loaded, self._coarse)]
+        if cuts[1] < 1 or cuts[0] == cuts[1]:
+            return max(0.0, more[0] / max(cuts[0], 1)), 0.0
+        slope = min(max(0.0, (more[0] - more[1]) / (cuts[0] - cuts[1])), max(0.0, more[0] / cuts[0]))
+        return slope, max(0.0, more[1] - slope * cuts[1]) / whole
 
     def _crossed(self, device: str, kernel_ns: Sequence[float]) -> Crossing | None:
         if not self._handed[device]:
@@ -240,16 +263,19 @@ class InPlace:
             owner = whole.executed.owner[part.kernels[0]]
             here = device.get(owner) or next(turns)  # what belongs to one operator stays together
             device |= dict.fromkeys((owner, *covered[part]), here)
-        return load_order(self.workers, self.subject, device, list(graph.operators), every_kernel=True)
+        return load_order(self.workers, self.subject, device, list(graph.operators), most_kernels=1)
 
     def _typical(self, rounds: Sequence[Sequence[Timed]]) -> float:
         return typical_ns(rounds, quiet=self.patience_s > 0)
 
     def close(self) -> None:
         """Let the workers forget the parts."""
-        for loaded in (*self._loaded.values(), *self._crossing.values()):
+        for loaded in self._all():
             if self.workers.processes:
                 loaded.close()
+
+    def _all(self) -> list[Loaded]:
+        return [*self._loaded.values(), *self._coarse.values(), *self._crossing.values()]
 
 
 _Kernel = tuple[str, tuple[str, ...], tuple[str, ...]]

@@ -361,18 +361,18 @@ def load_order(
     order: Sequence[str],
     *,
     in_flight: int = 1,
-    every_kernel: bool = False,
+    most_kernels: int | None = None,
 ) -> Loaded:
     """Do what `load` does, for a device of every operator by name and the operators in the order to run.
 
-    ``every_kernel`` makes each kernel a part of its own, which shows what a part costs.
+    ``most_kernels`` of a part make more parts, which show what parts cost.
     """
     unknown = sorted(set(device.values()) - set(workers.names))
     if unknown:
         raise InputError(f"placement: no worker for device '{unknown[0]}'; workers: {', '.join(workers.names)}")
     whole = subject.whole if set(workers.backends.values()) <= {ONNXRUNTIME} else subject.portable
     executed = execute_as(subject.model, subject.graph, device, whole)
-    parts = tuple(split(executed, device, order, every_kernel=every_kernel))
+    parts = tuple(split(executed, device, order, most_kernels=most_kernels))
     assignments, tensors = _assignments(executed, parts, subject, in_flight, workers.threads)
     key = workers.load(assignments)
     return Loaded(workers, key, subject, executed, parts, dict(device), tuple(tensors), tuple(assignments))

@@ -178,7 +178,7 @@ def execute_as(model: onnx.ModelProto, graph: OperatorGraph, device: Mapping[str
 
 
 def split(
-    executed: Executed, device: Mapping[str, str], order: Sequence[str], *, every_kernel: bool = False
+    executed: Executed, device: Mapping[str, str], order: Sequence[str], *, most_kernels: int | None = None
 ) -> list[Part]:
     """Split a model into the fewest parts that let every device run its kernels in order and wait for nothing more.
 
@@ -194,8 +194,8 @@ def split(
         Device of every operator.
     order
         All operators in the order in which they shall run.
-    every_kernel
-        Make each kernel a part of its own instead.
+    most_kernels
+        Of a part: more parts, which show what parts cost.
 
     Returns
     -------
@@ -220,8 +220,9 @@ def split(
             current[here] = len(groups)
             groups.append((here, [], awaited))
             arrived[here].update(awaited)
-        groups[current[here]][1].append(i)
-        if every_kernel or any(targets[name] for name in executed.nodes[i].output if name):
+        kernels = groups[current[here]][1]
+        kernels.append(i)
+        if len(kernels) == most_kernels or any(targets[name] for name in executed.nodes[i].output if name):
             del current[here]
     return _sorted_parts(executed, groups, targets)
 

@@ -1,9 +1,10 @@
-"""Devices that slow each other and devices that waited: first-order corrections.
+"""Devices that slow each other, that waited, and that run parts in turn: first-order corrections.
 
 Cores that share a cache and memory slow each other: a placement is simulated as if devices were alone (`overlap`), each
 operator is lengthened by the share of its time in which others computed (`contended`), and the placement is simulated
-again. A device that waited for others finds its caches cold: it starts later by what that costs (`rested`). What the
-longer operators overlap with, or make others wait for, is not followed further.
+again. A device that waited for others finds its caches cold: it starts later by what that costs (`rested`). One that
+runs several parts computes in the memory of each in turn (`split`). What the longer operators overlap with, or make
+others wait for, is not followed further.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 
 from moirai_sim.simulation.engine import simulate_schedule
 from moirai_sim.simulation.options import DEFAULT, SimulationOptions
+from moirai_sim.simulation.plan import part_heads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,6 +100,27 @@ def rested(
         waited = start[mine] - np.concatenate([[end[mine[-1]] - end.max()], end[mine[:-1]]])
         more = cold_ns[k] * -np.expm1(-np.maximum(waited, 0) / COOLING_NS)
         operator_ns[mine, problem.device_type[k]] += np.rint(more).astype(np.int64)
+    return replace(problem, operator_ns=operator_ns, operator_low_ns=None, operator_high_ns=None)
+
+
+def split(problem: PlacementProblem, placement: Placement, share: Sequence[float]) -> PlacementProblem:
+    """Return a problem whose operators take what they take on devices that run several parts of the model.
+
+    Parameters
+    ----------
+    placement
+        Where the operators are; times elsewhere stay.
+    share
+        [devices] by how much longer operators take where a device runs more than one part; see `part_heads`.
+    """
+    device = np.asarray(placement.device)
+    order = problem.topological_order if placement.order is None else np.argsort(placement.order, kind="stable")
+    heads = part_heads(problem, device, order)
+    several = np.bincount(device[heads], minlength=problem.n_devices) > 1
+    rows, columns = np.arange(problem.n_operators), problem.device_type[device]
+    operator_ns = problem.operator_ns.copy()
+    longer = operator_ns[rows, columns] * (1 + np.where(several, share, 0.0)[device])
+    operator_ns[rows, columns] = np.rint(longer).astype(np.int64)
     return replace(problem, operator_ns=operator_ns, operator_low_ns=None, operator_high_ns=None)
 
 

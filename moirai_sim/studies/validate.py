@@ -173,7 +173,7 @@ def _run_model(
         done.unlink()
     graph = load_graph(source)
     problem = build_problem(graph, cluster)
-    priced = priced_as_it_is(problem, cluster)
+    priced = by_profile = priced_as_it_is(problem, cluster)
     outcomes: dict[str, dict[str, Any]] = {}
     timelines: dict[str, Timeline] = {}
     candidates: list[Candidate] = []
@@ -191,6 +191,13 @@ def _run_model(
             in_place.forget()
         family = families(problem, graph)
         candidates, refused = _candidates(priced, study)
+        foreseen_ns = {
+            c.name: {
+                "before": c.predicted_ns,
+                "profile": _predicted(by_profile, study, c.name, c.placement).predicted_ns,
+            }
+            for c in candidates
+        }
         weights = sum(operator.weight_bytes for operator in graph)
         size = max(1, int(_HELD_BYTES // max(weights, 1)))
         measured: dict[str, Measured] = {}
@@ -209,7 +216,7 @@ def _run_model(
         for candidate in candidates:
             found = measured[candidate.name]
             outcome, middle = _outcome(priced.problem, candidate, found, patience_s > 0, family, study.seed)
-            outcomes[candidate.name] = outcome
+            outcomes[candidate.name] = outcome | {"foreseen_ns": foreseen_ns[candidate.name]}
             timelines[candidate.name] = replace(middle, policy=candidate.name, network=problem.network)
     except MoiraiError as error:
         workers.close()  # with all that they hold; the next model has new ones
@@ -433,15 +440,18 @@ def _by_family(predicted: Timeline, measured: Timeline, family: dict[str, str]) 
 
 
 def _by_link(predicted: Timeline, transfers: Sequence[Span]) -> dict[str, list[float]]:
-    """Return predicted ns, measured ns and transfers by link.
+    """Return predicted ns, measured ns and transfers by link, of those that their reader waited for.
 
-    What a crossing costs beyond the message itself (a cold cache at the reader) shows in the families, not here.
+    One that comes while its reader computes is seen when that is done, and tells nothing. What a crossing costs beyond
+    the message itself (reading what lies in another core's cache) shows in the families, not here.
     """
     expected = {(s.producer, s.target): s.end_ns - s.start_ns for s in predicted.spans if s.kind == "transfer"}
     sums: dict[str, list[float]] = {}
     for span in transfers:
-        row = sums.setdefault(span.resource, [0.0, 0.0, 0])
-        row[0] += expected.get((span.producer, span.target), 0)
-        row[1] += span.end_ns - span.start_ns
-        row[2] += 1
+        ns = expected.get((span.producer, span.target))
+        if ns is not None and span.end_ns > span.start_ns:
+            row = sums.setdefault(span.resource, [0.0, 0.0, 0])
+            row[0] += ns
+            row[1] += span.end_ns - span.start_ns
+            row[2] += 1
     return sums

@@ -53,28 +53,32 @@ class Priced:
     """[devices, devices] time of an operator on one device while the other computes, over its time alone."""
     cold_ns: tuple[int, ...]
     """[devices] what a start costs after a long wait."""
+    split_share: tuple[float, ...]
+    """[devices] by how much longer operators take where a device runs several parts."""
 
     def predict(self, placement: Placement, policy: str = "") -> Timeline:
         """Return the timeline of one request among others that follow each other."""
-        from moirai_sim.simulation.corrections import contended, overlap, rested
+        from moirai_sim.simulation.corrections import contended, overlap, rested, split
         from moirai_sim.simulation.engine import simulate
 
-        share = overlap(self.problem, placement, options=self.options)
-        problem = contended(self.problem, placement, share, self.contention)
+        problem = split(self.problem, placement, self.split_share)
+        share = overlap(problem, placement, options=self.options)
+        problem = contended(problem, placement, share, self.contention)
         problem = rested(problem, placement, self.cold_ns, options=self.options)
         return simulate(problem, placement, options=self.options, policy=policy)
 
     def predict_stream(self, placement: Placement, in_flight: int, requests: int) -> Service:
         """Return what a stream of requests experiences, so many under way at once."""
-        from moirai_sim.simulation.corrections import contended
+        from moirai_sim.simulation.corrections import contended, split
         from moirai_sim.simulation.workloads import serve
 
         def stream(problem: PlacementProblem) -> Service:
             return serve(problem, placement, in_flight=in_flight, requests=requests, options=self.options)
 
-        busy = np.array(list(stream(self.problem).device_busy.values()))
-        share = np.broadcast_to(busy, (self.problem.n_operators, len(busy)))
-        return stream(contended(self.problem, placement, share, self.contention))
+        problem = split(self.problem, placement, self.split_share)
+        busy = np.array(list(stream(problem).device_busy.values()))
+        share = np.broadcast_to(busy, (problem.n_operators, len(busy)))
+        return stream(contended(problem, placement, share, self.contention))
 
 
 def model_source(model: str) -> str:
@@ -162,7 +166,8 @@ def priced_by(cluster: Cluster, model: Path) -> Cluster:
 
 def priced_as_it_is(problem: PlacementProblem, cluster: Cluster) -> Priced:
     """Return a problem with its own prices, and how the devices of a measured cluster differ from plain ones."""
-    return Priced(problem, _options(cluster), _contention(cluster, 1.0), (0,) * problem.n_devices)
+    nothing = (0,) * problem.n_devices
+    return Priced(problem, _options(cluster), _contention(cluster, 1.0), nothing, nothing)
 
 
 def _options(cluster: Cluster, part_ns: tuple[int, ...] = ()) -> SimulationOptions:
@@ -216,6 +221,7 @@ def price_in_place(problem: PlacementProblem, cluster: Cluster, in_place: InPlac
         "operator_ns": [dict(cuts.operator_ns) for cuts in types],
         "part_ns": [cuts.part_ns for cuts in types],
         "cold_ns": [cuts.cold_ns for cuts in types],
+        "split_share": [cuts.split_share for cuts in types],
         "crossing": [None if cuts.crossing is None else asdict(cuts.crossing) for cuts in types],
     }
     write_whole(kept_in_place(cluster, source), json.dumps(document) + "\n")
@@ -246,8 +252,9 @@ def priced_in_place(problem: PlacementProblem, cluster: Cluster, source: str) ->
     for column, times in enumerate(document["operator_ns"]):
         for name, ns in times.items():
             operator_ns[position[name], column] = ns
-    part_ns, cold_ns = (
-        tuple(document[figure][column] for column in problem.device_type.tolist()) for figure in ("part_ns", "cold_ns")
+    part_ns, cold_ns, split_share = (
+        tuple(document[figure][column] for column in problem.device_type.tolist())
+        for figure in ("part_ns", "cold_ns", "split_share")
     )
     options = _options(cluster, part_ns)
     if None not in document["crossing"]:
@@ -261,7 +268,7 @@ def priced_in_place(problem: PlacementProblem, cluster: Cluster, source: str) ->
         transfer_ns=problem.transfer_ns + options.transfer_part_ns,
         cost_share={"measured": 1.0},
     )
-    return Priced(known, options, _contention(cluster, document["contention"]), cold_ns)
+    return Priced(known, options, _contention(cluster, document["contention"]), cold_ns, split_share)
 
 
 def _with_crossings(problem: PlacementProblem, crossing: Sequence[Crossing]) -> tuple[PlacementProblem, float]:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 PERCENTILES = {"p50": 50, "p95": 95}
 """Of latencies in a stream. Rarer ones would need longer streams."""
+FORESEEN = ("before", "profile")
+"""Earlier predictions of a case; see `summarise`."""
 _RESAMPLES = 1000
 _MIN_RANKED = 3
 """Ranks of fewer placements say nothing."""
@@ -79,7 +81,8 @@ def summarise(results: Iterable[Mapping[str, Any]], seed: int) -> dict[str, Any]
     summary: dict[str, Any] = {"cases": len(measured), **_errors(measured, seed)}
     split = [result for result in measured if result["outcome"]["devices_used"] > 1]
     summary["split_cases"] = len(split)
-    summary["split_median_ape"] = _errors(split, seed)["median_ape"]
+    errors = _errors(split, seed)
+    summary |= {f"split_{name}": errors[name] for name in ("median_ape", "p95_ape")}
     quiet = [result for result in measured if result["outcome"]["disturbed"] < 1]
     errors = _errors(quiet, seed)
     summary["undisturbed_cases"] = len(quiet)
@@ -99,10 +102,14 @@ def summarise(results: Iterable[Mapping[str, Any]], seed: int) -> dict[str, Any]
         for (model, cluster), own in sorted(groups.items())
     ]
     for figure in ("rank_correlation", "rank_ceiling", "regret"):
-        known = [row[figure] for row in models if row[figure] is not None]
-        summary[figure] = float(np.mean(known)) if known else None
+        summary[figure] = _mean(row[figure] for row in models)
     regrets = [row["regret"] for row in models if row["regret"] is not None]
     summary["max_regret"] = max(regrets, default=None)
+    for when in FORESEEN:
+        summary |= {f"{when}_{name}": value for name, value in _foreseen(groups.values(), when, seed).items()}
+    summary["inside"] = _mean(
+        float(one["low_ns"] <= one["predicted_ns"] <= one["high_ns"]) for one in (r["outcome"] for r in measured)
+    )
     noise = [_noise(result["outcome"]) for result in measured]
     summary["noise_median_ape"] = float(np.median(noise)) if noise else None
     summary["disturbed"] = _disturbed(measured)
@@ -115,6 +122,29 @@ def summarise(results: Iterable[Mapping[str, Any]], seed: int) -> dict[str, Any]
     summary["families"] = _residuals(measured, "families", "family")
     summary["links"] = _residuals(measured, "links", "link")
     return summary
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _foreseen(models: Iterable[Sequence[Mapping[str, Any]]], when: str, seed: int) -> dict[str, float | None]:
+    """Return the figures of an earlier prediction, by model; nothing of results that do not hold it."""
+    earlier = [
+        [
+            {**result, "outcome": result["outcome"] | {"predicted_ns": result["outcome"]["foreseen_ns"][when]}}
+            for result in own
+            if "foreseen_ns" in result["outcome"]
+        ]
+        for own in models
+    ]
+    every = [result for own in earlier for result in own]
+    if not every:
+        return {}
+    errors, ranks = _errors(every, seed), [_ranks(own) for own in earlier if own]
+    found = {name: errors[name] for name in ("median_ape", "p95_ape")}
+    return found | {name: _mean(rank[name] for rank in ranks) for name in ("rank_correlation", "regret")}
 
 
 def _latencies(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:

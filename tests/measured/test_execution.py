@@ -289,7 +289,7 @@ def test_operators_timed_in_place_add_up_to_the_model(subject):
         in_place = InPlace(crew, subject, {"c0": "c0", "c1": "c0"})
         in_place.round()
         cuts = in_place.cuts("c0")
-        loaded = load_order(crew, subject, dict.fromkeys(order, "c0"), order, every_kernel=True)
+        loaded = load_order(crew, subject, dict.fromkeys(order, "c0"), order, most_kernels=1)
         assert len(loaded.parts) == len(subject.whole.nodes)
     assert set(cuts.operator_ns) <= set(order)
     assert sum(cuts.operator_ns.values()) == pytest.approx(cuts.whole_ns, rel=0.01)
@@ -313,7 +313,7 @@ def test_a_kernel_that_serves_twins_counts_where_its_work_is():
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
     twins = Subject(model, read_model(model, name="twins"))
     order = list(twins.graph.operators)
-    parts = split(twins.whole, dict.fromkeys(order, "c0"), order, every_kernel=True)
+    parts = split(twins.whole, dict.fromkeys(order, "c0"), order, most_kernels=1)
     covered = covered_operators(twins.whole, twins.graph, parts, dict.fromkeys(order, "c0"))
     host = {name: part for part, names in covered.items() for name in names}
     assert len({host["relu-l"], host["relu-r"], host["heavy"]}) == 1
