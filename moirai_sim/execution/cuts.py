@@ -45,9 +45,11 @@ _HEAD_NS = 2_000_000
 class Crossing:
     """What a tensor of the model costs a device that another one has written."""
 
+    exchange_ns: int
+    """By how much more lies between two parts of a device that hands tensors over and takes them; at least 0."""
     hand_over_ns: int
     """From the end of the kernel that writes it to the start of the one that waits for it, beyond what lies between two
-    parts on one device; at least 0."""
+    such parts; at least 0."""
     read_ns_per_byte: float
     """By how much longer the kernel takes that reads it; at least 0."""
 
@@ -132,6 +134,7 @@ class InPlace:
         self._few_parts: dict[str, list[list[Timed]]] = defaultdict(list)  # makespans of the model in larger parts
         self._kernels: dict[tuple[str, int], list[list[Timed]]] = defaultdict(list)  # by device and part
         self._between: dict[str, list[list[Timed]]] = defaultdict(list)  # of parts on one device, the mean of a run
+        self._exchanging: dict[str, list[list[Timed]]] = defaultdict(list)  # the same, where tensors cross
         self._handed: dict[str, list[list[Timed]]] = defaultdict(list)  # over to a device that waits, the mean of a run
         self._across: dict[tuple[str, _Kernel], list[list[Timed]]] = defaultdict(list)  # by kind of device and kernel
 
@@ -169,37 +172,35 @@ class InPlace:
 
     def _time_crossing(self, pair: tuple[str, str], loaded: Loaded, burst: Sequence[Run]) -> None:
         """Book what kernels took whose neighbours are on another device, and what it took to wait for these."""
+        of = {name: [part for part in loaded.parts if part.device == name] for name in pair}
         for name in pair:
-            parts = [part for part in loaded.parts if part.device == name]
             took: dict[_Kernel, list[Timed]] = defaultdict(list)
+            exchanging: list[Timed] = []
             handed: list[Timed] = []
             for run in burst:
-                record, waits = run.records[name], []
-                arrived = {loaded.tensors[tensor]: at for _, tensor, _, at in record.arrivals}
                 written = {
                     tensor: end
                     for other in pair
-                    if other != name
-                    for part, (*_, end) in zip(
-                        [part for part in loaded.parts if part.device == other], run.records[other].runs, strict=True
-                    )
-                    for tensor, _ in part.sends
+                    for part, (*_, end) in zip(of[other], run.records[other].runs, strict=True)
+                    for tensor in part.outputs
                 }
-                free = 0
-                for _, index, _, start, end in record.runs:
-                    part = parts[index]
+                free, gaps, waits = run.origin, [], []
+                for part, (*_, start, end) in zip(of[name], run.records[name].runs, strict=True):
                     took[_kernel(loaded.executed, part)].append((end - start, run.disturbed))
-                    if part.awaits:
-                        last = max(part.awaits, key=arrived.__getitem__)
-                        if written[last] > free:  # the device stood still for it
-                            waits.append(start - written[last])
+                    last = max((written[tensor] for tensor in part.awaits), default=free)
+                    if last > free:  # the device stood still for it
+                        waits.append(start - last)
+                    else:
+                        gaps.append(start - free)
                     free = end
-                if waits:
-                    handed.append((round(float(np.mean(waits))), run.disturbed))
+                for means, spans in ((exchanging, gaps), (handed, waits)):
+                    if spans:
+                        means.append((round(float(np.mean(spans))), run.disturbed))
             kind = self.kind[name]
             for kernel, times in took.items():
                 self._across[kind, kernel].append(times)
-            if handed:
+            if exchanging and handed:
+                self._exchanging[kind].append(exchanging)
                 self._handed[kind].append(handed)
 
     def contention(self) -> float:
@@ -240,7 +241,9 @@ class InPlace:
     def _crossed(self, device: str, kernel_ns: Sequence[float]) -> Crossing | None:
         if not self._handed[device]:
             return None
-        hand_over = self._typical(self._handed[device]) - self._typical(self._between[device])
+        exchanging = self._typical(self._exchanging[device])
+        exchange = max(0.0, exchanging - self._typical(self._between[device]))
+        hand_over = max(0.0, self._typical(self._handed[device]) - exchanging)
         executed = self._loaded[device].executed
         alone = {_kernel(executed, part): ns for part, ns in zip(self._loaded[device].parts, kernel_ns, strict=True)}
         size: dict[_Kernel, int] = {}
@@ -251,7 +254,7 @@ class InPlace:
         known = [kernel for kernel in size if kernel in alone and (device, kernel) in self._across]
         longer = sum(self._typical(self._across[device, kernel]) - alone[kernel] for kernel in known)
         read = longer / max(sum(size[kernel] for kernel in known), 1)
-        return Crossing(max(0, round(hand_over)), max(0.0, read))
+        return Crossing(round(exchange), round(hand_over), max(0.0, read))
 
     def _alternating(self, one: str, other: str) -> Loaded:
         """Load the model cut at every kernel, the next one always on the other device."""

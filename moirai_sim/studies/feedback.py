@@ -177,7 +177,8 @@ def _scale_in_place(
             for times in document["operator_ns"]
         ]
         for crossing in filter(None, document["crossing"]):
-            crossing["hand_over_ns"] = round(crossing["hand_over_ns"] * link_factor)
+            for figure in ("exchange_ns", "hand_over_ns"):
+                crossing[figure] = round(crossing[figure] * link_factor)
             crossing["read_ns_per_byte"] *= link_factor
         write_whole(in_place_file(model, source), json.dumps(document) + "\n")
 

@@ -258,8 +258,11 @@ def priced_in_place(problem: PlacementProblem, cluster: Cluster, source: str) ->
     )
     options = _options(cluster, part_ns)
     if None not in document["crossing"]:
-        problem, share = _with_crossings(problem, [Crossing(**known) for known in document["crossing"]])
-        options = replace(options, reader_share=share)
+        crossing = [Crossing(**known) for known in document["crossing"]]
+        problem, share = _with_crossings(problem, crossing)
+        columns = problem.device_type.tolist()
+        part_ns = tuple(ns + crossing[column].exchange_ns for ns, column in zip(part_ns, columns, strict=True))
+        options = replace(options, reader_share=share, part_ns=part_ns)
     known = replace(
         problem,
         operator_ns=operator_ns,

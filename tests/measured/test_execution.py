@@ -294,8 +294,20 @@ def test_operators_timed_in_place_add_up_to_the_model(subject):
     assert set(cuts.operator_ns) <= set(order)
     assert sum(cuts.operator_ns.values()) == pytest.approx(cuts.whole_ns, rel=0.01)
     assert cuts.part_ns >= 0
+    assert 0 <= cuts.split_share < 1
+    assert cuts.crossing is not None
+    assert 0 <= cuts.crossing.exchange_ns < 1_000_000
+    assert 0 <= cuts.crossing.hand_over_ns < 1_000_000
+    assert 0 <= cuts.crossing.read_ns_per_byte < 10
     heavy = max(cuts.operator_ns, key=cuts.operator_ns.__getitem__)
     assert heavy.startswith("conv")
+
+
+def test_a_single_device_times_no_crossing(subject):
+    with Workers(cluster(1)) as crew:
+        in_place = InPlace(crew, subject, {"c0": "c0"})
+        in_place.round()
+        assert in_place.cuts("c0").crossing is None
 
 
 def test_a_kernel_that_serves_twins_counts_where_its_work_is():

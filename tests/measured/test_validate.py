@@ -11,12 +11,16 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from moirai_sim.clusters.cluster import Cluster, Device, DeviceType, Link
 from moirai_sim.errors import InputError
+from moirai_sim.execution.cuts import Crossing
 from moirai_sim.execution.measure import Run
 from moirai_sim.execution.worker import Record
+from moirai_sim.graphs.onnx_reader import read_model
+from moirai_sim.sources import build_problem
 from moirai_sim.studies.feedback import calibrate_from_runs
 from moirai_sim.studies.validate import Measured, served, validate
-from moirai_sim.studies.validate_prices import in_place_file
+from moirai_sim.studies.validate_prices import _with_crossings, in_place_file
 from moirai_sim.studies.validate_summary import interval, summarise
 from moirai_sim.timeline import read_timeline
 
@@ -25,6 +29,7 @@ def result(model: str, placement: str, predicted: int, measured: int, *, devices
     outcome = {
         "status": "measured", "predicted_ns": predicted, "measured_ns": measured, "devices_used": devices,
         "halves_ns": [measured, round(measured / (1 + noise))], "disturbed": 0.0,
+        "low_ns": 0.95 * measured, "high_ns": 1.2 * measured,
         "families": {"conv": [predicted, measured, 3]}, "links": {},
     }  # fmt: skip
     return {"key": {"model": model, "cluster": "two", "placement": placement}, "outcome": outcome}
@@ -64,6 +69,40 @@ def test_regret_is_what_the_choice_by_simulation_costs():
     assert summary["regret"] == pytest.approx(0.15)  # mean of 0.3 and 0
     assert summary["max_regret"] == pytest.approx(0.3)
     assert summary["rank_correlation"] is None
+
+
+def test_what_was_predicted_earlier_has_figures_of_its_own():
+    results = [result("a.onnx", "p", 90, 130), result("a.onnx", "q", 110, 100), result("a.onnx", "r", 210, 200)]
+    for one, before in zip(results, (120, 100, 180), strict=True):
+        one["outcome"]["foreseen_ns"] = {"before": before, "profile": 2 * one["outcome"]["measured_ns"]}
+    summary = summarise(results, seed=0)
+    assert summary["regret"] == pytest.approx(0.3)
+    assert summary["before_regret"] == 0
+    assert summary["before_rank_correlation"] == pytest.approx(1)
+    assert summary["before_median_ape"] == pytest.approx(1 - 120 / 130)
+    assert summary["profile_median_ape"] == pytest.approx(1)
+    assert summary["inside"] == pytest.approx(2 / 3)
+    assert "before_regret" not in summarise([result("a.onnx", "p", 90, 130)], seed=0), "of an earlier version"
+
+
+def test_crossings_cost_what_readers_of_each_kind_need():
+    core = {kind: DeviceType(kind, "cpu", 2**33, 1e10, {"float32": 1e11}) for kind in ("fast", "slow")}
+    devices = tuple(Device(f"d{i}", core[kind]) for i, kind in enumerate(("fast", "slow", "fast")))
+    links = tuple(Link(f"l{i}", (f"d{i}", "hub"), 1e10) for i in range(3))
+    nodes = [helper.make_node("Relu", ["x"], ["y"], name="a"), helper.make_node("Tanh", ["y"], ["z"], name="b")]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [250]) for name in "xz"]
+    model = helper.make_model(
+        helper.make_graph(nodes, "n", ends[:1], ends[1:]), opset_imports=[helper.make_opsetid("", 17)], ir_version=10
+    )
+    problem = build_problem(read_model(model, name="n"), Cluster("three", devices, links, ("hub",)))
+    assert problem.devices[1] == "d1"
+    assert problem.device_type.tolist() == [0, 1, 0]
+    found, share = _with_crossings(problem, [Crossing(0, 3000, 0.5), Crossing(0, 1000, 2.0)])
+    (q,) = set(found.edge_tensor.tolist())
+    times = {(s, t): found.transfer_time_ns(q, s, t) for s in range(3) for t in range(3)}
+    assert [times[0, 2], times[1, 0], times[2, 0]] == [3000 + 500] * 3
+    assert [times[0, 1], times[2, 1]] == [1000 + 2000] * 2
+    assert share == pytest.approx((500 + 2000) / (3500 + 3000))
 
 
 def test_ranks_can_be_told_as_well_as_measurements_agree_with_themselves():

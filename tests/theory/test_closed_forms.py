@@ -15,7 +15,7 @@ import pytest
 
 from moirai_sim.clusters.cluster import Link
 from moirai_sim.placement import Placement
-from moirai_sim.simulation.corrections import COOLING_NS, contended, overlap, rested
+from moirai_sim.simulation.corrections import COOLING_NS, contended, overlap, rested, split
 from moirai_sim.simulation.engine import simulate, simulate_schedule
 from moirai_sim.simulation.explain import critical_path, explain, faster
 from moirai_sim.simulation.faults import losses
@@ -298,6 +298,15 @@ def test_one_copy_engine_is_a_half_duplex_port(build) -> None:
     one = simulate_schedule(build(times, edges, 4, "none"), placement, options=SimulationOptions(copy_engines=1))
     assert np.array_equal(half.transfer_start_ns, one.transfer_start_ns)
     assert np.array_equal(half.operator_start_ns, one.operator_start_ns)
+
+
+def test_only_devices_with_several_parts_compute_in_the_memory_of_each(build) -> None:
+    """d0 runs o0, and o2 once o1 is there: two parts; d1 runs one."""
+    problem = build([1000, 2000, 3000], [(0, 1, 10), (1, 2, 10)], 2)
+    found = split(problem, on(0, 1, 0), [0.05, 0.5])
+    assert found.operator_ns[:, 0].tolist() == [1050, 2000, 3150]
+    assert np.array_equal(split(problem, on(0, 0, 1), [0.05, 0.5]).operator_ns, problem.operator_ns)
+    assert np.array_equal(split(problem, on(0, 0, 0), [0.05, 0.5]).operator_ns, problem.operator_ns)
 
 
 def test_a_device_that_slows_down_finishes_the_rest_at_the_new_speed(build) -> None:
