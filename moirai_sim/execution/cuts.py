@@ -119,8 +119,6 @@ class InPlace:
             self._coarse[name] = load_order(workers, subject, device, operators, most_kernels=size)
         for loaded in self._all():
             loaded.run()
-        for name in workers.names:
-            subject.load_plain(workers, name)
         self.forget()
 
     def forget(self) -> None:
@@ -144,6 +142,7 @@ class InPlace:
         longest = max((typical_ns(rounds) for rounds in self._wholes.values()), default=1.0)
         runs = int(max(2, min(_PLAIN_RUNS, _PLAIN_NS / longest)))
         for name in names:
+            self.subject.load_plain(self.workers, name)  # anew: where a session's memory lies makes a percent or two
             self._wholes[name].append(time_plain(self.workers, [name], runs, patience_s=self.patience_s)[name])
         apart = self.workers.apart
         for name, times in time_plain(self.workers, apart, runs, patience_s=self.patience_s).items():

@@ -121,15 +121,17 @@ def typical_ns(rounds: Sequence[Sequence[Timed]], *, quiet: bool = True) -> floa
     Parameters
     ----------
     quiet
-        Take the tenth percentile of the undisturbed runs: what still disturbed them, unnoticed, made them longer, never
-        shorter, and longer runs and those on several devices more often. Without a single one the least disturbed
-        count. Else take the machine as it came: the median over rounds of the median of all their runs.
+        Take, of each round with undisturbed runs, their tenth percentile, and of these the median. What still disturbed
+        them, unnoticed, made them longer, never shorter, and longer runs and those on several devices more often.
+        Without a single undisturbed run the least disturbed ones count. Else take the machine as it came: the median
+        over rounds of the median of all their runs.
     """
     if not quiet:
         return median(median(ns for ns, _ in runs) for runs in rounds)
-    runs = sorted((run for own in rounds for run in own), key=lambda run: run[1])
-    alone = [ns for ns, disturbed in runs if disturbed <= UNDISTURBED] or [ns for ns, _ in runs[:_ENOUGH]]
-    return float(np.quantile(alone, _LOW))
+    alone = [[ns for ns, disturbed in runs if disturbed <= UNDISTURBED] for runs in rounds]
+    if not any(alone):
+        alone = [[ns for ns, _ in sorted((run for runs in rounds for run in runs), key=lambda run: run[1])[:_ENOUGH]]]
+    return median(float(np.quantile(own, _LOW)) for own in alone if own)
 
 
 def time_plain(

@@ -7,6 +7,7 @@ one device are easier than the others: ``split_median_ape`` leaves them out.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
 
 _MORE_ROUNDS, _LAST_ROUNDS = 3, 8
 """Rounds at most, as a multiple of those asked for, until a placement has so many undisturbed ones, or any at all."""
+_LOADS = 2
+"""How often a placement is loaded: where its memory lies makes a percent or two, which runs of one load never show."""
 _RESAMPLES = 200
 _HELD_BYTES = 3 * 2**30
 """Weights that the workers hold at once; placements of larger models are measured in several batches."""
@@ -199,14 +202,17 @@ def _run_model(
             for c in candidates
         }
         weights = sum(operator.weight_bytes for operator in graph)
-        size = max(1, int(_HELD_BYTES // max(weights, 1)))
+        size = max(1, int(_HELD_BYTES // max(weights * _LOADS, 1)))
         measured: dict[str, Measured] = {}
         give_up = time.monotonic() + (parse_ns(study.budget) / 1e9 if study.budget else math.inf)
         for start in range(0, len(candidates), size):
             batch = candidates[start : start + size]
-            loaded = {c.name: load(workers, subject, problem, c.placement, in_flight=study.in_flight) for c in batch}
+            loaded = {
+                c.name: [load(workers, subject, problem, c.placement, in_flight=study.in_flight) for _ in range(_LOADS)]
+                for c in batch
+            }
             measured |= _interleaved(loaded, study, in_place, patience_s, give_up)
-            for one in loaded.values():
+            for one in itertools.chain.from_iterable(loaded.values()):
                 one.close()
         if in_place is not None:
             # The placements were chosen by older prices; what is predicted is the machine as it was while they ran.
@@ -316,29 +322,44 @@ class Measured:
     """What a placement took."""
 
     rounds: list[list[Timed]] = field(default_factory=list)
-    """Runs by round: makespans, or for a stream the mean time between two answers."""
+    """Runs by round, those of each load in turn: makespans, or for a stream the mean time between two answers."""
     latency_ns: list[int] = field(default_factory=list)
     """Of a stream's requests, over all rounds."""
     timelines: list[Timeline] = field(default_factory=list)
     """Of the run in each round that took the most usual time; for a stream, of its first request."""
 
     def undisturbed(self) -> int:
-        """Return the number of rounds in which nothing disturbed one of the runs."""
-        return sum(map(undisturbed, self.rounds))
+        """Return the number of rounds in which nothing disturbed one of the runs, as if all loads had the fewest."""
+        return _LOADS * min(sum(map(undisturbed, own)) for own in self.loads)
+
+    @property
+    def loads(self) -> list[list[list[Timed]]]:
+        """The rounds of each load."""
+        return [self.rounds[i::_LOADS] for i in range(_LOADS)]
+
+    def typical_ns(self, *, quiet: bool) -> float:
+        """Return what the placement takes: the mean over its loads, of those that met a quiet moment if any did."""
+        return _mean_of_loads(self.loads, quiet=quiet)
+
+
+def _mean_of_loads(loads: Sequence[Sequence[Sequence[Timed]]], *, quiet: bool) -> float:
+    known = [own for own in loads if any(map(undisturbed, own))] or [own for own in loads if own]
+    return float(np.mean([typical_ns(own, quiet=quiet) for own in known]))
 
 
 def _interleaved(
-    loaded: dict[str, Loaded], study: ValidateStudy, in_place: InPlace | None, patience_s: float, give_up: float
+    loaded: dict[str, list[Loaded]], study: ValidateStudy, in_place: InPlace | None, patience_s: float, give_up: float
 ) -> dict[str, Measured]:
     """Run every placement once a round, a burst of requests each time, until each has been left alone often enough.
 
+    Its loads take turns.
     Placements that were disturbed have more rounds than the others, so that quiet moments are used wherever they come;
     none begins after ``give_up``, seconds of the monotonic clock, but those that every placement has.
     The model's operators are timed in each round too, beside streams each time: a machine that is slow for a while is
     so for both.
     """
     found = {name: Measured() for name in loaded}
-    for one in loaded.values():
+    for one in itertools.chain.from_iterable(loaded.values()):
         one.run()
         one.check()
     for number in range(study.repeats * (_LAST_ROUNDS if patience_s else 1)):
@@ -349,7 +370,7 @@ def _interleaved(
         if due and in_place is not None and study.in_flight == 1:
             in_place.round()
         for name in due:
-            one = loaded[name]
+            one = loaded[name][number % _LOADS]
             if study.in_flight == 1:
                 runs = one.run_hot(patience_s=patience_s)
                 times = [run.timed for run in runs]
@@ -388,11 +409,14 @@ def _outcome(
 ) -> tuple[dict[str, Any], Timeline]:
     """Return what is kept of a case, and the timeline of the run that took about what it takes."""
     took = [round(typical_ns([runs], quiet=quiet)) for runs in found.rounds]
-    measured = typical_ns(found.rounds, quiet=quiet)
+    measured = found.typical_ns(quiet=quiet)
     middle = found.timelines[int(np.argmin([abs(ns - measured) for ns in took]))]
     rng = np.random.default_rng(seed)
-    again = rng.integers(0, len(took), (_RESAMPLES, len(took)))  # bootstrap over rounds
-    drawn = [typical_ns([found.rounds[i] for i in rows], quiet=quiet) for rows in again.tolist()]
+    loads = [own for own in found.loads if own]
+    drawn = [  # bootstrap over the rounds of each load
+        _mean_of_loads([[own[i] for i in rng.integers(0, len(own), len(own))] for own in loads], quiet=quiet)
+        for _ in range(_RESAMPLES)
+    ]
     low, high = np.quantile([*drawn, measured], [0.05, 0.95])
     transfers = [span for span in middle.spans if span.kind == "transfer"]
     outcome = {
@@ -400,10 +424,10 @@ def _outcome(
         "also": list(candidate.also),
         "predicted_ns": candidate.predicted_ns,
         "measured_ns": round(measured),
-        "low_ns": min(low, measured),
-        "high_ns": max(high, measured),
+        "low_ns": math.floor(min(low, measured)),
+        "high_ns": math.ceil(max(high, measured)),
         "repeats_ns": took,
-        "halves_ns": [round(typical_ns(found.rounds[i::2], quiet=quiet)) for i in (0, 1)],
+        "halves_ns": [round(typical_ns(own or found.rounds, quiet=quiet)) for own in found.loads],
         "disturbed": 1 - float(np.mean([undisturbed(runs) for runs in found.rounds])),
         "devices_used": len(set(middle.placement.values())),
         "parts": sum(span.kind == "operator" for span in middle.spans),

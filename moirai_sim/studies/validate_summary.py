@@ -71,11 +71,11 @@ def summarise(results: Iterable[Mapping[str, Any]], seed: int) -> dict[str, Any]
     ``latency_p50_median_ape`` and ``latency_p95_median_ape`` of the percentiles of their requests' latencies.
     ``rank_correlation`` is Spearman's, the mean over models (and clusters). ``regret`` says by how much the placement
     that is predicted best is really slower than the best measured one, the mean over models. ``noise_median_ape`` is
-    the median over cases of the difference between the times of the even and of the odd rounds. From the ranks of
-    these two follows ``rank_ceiling``: the rank correlation to be expected of a prediction without fault (Spearman and
-    Brown 1910). ``disturbed`` is the share of rounds in which, in spite of several attempts, something else slowed a
-    worker's core. The figures that begin with ``undisturbed`` are of the cases that met a quiet moment; the others tell
-    of the machine's load.
+    the median over cases of the difference between the times of the even and of the odd rounds, which run on a load of
+    the placement each. From the ranks of these two follows ``rank_ceiling``: the rank correlation to be expected of a
+    prediction without fault (Spearman and Brown 1910). ``disturbed`` is the share of rounds in which, in spite of
+    several attempts, something else slowed a worker's core. Figures that begin with ``undisturbed`` are of the cases
+    that met a quiet moment; the others tell of the machine's load.
     """
     measured = [result for result in results if result["outcome"]["status"] == "measured"]
     summary: dict[str, Any] = {"cases": len(measured), **_errors(measured, seed)}
