@@ -4,7 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from moirai_sim.clusters.cluster import Cluster, Device, DeviceType, Link
 from moirai_sim.errors import InputError
+from moirai_sim.studies.prices import parts, price_eur
 from moirai_sim.studies.store import Store
 from moirai_sim.studies.uncertainty import Z90, difference_interval, interval
 from moirai_sim.studies.whatif import whatif
@@ -96,6 +98,15 @@ def test_prices_of_the_study_go_before_those_of_the_files_and_run_nothing_again(
     study.write_text(study.read_text().replace("slow: 10", "slwo: 10"))
     with pytest.raises(InputError, match="did you mean 'slow'"):
         whatif(study, tmp_path / "out", jobs=1)
+
+
+def test_parts_of_one_name_keep_their_own_prices():
+    kind = DeviceType("t", "gpu", 1, 1.0, {"float32": 1.0}, price_eur=10)
+    devices = tuple(Device(name, kind) for name in "abc")
+    links = (Link("wire1", ("a", "b"), 1.0, price_eur=100), Link("wire2", ("b", "c"), 1.0, price_eur=500))
+    found = parts(Cluster("c", devices, links))
+    assert price_eur(found, {}) == 3 * 10 + 100 + 500
+    assert price_eur(found, {"wire": 7}) == 3 * 10 + 2 * 7
 
 
 def test_the_placement_of_the_base_is_kept_beside_the_new_one(study, tmp_path):
