@@ -49,7 +49,7 @@ def summarise(source: str, fuse: str | None = None) -> dict[str, Any]:
             "operators": problem.n_operators,
             "edges": len(problem.edges),
             "tensors": len(problem.tensor_bytes),
-            "weight_bytes": int(problem.weight_bytes.sum()),
+            "weight_bytes": int(problem.weight_bytes.sum()) // (8 if problem.memory_unit == "bits" else 1),
             "time_ns": {device: int(ns[ns >= 0].sum()) for device, ns in zip(problem.devices, columns, strict=True)},
         }
     from moirai_sim.graphs.load import load_graph
