@@ -75,6 +75,7 @@ def test_place_exits_3_without_an_answer(cli, instance):
     assert answer.code == 3
     assert json.loads(answer.out)["status"] in ("infeasible", "limit")
     assert json.loads(answer.out)["spans"] == []
+    assert json.loads(answer.out)["gap"] == 1  # 0 would say proven optimal
 
 
 def test_a_huge_memory_scale_lifts_the_limit(cli, instance):
