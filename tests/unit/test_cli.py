@@ -169,6 +169,7 @@ def test_a_users_broken_file_does_not_hide_the_others(cli, tmp_path, monkeypatch
 @pytest.mark.parametrize("kind", ["cluster", "device", "study", "timeline", "operators"])
 def test_schema(cli, kind):
     schema = json.loads(cli("schema", kind).out)
+    assert json.loads(cli("schema", kind, "--json").out) == schema
     assert schema["$schema"].startswith("https://json-schema.org/")
     assert "properties" in schema or "oneOf" in schema
 
