@@ -11,7 +11,7 @@ from moirai_sim import __version__
 from moirai_sim.console import print_facts, print_table, print_text
 
 _EXTRAS = {
-    "torch": ("torch", "policy 'placeto', profiling and measuring on NVIDIA GPUs"),
+    "torch": ("torch", "policy 'placeto', backend 'torch', profiling on NVIDIA GPUs"),
     "ray": ("ray", "studies over several machines"),
     "pyscipopt": ("scip", "cross-checks of the MILP with a second solver"),
     "kaleido": ("figures", "pictures of a report as PDF, PNG and SVG"),
@@ -92,7 +92,7 @@ def print_examination(found: dict[str, Any]) -> None:
             "moirai-sim": found["version"],
             "python": f"{found['python']} on {found['platform']}",
             "cpu": f"{cpu['model']}, {len(cpu['cores'])} cores",
-            "gpus": ", ".join(str(gpu.get("name")) for gpu in found["gpus"]) or "none found (NVML)",
+            "gpus": ", ".join(map(_board, found["gpus"])) or "none found (NVML)",
             "policies": ", ".join(found["policies"]),
             "own entries": found["user_folder"],
         }
@@ -106,3 +106,7 @@ def print_examination(found: dict[str, Any]) -> None:
         print_table(["package", "for", "install"], (list(row.values()) for row in found["missing"]))
     for problem in found["broken"]:
         print_text(f"broken: {problem}")
+
+
+def _board(gpu: dict[str, Any]) -> str:
+    return str(gpu["model"] or f"GPU {gpu['index']} (does not answer)")

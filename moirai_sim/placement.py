@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Status = Literal["optimal", "feasible", "infeasible", "limit", "error", "measured"]
 """``optimal`` is proven; ``limit`` stopped without an answer; ``measured`` is a timeline that really ran."""
+UNANSWERED: tuple[Status, ...] = ("infeasible", "limit", "error")
+"""Statuses of an answer that places nothing."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -46,13 +46,13 @@ class PlacementProblem:
     operator_ns: NDArray[np.int64]
     """[n, t] duration of an operator on a device type, ns; UNSUPPORTED where it cannot run."""
     weight_bytes: NDArray[np.int64]
-    """[n] bytes an operator occupies on its device for as long as the placement lasts."""
+    """[n] bytes (see `memory_unit`) an operator occupies on its device for as long as the placement lasts."""
     devices: tuple[str, ...]
     """[k] unique names."""
     device_type: NDArray[np.int64]
     """[k] column of ``operator_ns``."""
     memory_bytes: NDArray[np.int64]
-    """[k] capacity for weights; UNLIMITED where there is none."""
+    """[k] capacity for weights, in the same unit; UNLIMITED where there is none."""
     edges: NDArray[np.int64]
     """[m, 2] (producer, consumer), sorted by producer, consumer, tensor."""
     edge_tensor: NDArray[np.int64]
@@ -134,6 +134,11 @@ class PlacementProblem:
     def n_devices(self) -> int:
         """Number of devices, k."""
         return len(self.devices)
+
+    @property
+    def memory_unit(self) -> str:
+        """Unit of ``weight_bytes`` and ``memory_bytes``: "bytes", or "bits" as in the table of a Moirai instance."""
+        return str(self.provenance.get("memory_unit", "bytes"))
 
     @cached_property
     def device_ns(self) -> NDArray[np.int64]:

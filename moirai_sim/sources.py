@@ -69,6 +69,7 @@ def load_problem(
     if memory_scale is not None and not 0 < memory_scale < float("inf"):
         raise InputError(f"memory scale {memory_scale}: must be above 0, e.g. 0.4")
     kind = recognise(source)
+    check_fusion(source, kind, fuse)
     if kind in WITH_DEVICES:
         if cluster is not None:
             raise InputError(f"{source}: brings its own devices and costs; leave out the cluster")
@@ -118,6 +119,18 @@ def recognise(source: str | Path) -> str:
     if any(FIRST_LINE.match(line) for line in head.decode("utf-8", errors="replace").splitlines()):
         return "pipedream"
     return "model"
+
+
+def check_fusion(source: str | Path, kind: str, fuse: str | None) -> None:
+    """Refuse a backend for a source that `recognise` calls a published instance: nothing of it is fused.
+
+    Raises
+    ------
+    InputError
+        If a backend is named.
+    """
+    if kind != "model" and fuse is not None:
+        raise InputError(f"{source}: brings the costs of its operators, and nothing of it is fused; leave out --fuse")
 
 
 def brings_devices(source: str | Path) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import networkx as nx
 
 from moirai_sim.console import print_facts, print_table, print_text
-from moirai_sim.sources import NO_FUSION, load_problem, recognise
+from moirai_sim.sources import NO_FUSION, check_fusion, load_problem, recognise
 from moirai_sim.units import format_bytes, format_count, format_ns
 
 if TYPE_CHECKING:
@@ -24,9 +24,10 @@ def summarise(source: str, fuse: str | None = None) -> dict[str, Any]:
     Raises
     ------
     InputError
-        If the source cannot be read or the backend is unknown.
+        If the source cannot be read, or the backend is unknown or given for a published instance.
     """
     kind = recognise(source)
+    check_fusion(source, kind, fuse)
     if kind == "pipedream":
         from moirai_sim.instances.pipedream import read_pipedream
 
@@ -48,7 +49,7 @@ def summarise(source: str, fuse: str | None = None) -> dict[str, Any]:
             "operators": problem.n_operators,
             "edges": len(problem.edges),
             "tensors": len(problem.tensor_bytes),
-            "weight_bytes": int(problem.weight_bytes.sum()),
+            "weight_bytes": int(problem.weight_bytes.sum()) // (8 if problem.memory_unit == "bits" else 1),
             "time_ns": {device: int(ns[ns >= 0].sum()) for device, ns in zip(problem.devices, columns, strict=True)},
         }
     from moirai_sim.graphs.load import load_graph

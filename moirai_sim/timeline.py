@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from moirai_sim.errors import InputError
 from moirai_sim.files import refuse_constant, write_whole
-from moirai_sim.placement import Status
+from moirai_sim.placement import UNANSWERED, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -100,7 +100,9 @@ class Timeline:
 
     @property
     def gap(self) -> float:
-        """Distance to the bound as a share of the objective: 0 is proven optimal, 1 is nothing known."""
+        """Distance to the bound as a share of the objective: 0 is proven optimal, 1 is nothing known, or no answer."""
+        if self.status in UNANSWERED:
+            return 1.0
         value = self.objective_ns
         return 0.0 if value <= 0 else max(0.0, (value - self.lower_bound_ns) / value)
 

@@ -276,7 +276,7 @@ def _check_limits(problem: PlacementProblem, device: dict[int, int], found: list
     for k, size in sorted(used.items()):
         limit = int(problem.memory_bytes[k])
         if limit != UNLIMITED and size > limit:
-            found.append(f"device '{problem.devices[k]}' holds {size} bytes of weights but has {limit}")
+            found.append(f"device '{problem.devices[k]}' holds {size} {problem.memory_unit} of weights but has {limit}")
     if problem.colocation is not None:
         homes: dict[int, set[int]] = defaultdict(set)
         for i, group in enumerate(problem.colocation.tolist()):
@@ -296,7 +296,8 @@ def _check_replicas(problem: PlacementProblem, timeline: Timeline, found: list[s
     for device, limit in zip(problem.devices, problem.memory_bytes.tolist(), strict=True):
         size = sum(weight.get(name, 0) for name in held[device])
         if limit != UNLIMITED and size > limit:
-            found.append(f"device '{device}' holds {size} bytes of weights for all replicas but has {limit}")
+            what = f"{size} {problem.memory_unit} of weights for all replicas"
+            found.append(f"device '{device}' holds {what} but has {limit}")
 
 
 def _check_figures(problem: PlacementProblem, timeline: Timeline, found: list[str]) -> None:

@@ -52,7 +52,10 @@ def catalog(
         print_table(list(rows[0]), (list(row.values()) for row in rows))
 
 
-def schema(kind: Annotated[str, typer.Argument(help="cluster, device, study, timeline or operators.")]) -> None:
+def schema(
+    kind: Annotated[str, typer.Argument(help="cluster, device, study, timeline or operators.")],
+    as_json: Json = False,  # accepted everywhere; a schema is JSON without it
+) -> None:
     """Print the JSON Schema of a file format."""
     from moirai_sim.console import print_json
     from moirai_sim.listing import json_schema

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from moirai_sim.cli.options import Json, NeededCluster, OptionalOut, Out, seconds
+from moirai_sim.cli.options import Json, NeededCluster, OptionalOut, Out, seconds, without_effect
 
 
 def profile_operators(
@@ -80,6 +80,7 @@ def calibrate(
     if from_runs is not None:
         from moirai_sim.studies.feedback import calibrate_from_runs
 
+        without_effect({f"profile {path}": path for path in profiles or ()}, "with --from-runs, which has its own")
         report = calibrate_from_runs(from_runs, out, seed=seed)
         if as_json:
             print_json(report)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,24 +62,36 @@ def limits(max_latency: str | None, max_period: str | None, min_throughput: str 
         from moirai_sim.units import parse_period_ns
 
         bare = min_throughput.strip()[-1:].isdigit()
-        try:
+        with named("--min-throughput"):
             period = parse_period_ns(f"{min_throughput}/s" if bare else min_throughput)
-        except InputError as error:
-            raise InputError(f"--min-throughput: {error}") from error
     return {"max_latency_ns": longest, "max_period_ns": period}
+
+
+@contextmanager
+def named(option: str) -> Iterator[None]:
+    """Name the option in every problem of what is read meanwhile."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{option}: {problem}" for problem in error.problems) from error
 
 
 def seconds(text: str, option: str) -> float:
     """Return a time given as bare seconds or with a unit."""
     from moirai_sim.units import parse_ns
 
-    try:
+    with named(option):
         found = parse_ns(text if text.strip()[-1:].isalpha() else f"{text} s") / 1e9
-    except InputError as error:
-        raise InputError(f"{option}: {error}") from error
     if not found > 0:
         raise InputError(f"{option}: must be above zero, read {text!r}")
     return found
+
+
+def without_effect(options: Mapping[str, object], where: str) -> None:
+    """Refuse the options that were given (are neither None nor false) where they change nothing."""
+    given = [option for option, value in options.items() if value is not None and value is not False]
+    if given:
+        raise InputError(f"{option}: has no effect {where}; leave it out" for option in given)
 
 
 def one_of(value: str, known: tuple[str, ...], option: str) -> None:

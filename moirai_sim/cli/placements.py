@@ -23,9 +23,11 @@ from moirai_sim.cli.options import (
     PlacementFile,
     Source,
     limits,
+    named,
     one_of,
     problem_of,
     seconds,
+    without_effect,
 )
 from moirai_sim.errors import InputError
 
@@ -102,18 +104,20 @@ def simulate(
     gantt: Annotated[Path | None, typer.Option(help="Also draw a Gantt chart, as .html or .png.")] = None,
     parquet: Annotated[Path | None, typer.Option(help="Also write the spans as a Parquet table.")] = None,
     explained: Annotated[bool, typer.Option("--explain", help="Critical path, and what faster parts save.")] = False,
-    streams: Annotated[int, typer.Option(help="Operators that a device runs at once.")] = 1,
+    streams: Annotated[int, typer.Option(min=1, help="Operators that a device runs at once.")] = 1,
     launch: Annotated[str, typer.Option(help="Time to launch an operator, e.g. '5 us'.")] = "0",
     launch_waits: Annotated[bool, typer.Option("--launch-waits", help="A device stands still at a launch.")] = False,
     copy_engines: Annotated[
-        int | None, typer.Option(help="Transfers of a device at once; 0: it copies itself.")
+        int | None, typer.Option(min=0, help="Transfers of a device at once; 0: it copies itself.")
     ] = None,
-    spread: Annotated[float, typer.Option(help="Standard deviation of the logarithm of operator times.")] = 0.0,
+    spread: Annotated[float, typer.Option(min=0, help="Standard deviation of the logarithm of operator times.")] = 0.0,
     fault: Annotated[list[str] | None, typer.Option(help="RESOURCE@TIME fails; RESOURCE@TIME=SPEED slows.")] = None,
-    requests: Annotated[int | None, typer.Option(help="Simulate a stream of so many requests.")] = None,
-    in_flight: Annotated[int, typer.Option(help="Requests of the stream that are under way at once.")] = 1,
+    requests: Annotated[int | None, typer.Option(min=1, help="Simulate a stream of so many requests.")] = None,
+    in_flight: Annotated[
+        int | None, typer.Option(min=1, help="Requests of the stream that are under way at once; default 1.")
+    ] = None,
     rate: Annotated[float | None, typer.Option(help="Or requests a second that arrive at random (Poisson).")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of random times.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of random times.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Simulate a placement."""
@@ -129,13 +133,28 @@ def simulate(
     from moirai_sim.units import parse_ns
 
     one_of(engine, ("simpy", "replay"), "--engine")
+    if requests is None:
+        without_effect({"--in-flight": in_flight, "--rate": rate}, "without --requests")
+    else:
+        of_one = {"--trace": trace, "--gantt": gantt, "--parquet": parquet, "--explain": explained}
+        without_effect({**of_one, "--engine": engine != "simpy"}, "on a stream (--requests)")
+    if rate is not None:
+        without_effect({"--in-flight": in_flight}, "with --rate, whose requests wait for no other")
+    if gantt is not None:
+        from moirai_sim.simulation.gantt import check_gantt
+
+        check_gantt(gantt)
+    with named("--launch"):
+        launch_ns = parse_ns(launch)
+    with named("--fault"):
+        faults = tuple(parse_fault(text) for text in fault or ())
     options = SimulationOptions(
         streams=streams,
-        launch_ns=parse_ns(launch),
+        launch_ns=launch_ns,
         asynchronous_launch=not launch_waits,
         copy_engines=copy_engines,
         spread=spread,
-        faults=tuple(parse_fault(text) for text in fault or ()),
+        faults=faults,
         seed=seed,
     )
     placed = read_timeline(placement)
@@ -145,7 +164,7 @@ def simulate(
         from moirai_sim.simulation.workloads import poisson, serve
 
         arrivals = None if rate is None else poisson(rate, requests, seed)
-        clients = in_flight if rate is None else None
+        clients = (in_flight or 1) if rate is None else None
         service = serve(problem, wanted, arrivals=arrivals, in_flight=clients, requests=requests, options=options)
         if out is not None:
             write_whole(out, json.dumps(service.to_json(), indent=1) + "\n")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from moirai_sim.cli.options import Json, Out, Study
+from moirai_sim.cli.options import Json, Out, Study, without_effect
 
 Jobs = Annotated[int | None, typer.Option(min=1, help="Worker processes; default one a core.")]
 Ray = Annotated[str | None, typer.Option(help="Address of a Ray cluster, 'auto' for one that runs here.")]
@@ -34,6 +34,7 @@ def evaluate(
     from moirai_sim.console import print_study
     from moirai_sim.studies.evaluate import evaluate as run
 
+    _jobs_or_ray(jobs, ray)
     summary = run(study, out, jobs=jobs, ray=ray, retry_failed=retry_failed)
     print_study(summary, as_json=as_json)
     raise typer.Exit(1 if summary["failed"] else 0)
@@ -47,6 +48,7 @@ def whatif(
     from moirai_sim.studies.sizes import sentence
     from moirai_sim.studies.whatif import whatif as run
 
+    _jobs_or_ray(jobs, ray)
     summary = run(study, out, jobs=jobs, ray=ray, retry_failed=retry_failed)
     answers = {} if as_json else summary.pop("sizes", {})
     print_study(summary, as_json=as_json)
@@ -55,25 +57,36 @@ def whatif(
     raise typer.Exit(1 if summary["failed"] else 0)
 
 
+def _jobs_or_ray(jobs: int | None, ray: str | None) -> None:
+    if ray is not None:
+        without_effect({"--jobs": jobs}, "with --ray, whose cluster says how many runs it takes at once")
+
+
 def report(
     folder: Annotated[Path, typer.Argument(help="Results of validate, evaluate or whatif.")],
     out: Out,
     pictures: Annotated[
         Path | None, typer.Option(help="Folder for the pictures as files (extra 'figures', and Chrome).")
     ] = None,
-    picture_format: Annotated[str, typer.Option("--format", help="Of the pictures: pdf, png or svg.")] = "pdf",
+    picture_format: Annotated[
+        str | None, typer.Option("--format", help="Of the pictures: pdf (default), png or svg.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show a study's results in one HTML file, and the pictures as files for a paper."""
     from moirai_sim.console import print_facts, print_json
+    from moirai_sim.studies.pictures import check_pictures, write_pictures
     from moirai_sim.studies.report import report as run
 
+    file_format = picture_format or "pdf"
+    if pictures is None:
+        without_effect({"--format": picture_format}, "without --pictures")
+    else:
+        check_pictures(file_format)
     built = run(folder, out)
     facts: dict[str, object] = {"title": built.title, **dict(built.cards), "report": str(out)}
     if pictures is not None:
-        from moirai_sim.studies.pictures import write_pictures
-
-        files = write_pictures(built, pictures, picture_format)
+        files = write_pictures(built, pictures, file_format)
         facts["pictures"] = [str(file) for file in files] if as_json else f"{len(files)} in {pictures}"
     if as_json:
         print_json(facts)

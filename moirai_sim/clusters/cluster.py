@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 import networkx as nx
 
+from moirai_sim.errors import InputError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -116,11 +118,23 @@ class Cluster:
 
     @cached_property
     def graph(self) -> nx.Graph:
-        """Nodes are devices and switches; of parallel links the one with most bandwidth is kept."""
+        """Nodes are devices and switches, edges the links.
+
+        Raises
+        ------
+        InputError
+            If two links join the same ends: routes would use one of them and never the other.
+        """
         graph = nx.Graph()
         graph.add_nodes_from(device.name for device in self.devices)
         graph.add_nodes_from(self.switches)
-        for link in sorted(self.links, key=lambda link: (link.bandwidth_bytes_per_s, link.name)):
+        for link in self.links:
+            if graph.has_edge(*link.ends):
+                raise InputError(
+                    f"cluster '{self.name}': '{graph.edges[link.ends]['link']}' and '{link.name}' both join "
+                    f"'{link.ends[0]}' and '{link.ends[1]}', and a tensor takes one of them; leave out the slower, or "
+                    "write one link with the sum of their bandwidths"
+                )
             graph.add_edge(*link.ends, link=link.name)
         return graph
 

@@ -64,7 +64,7 @@ def read_cluster(source: str | Path) -> Cluster:
     ------
     InputError
         With every problem of the file: unknown and missing keys, quantities, names that are unknown or used twice,
-        and devices that no link reaches.
+        links that join the same ends, and devices that no link reaches.
     """
     return cluster_from_document(YamlDocument(find("topologies", source)))
 
@@ -106,7 +106,7 @@ def cluster_from_document(document: YamlDocument) -> Cluster:
         link_model=models.get(form.link_model or ""),
         source=form.source,
     )
-    problems += _same_links(document, cluster) or _unreached(document, cluster)
+    problems += _parallel(document, cluster) or _same_names(document, cluster) or _unreached(document, cluster)
     if problems:
         raise InputError(problems)
     return replace(cluster, provenance={"cluster": cluster.name, "sha256": _digest(cluster)})
@@ -207,10 +207,18 @@ def _links(entry: LinkEntry, instance: str, pairs: list[tuple[str, str]]) -> Ite
         )
 
 
-def _same_links(document: YamlDocument, cluster: Cluster) -> list[str]:
+def _parallel(document: YamlDocument, cluster: Cluster) -> list[str]:
+    try:
+        _ = cluster.graph
+    except InputError as error:
+        return [f"{document.place(('links',))}: links: {problem}" for problem in error.problems]
+    return []
+
+
+def _same_names(document: YamlDocument, cluster: Cluster) -> list[str]:
     times = Counter(link.name for link in cluster.links)
     return [
-        f"{document.place(('links',))}: links: {n} links are called '{name}'; add up their bandwidths or name each"
+        f"{document.place(('links',))}: links: {n} links are called '{name}'; give each a name of its own"
         for name, n in times.items()
         if n > 1
     ]

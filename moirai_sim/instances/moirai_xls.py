@@ -3,8 +3,8 @@
 A row is a task: its successors (``dir_succ``), a communication node for each edge that carries data (``c_task``, in
 the order of the successors), a time on each device (``p0``, ``p1``, ...), and for each communication node a time for
 each ordered pair of devices (``pc01``: from device 0 to device 1). Cells with several values are comma lists. Times are
-milliseconds. Memory (``mi`` of a task, ``m0``, ``m1``, ... of the devices) is in bits on the real instances; it is kept
-in whatever unit the file uses, because only the comparison of the two matters.
+milliseconds. Memory (``mi`` of a task, ``m0``, ``m1``, ... of the devices) is in bits, and kept in bits, because
+only the comparison of the two matters.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def read_moirai_xls(path: Path) -> PlacementProblem:
         transfer_ns=np.array(transfers, dtype=np.int64).reshape(len(transfers), k * (k - 1)),
         network="one-port",
         cost_share={"published": 1.0},
-        provenance={"format": "Moirai table", "file": path.name, "sha256": sha256(path)},
+        provenance={"format": "Moirai table", "file": path.name, "sha256": sha256(path), "memory_unit": "bits"},
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moirai_sim.errors import InputError, InternalError
-from moirai_sim.placement import Placement
+from moirai_sim.placement import UNANSWERED, Placement
 from moirai_sim.policies.base import Request
 from moirai_sim.policies.bounds import lower_bound_ns
 from moirai_sim.policies.loads import best_single_device, period_ns
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
     from moirai_sim.policies.base import Objective
     from moirai_sim.problem import PlacementProblem
-
-UNANSWERED = ("infeasible", "limit", "error")
-"""Statuses of an answer that places nothing."""
 
 
 def place(problem: PlacementProblem, policy: str = "auto", request: Request | None = None) -> Timeline:

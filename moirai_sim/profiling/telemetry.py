@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 from importlib import metadata
@@ -82,7 +83,8 @@ def hardware() -> dict[str, Any]:
 def gpu_snapshot() -> list[dict[str, Any]]:
     """Return model, driver, clocks, temperature, power, throttle reasons and energy so far of every GPU.
 
-    A figure that a board does not report is None. Without pynvml, NVML or a GPU the list is empty.
+    A figure that a board does not report is None; of a board that does not answer only index and driver are known.
+    Without pynvml, NVML or a GPU the list is empty.
     """
     try:
         import pynvml
@@ -93,27 +95,23 @@ def gpu_snapshot() -> list[dict[str, Any]]:
     except pynvml.NVMLError:
         return []
     try:
-        return [_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
+        return [_gpu(pynvml, index) for index in range(_ask(pynvml, "nvmlDeviceGetCount") or 0)]
     finally:
-        pynvml.nvmlShutdown()
+        with contextlib.suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
 
 
 def _gpu(nvml: Any, index: int) -> dict[str, Any]:  # noqa: ANN401  # the module, which has no type
-    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    handle = _ask(nvml, "nvmlDeviceGetHandleByIndex", index)
 
     def ask(function: str, *arguments: Any) -> Any:  # noqa: ANN401
-        try:
-            value = getattr(nvml, function)(handle, *arguments)
-        except (nvml.NVMLError, AttributeError):
-            return None
-        return value.decode() if isinstance(value, bytes) else value
+        return None if handle is None else _ask(nvml, function, handle, *arguments)
 
     milliwatts, millijoules = ask("nvmlDeviceGetPowerUsage"), ask("nvmlDeviceGetTotalEnergyConsumption")
-    driver = nvml.nvmlSystemGetDriverVersion()
     return {
         "index": index,
         "model": ask("nvmlDeviceGetName"),
-        "driver": driver.decode() if isinstance(driver, bytes) else driver,
+        "driver": _ask(nvml, "nvmlSystemGetDriverVersion"),
         "sm_clock_mhz": ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM),
         "memory_clock_mhz": ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM),
         "temperature_c": ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
@@ -121,3 +119,12 @@ def _gpu(nvml: Any, index: int) -> dict[str, Any]:  # noqa: ANN401  # the module
         "throttle_reasons": ask("nvmlDeviceGetCurrentClocksThrottleReasons"),
         "energy_j": None if millijoules is None else millijoules / 1e3,
     }
+
+
+def _ask(nvml: Any, function: str, *arguments: Any) -> Any:  # noqa: ANN401  # as above
+    """Return the answer of a function of NVML, None where it refuses or does not exist."""
+    try:
+        value = getattr(nvml, function)(*arguments)
+    except (nvml.NVMLError, AttributeError):
+        return None
+    return value.decode() if isinstance(value, bytes) else value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from moirai_sim.errors import InputError
@@ -93,18 +94,32 @@ def _draw(chart: go.Figure, timeline: Timeline, critical: frozenset[tuple[str, s
     return list(rows)
 
 
+def check_gantt(path: Path) -> None:
+    """Refuse a file that `write_gantt` cannot write, before work is done for it.
+
+    Raises
+    ------
+    InputError
+        If the file has an unknown ending, or matplotlib (extra ``figures``) is missing for it.
+    """
+    if path.suffix.lower() not in (".html", ".png"):
+        raise InputError(f"{path}: a Gantt chart is written as .html or .png; choose one of these endings")
+    if path.suffix.lower() == ".png" and find_spec("matplotlib") is None:
+        cure = "install it with: pip install 'moirai-sim[figures]', or write .html"
+        raise InputError(f"{path}: a picture needs matplotlib; {cure}")
+
+
 def write_gantt(timeline: Timeline, path: Path, explanation: Explanation | None = None) -> None:
     """Write the chart as the ending of the file says: ``.html`` (interactive) or ``.png``.
 
     Raises
     ------
     InputError
-        If the file has another ending.
+        As `check_gantt`.
     """
-    writers = {".html": write_html, ".png": write_png}
-    if path.suffix.lower() not in writers:
-        raise InputError(f"{path}: a Gantt chart is written as .html or .png; choose one of these endings")
-    writers[path.suffix.lower()](timeline, path, explanation)
+    check_gantt(path)
+    write = write_png if path.suffix.lower() == ".png" else write_html
+    write(timeline, path, explanation)
 
 
 def write_html(timeline: Timeline, path: Path, explanation: Explanation | None = None) -> None:

@@ -141,7 +141,9 @@ class CopyEngines:
                     self._holding[k] += 1
                     engine.free[k] -= engine.options.streams
         go = []
-        for k in range(len(self._queue)):
+        todo = list(range(len(self._queue)))
+        while todo:
+            k = todo.pop()
             while self._queue[k]:
                 job = self._queue[k][0]
                 s, d = plan.source[job % plan.stride], plan.target[job % plan.stride]
@@ -152,6 +154,7 @@ class CopyEngines:
                 self._queue[s].popleft()
                 self._queue[d].popleft()
                 go.append(job)
+                todo.append(d if k == s else s)  # with an engine left it may let its next one through
         if go:
             self.behind.queue(now, sorted(go))
 

@@ -86,6 +86,8 @@ class SimulationOptions:
         problems = []
         if self.streams < 1:
             problems.append(f"streams: read {self.streams}; a device runs at least 1 operator at a time")
+        if self.seed < 0:
+            problems.append(f"seed: read {self.seed}; give a whole number of at least 0")
         if self.launch_ns < 0:
             problems.append(f"launch_ns: read {self.launch_ns}; a launch takes at least 0 ns")
         if np.min(self.part_ns) < 0:

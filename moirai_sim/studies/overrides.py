@@ -56,19 +56,28 @@ def _assign(data: MutableMapping[str, Any], dotted: str, value: object) -> None:
 
 
 def _take_away(data: MutableMapping[str, Any]) -> None:
-    """Remove the entries whose count is 0, and the links that end at one of them."""
-    scopes = [("", data), *((f"{server['name']}.", server) for server in data.get("servers") or [])]
+    """Remove the entries whose count is 0, and the links that end at one of them; the reader refuses malformed ones."""
+    scopes = [("", data), *((f"{server.get('name')}.", server) for server in _mappings(data, "servers"))]
     gone = []
     for prefix, scope in scopes:
         for part in ("devices", "switches", "servers"):
-            for entry in list(scope.get(part) or []):
-                if isinstance(entry, Mapping) and entry.get("count") == 0:
+            for entry in _mappings(scope, part):
+                if entry.get("count") == 0 and "name" in entry:
                     scope[part].remove(entry)
                     gone.append(f"{prefix}{entry['name']}")
     for prefix, scope in scopes:
-        for link in list(scope.get("links") or []):
-            if any(_belongs(f"{prefix}{end}", name) for name in gone for end in link.get("ends", [])):
+        for link in _mappings(scope, "links"):
+            ends = link.get("ends")
+            ends = ends if isinstance(ends, list) else []
+            if any(_belongs(f"{prefix}{end}", name) for name in gone for end in ends):
                 scope["links"].remove(link)
+
+
+def _mappings(scope: Mapping[str, Any], part: str) -> list[MutableMapping[str, Any]]:
+    """Return the entries of a list of the document that are mappings."""
+    entries = scope.get(part)
+    found = entries if isinstance(entries, list) else []
+    return [entry for entry in found if isinstance(entry, MutableMapping)]
 
 
 def _belongs(end: str, name: str) -> bool:

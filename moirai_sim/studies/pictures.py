@@ -19,6 +19,20 @@ WIDTH = 900
 """Pixels; a PNG has twice as many."""
 
 
+def check_pictures(file_format: str) -> None:
+    """Refuse a format that `write_pictures` cannot write, before work is done for it.
+
+    Raises
+    ------
+    InputError
+        If the format is unknown, or kaleido (extra ``figures``) is missing.
+    """
+    if file_format not in FORMATS:
+        raise InputError(f"pictures: unknown format '{file_format}'; choose one of {', '.join(FORMATS)}")
+    if find_spec("kaleido") is None:
+        raise InputError("pictures need kaleido; install it with: pip install 'moirai-sim[figures]'")
+
+
 def write_pictures(report: Report, folder: Path, file_format: str = "pdf") -> list[Path]:
     """Write every picture of a report into a folder, named by place and title, and return the files.
 
@@ -30,12 +44,9 @@ def write_pictures(report: Report, folder: Path, file_format: str = "pdf") -> li
     Raises
     ------
     InputError
-        If the format is unknown, or kaleido (extra ``figures``) or Chrome is missing.
+        As `check_pictures`, or if Chrome is missing.
     """
-    if file_format not in FORMATS:
-        raise InputError(f"pictures: unknown format '{file_format}'; choose one of {', '.join(FORMATS)}")
-    if find_spec("kaleido") is None:
-        raise InputError("pictures need kaleido; install it with: pip install 'moirai-sim[figures]'")
+    check_pictures(file_format)
     from plotly.graph_objects import Figure
     from plotly.io import write_images
 

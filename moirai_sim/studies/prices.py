@@ -11,8 +11,9 @@ from moirai_sim.errors import InputError, did_you_mean
 if TYPE_CHECKING:
     from moirai_sim.clusters.cluster import Cluster
 
-Parts = dict[str, list[float | None]]
-"""Device type, or name of a link without numbers -> [how many, EUR each]; None where no file gives a price."""
+Parts = dict[str, tuple[int, float | None]]
+"""Device type, or name of a link without numbers -> (how many, EUR of all); None where no file prices one of them.
+JSON makes lists of the pairs."""
 
 _NUMBER = re.compile(r"\d+(?=$|\.|--)")
 
@@ -23,19 +24,19 @@ def parts(cluster: Cluster) -> Parts:
     priced = [(device.type.name, device.type.price_eur) for device in cluster.devices]
     priced += [(_NUMBER.sub("", link.name), link.price_eur or 0.0) for link in cluster.links]
     for name, price in priced:
-        entry = found.setdefault(name, [0, price])
-        entry[0] = (entry[0] or 0) + 1
+        count, total = found.get(name, (0, 0.0))
+        found[name] = (count + 1, None if total is None or price is None else total + price)
     return found
 
 
-def price_eur(found: Mapping[str, list[float | None]], prices: Mapping[str, float]) -> float | None:
+def price_eur(found: Parts, prices: Mapping[str, float]) -> float | None:
     """Return the price of all parts, EUR, those of the study before those of the files; None where one is unknown."""
     total = 0.0
     for name, (count, own) in found.items():
-        each = prices.get(name, own)
-        if each is None or count is None:
+        price = prices[name] * count if name in prices else own
+        if price is None:
             return None
-        total += count * each
+        total += price
     return total
 
 

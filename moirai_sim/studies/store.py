@@ -46,6 +46,10 @@ class Store:
         InputError
             If the folder cannot be made, holds another kind of study, or its ``study.json`` is damaged.
         """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.folder}: cannot be a results folder ({error.strerror}); name another") from error
         path = self.folder / "study.json"
         if path.exists():
             found = _read_study(path)["kind"]

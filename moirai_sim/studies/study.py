@@ -9,7 +9,16 @@ import fnmatch
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    RootModel,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from moirai_sim.errors import InputError
 from moirai_sim.policies.base import Objective
@@ -27,13 +36,13 @@ class _Strict(BaseModel):
 class Range(_Strict):
     """Evenly spaced values ``from``, ``from + step``, ... up to ``to``, with the ``unit`` behind each ("Gbps")."""
 
-    start: float = Field(alias="from")
-    to: float
-    step: float = Field(gt=0)
+    start: FiniteFloat = Field(alias="from")
+    to: FiniteFloat
+    step: FiniteFloat = Field(gt=0)
     unit: str = ""
 
     def values(self) -> list[float | str]:
-        """Return the values: text where they have a unit, whole numbers as integers."""
+        """Return the values: text where they have a unit, whole numbers as integers; none where ``to`` comes first."""
         count = int((self.to - self.start) / self.step + 1e-9) + 1
         values = [self.start + i * self.step for i in range(max(0, count))]
         if self.unit:
@@ -59,7 +68,8 @@ class _Runs(_Strict):
     name: str = ""
     description: str = ""
     models: list[str] = Field(min_length=1)
-    """SOURCES: ONNX files (relative to the study file), ``zoo:NAME``, or published instances."""
+    """SOURCES: ONNX files (relative to the study file) or ``zoo:NAME``; for ``evaluate`` also published instances, for
+    ``whatif`` PipeDream's graphs."""
     time_limit: str = "10 s"
     """Per run, for policies that search; heuristics ignore it."""
 
@@ -128,7 +138,8 @@ class WhatIfStudy(_Runs):
     """Name -> dotted key of the cluster YAML -> a value, several values, or a range. Several values make several
     variants; several keys in one override combine to their product. A link's or device's name stands for its index."""
     scenarios: dict[str, list[str]] = {}
-    """Name -> overrides applied together, in order. Empty: each override is a scenario of its own."""
+    """Name -> overrides applied together, in order. Empty: each override is a scenario of its own. The names ``base``
+    and ``sizes`` are taken."""
     target: str | None = None
     """A latency ("20 ms"), or the period of a pipeline for throughput, that the questions ask for."""
     prices: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
@@ -196,7 +207,8 @@ def read_study(path: Path, kind: Literal["evaluate", "whatif", "validate"]) -> S
     Raises
     ------
     InputError
-        With every problem and its line.
+        With every problem and its line. A ``whatif`` takes no published instance that brings its own devices, a
+        ``validate`` none at all.
     """
     document = YamlDocument(path)
     found = document.data.get("kind")
@@ -207,13 +219,30 @@ def read_study(path: Path, kind: Literal["evaluate", "whatif", "validate"]) -> S
         )
     study = document.validate(_KINDS[kind])
 
-    def beside(source: str | None) -> str | None:
-        candidate = path.parent / source if source else None
-        return str(candidate) if candidate is not None and candidate.is_file() else source
+    def beside(source: str) -> str:
+        candidate = path.parent / source
+        return str(candidate) if source and candidate.is_file() else source
 
-    moved: dict[str, object] = {"models": [beside(model) for model in study.models], "name": study.name or path.stem}
+    models = [beside(model) for model in study.models]
+    refusals = enumerate(_refusal(kind, model) for model in models)
+    problems = [f"{document.place(('models', i))}: models.{i}: {refusal}" for i, refusal in refusals if refusal]
+    if problems:
+        raise InputError(problems)
+    moved: dict[str, object] = {"models": models, "name": study.name or path.stem}
     if isinstance(study, WhatIfStudy):
         moved["cluster"] = beside(study.cluster)
     else:
-        moved["clusters"] = [beside(cluster) for cluster in study.clusters]
+        moved["clusters"] = [cluster and beside(cluster) for cluster in study.clusters]
     return study.model_copy(update=moved)
+
+
+def _refusal(kind: str, model: str) -> str | None:
+    """Return why a kind of study cannot take a model; one that is no file is refused, if at all, by who reads it."""
+    from moirai_sim.sources import WITH_DEVICES, recognise
+
+    found = recognise(model) if Path(model).is_file() else "model"
+    if kind == "whatif" and found in WITH_DEVICES:
+        return f"'{model}' brings its own devices, and a what-if changes those of a cluster; take evaluate for it"
+    if kind == "validate" and found != "model":
+        return f"'{model}' is a published instance, which nothing can run; give a model"
+    return None

@@ -43,17 +43,28 @@ def expand(study: WhatIfStudy) -> list[tuple[str, Changes]]:
     Raises
     ------
     InputError
-        If a scenario names an override that does not exist.
+        If a scenario names an override that does not exist or bears a name of our own, or an override has no value.
     """
+    scenarios = study.scenarios or {name: [name] for name in study.overrides}
     problems = [
         f"scenario '{scenario}': unknown override '{name}'; {did_you_mean(name, list(study.overrides))}"
         for scenario, names in study.scenarios.items()
         for name in names
         if name not in study.overrides
     ]
+    problems += [
+        f"scenario '{scenario}': the study itself has results of this name; choose another"
+        for scenario in scenarios
+        if scenario in (BASE, SIZES, ANSWER)
+    ]
+    problems += [
+        f"override '{name}': '{key}' has no value; give at least one, and a range from the smallest to the largest"
+        for name, changes in study.overrides.items()
+        for key, value in changes.items()
+        if not _values(value)
+    ]
     if problems:
         raise InputError(problems)
-    scenarios = study.scenarios or {name: [name] for name in study.overrides}
     variants: list[tuple[str, Changes]] = [(BASE, {})]
     for scenario, names in scenarios.items():
         choices: dict[str, list[Any]] = {}
@@ -119,7 +130,7 @@ class _Read:
 
 
 def _read_clusters(study: WhatIfStudy, variants: Sequence[Changes]) -> list[_Read]:
-    problems: list[str] = []
+    problems: dict[str, str] = {}
     found = []
     with progress("clusters", total=len(variants)) as advance:
         for changes in variants:
@@ -127,10 +138,14 @@ def _read_clusters(study: WhatIfStudy, variants: Sequence[Changes]) -> list[_Rea
                 cluster = changed_cluster(study.cluster, changes)
                 found.append(_Read(digest(runs.cluster_figures(cluster)), parts(cluster), len(cluster.devices)))
             except InputError as error:
-                problems += error.problems
+                if not changes:  # the file itself is wrong, and so is every variant
+                    raise
+                listed = ", ".join(f"{key} = {value}" for key, value in changes.items())
+                for problem in error.problems:
+                    problems.setdefault(problem, f"study '{study.name}': override {listed}: {problem}")
             advance()
     if problems:
-        raise InputError(list(dict.fromkeys(problems)))
+        raise InputError(problems.values())
     return found
 
 
@@ -223,6 +238,14 @@ def _graph(model: str) -> Any:  # noqa: ANN401 - an OperatorGraph, imported late
     return load_graph(model)
 
 
+def _problem(model: str, cluster: Cluster, network: str | None) -> PlacementProblem:
+    from moirai_sim.sources import build_problem, load_problem, recognise
+
+    if recognise(model) == "pipedream":
+        return load_problem(model, cluster, network=network)
+    return build_problem(_graph(model), cluster, network=network or "fair")  # read once for all variants
+
+
 def run_variant(key: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
     """Place one variant; a failure is an outcome with its error.
 
@@ -235,11 +258,10 @@ def _place_variant(key: Mapping[str, Any]) -> dict[str, Any]:
     from moirai_sim.policies.base import Request
     from moirai_sim.policies.bounds import lower_bound_ns
     from moirai_sim.policies.run import place
-    from moirai_sim.sources import build_problem
     from moirai_sim.studies.uncertainty import log_spread
 
     cluster = changed_cluster(key["cluster"], key["overrides"])
-    problem = build_problem(_graph(key["model"]), cluster, network=key["network"] or "fair")
+    problem = _problem(key["model"], cluster, key["network"])
     facts: dict[str, Any] = {"parts": parts(cluster), "devices": problem.n_devices}
     if key["scenario"] == SIZES and sum(problem.weight_bytes.tolist()) > sum(problem.memory_bytes.tolist()):
         return facts | {"status": "pruned", "reason": "memory"}
@@ -282,9 +304,8 @@ def _base_timeline(
     """Place the base once a worker, for all of its variants."""
     from moirai_sim.policies.base import Request
     from moirai_sim.policies.run import place
-    from moirai_sim.sources import build_problem
 
-    problem = build_problem(_graph(model), changed_cluster(cluster, {}), network=network or "fair")
+    problem = _problem(model, changed_cluster(cluster, {}), network)
     return place(problem, policy, Request(objective=objective, time_limit_s=time_limit_s, seed=seed))
 
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moirai_sim.errors import InputError, InternalError
+from moirai_sim.placement import UNANSWERED
 from moirai_sim.policies.base import Request
-from moirai_sim.policies.run import UNANSWERED, place_reduced, time_placement
+from moirai_sim.policies.run import place_reduced, time_placement
 from moirai_sim.testing.brute_force import optimal_makespan_ns, optimal_period_ns
 from moirai_sim.testing.problems import small_problem
 

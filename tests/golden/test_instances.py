@@ -9,8 +9,11 @@ from moirai_sim.errors import InputError
 from moirai_sim.instances.dnn_partitioning import read_dnn_partitioning
 from moirai_sim.instances.moirai_xls import read_moirai_xls
 from moirai_sim.instances.pipedream import read_pipedream
+from moirai_sim.policies.run import place
 from moirai_sim.problem import UNLIMITED, UNSUPPORTED
 from moirai_sim.sources import load_problem, recognise
+from moirai_sim.summary import summarise
+from moirai_sim.verify import verify
 
 HEADER = ["task", "c_task", "dir_succ", "dir_succ_add", "p0", "p1", "pc00", "pc01", "pc10", "pc11", "mi", "m0", "m1"]
 ROWS = [
@@ -56,6 +59,15 @@ def test_moirai_table(tmp_path):
     times = [[problem.transfer_time_ns(q, 0, 1), problem.transfer_time_ns(q, 1, 0)] for q in range(3)]
     assert times == [[1_500_000, 2_000_000], [259_260, 3_000_000], [500_000, 1000]]
     assert (problem.network, problem.cost_share) == ("one-port", {"published": 1.0})
+
+
+def test_memory_of_a_moirai_table_is_in_bits(tmp_path):
+    rows = [[0, "", "", "", 1, 1, "", "", "", "", 8_000_000, 9_000_000, 0]]
+    path = write_xls(tmp_path / "one.xls", rows)
+    assert summarise(str(path))["weight_bytes"] == 1_000_000
+    problem = load_problem(path)
+    wrong = verify(problem.with_memory_scale(0.5), place(problem, "single"))
+    assert wrong == ["device 'd0' holds 8000000 bits of weights but has 4000000"]
 
 
 def test_moirai_table_is_recognised_by_content(tmp_path):

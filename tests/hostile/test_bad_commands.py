@@ -41,6 +41,7 @@ def folder(tmp_path):
     )
     (tmp_path / "missing.json").write_text(json.dumps(TIMELINE | {"placement": {"a": "core0", "zz": "core0"}}))
     (tmp_path / "partial.json").write_text(json.dumps(TIMELINE))
+    (tmp_path / "whole.json").write_text(json.dumps(TIMELINE | {"placement": {"a": "core0", "b": "core0"}}))
     (tmp_path / "other.json").write_text("{}")
     (tmp_path / "notes.txt").write_text("hello")
     (tmp_path / "empty.onnx").write_bytes(b"")
@@ -52,6 +53,7 @@ def folder(tmp_path):
 
 
 LOCAL = ["--cluster", "local-cpu", "--policy", "single"]
+SIMULATE = ["simulate", "chain.onnx", "--cluster", "local-cpu", "--placement", "whole.json"]
 
 
 @pytest.mark.parametrize(
@@ -88,6 +90,8 @@ LOCAL = ["--cluster", "local-cpu", "--policy", "single"]
         (["place", "chain.onnx", *LOCAL, "--time-limit", "soon"], "--time-limit"),
         (["place", "chain.onnx", *LOCAL, "--seed", "-1"], "--seed"),
         (["place", "chain.onnx", *LOCAL, "--fuse", "onnxruntim"], "onnxruntim"),
+        (["place", "other.json", "--policy", "single", "--fuse", "onnxruntime"], "leave out --fuse"),
+        (["graph", "other.json", "--fuse", "onnxruntime"], "leave out --fuse"),
         (["simulate", "chain.onnx", "--cluster", "local-cpu", "--placement", "missing.json"], "unknown operator 'zz'"),
         (
             ["simulate", "chain.onnx", "--cluster", "local-cpu", "--placement", "partial.json"],
@@ -95,6 +99,18 @@ LOCAL = ["--cluster", "local-cpu", "--policy", "single"]
         ),
         (["simulate", "chain.onnx", "--cluster", "local-cpu", "--placement", "other.json"], "not a timeline"),
         (["simulate", "chain.onnx", "--cluster", "local-cpu", "--placement", "notes.txt"], "notes.txt:1:1: not JSON"),
+        ([*SIMULATE, "--requests", "5", "--trace", "t.json"], "--trace: has no effect on a stream"),
+        ([*SIMULATE, "--requests", "5", "--explain"], "--explain: has no effect on a stream"),
+        ([*SIMULATE, "--requests", "5", "--engine", "replay"], "--engine: has no effect on a stream"),
+        ([*SIMULATE, "--rate", "10"], "--rate: has no effect without --requests"),
+        ([*SIMULATE, "--in-flight", "2"], "--in-flight: has no effect without --requests"),
+        ([*SIMULATE, "--requests", "5", "--rate", "9", "--in-flight", "2"], "--in-flight: has no effect with --rate"),
+        ([*SIMULATE, "--trace", "t.json", "--gantt", "g.bmp"], "g.bmp: a Gantt chart is written as .html or .png"),
+        ([*SIMULATE, "--spread", "0.1", "--seed", "-1"], "--seed"),
+        ([*SIMULATE, "--spread", "-0.1"], "--spread"),
+        ([*SIMULATE, "--requests", "-5", "--rate", "10"], "--requests"),
+        ([*SIMULATE, "--launch", "5"], "--launch: missing unit in '5'"),
+        ([*SIMULATE, "--fault", "core0@3"], "--fault: missing unit in '3'"),
         (["measure", "chain.onnx", "--cluster", "local-cpu", "--placement", "missing.json"], "unknown operator 'zz'"),
         (["predict", "lines.jsonl", "--cost-model", "roofline", "--device", "nvidia-t4"], "lines.jsonl:3: dtype"),
         (["predict", "nan.jsonl", "--cost-model", "roofline", "--device", "nvidia-t4"], "nan.jsonl:1: not JSON (NaN"),
@@ -103,7 +119,12 @@ LOCAL = ["--cluster", "local-cpu", "--policy", "single"]
         (["catalog", "polices"], "did you mean 'policies'?"),
         (["schema", "clusters"], "did you mean 'cluster'?"),
         (["report", "."], "study"),
+        (["report", ".", "--format", "png"], "--format: has no effect without --pictures"),
+        (["report", ".", "--pictures", "drawn", "--format", "bmp"], "unknown format 'bmp'"),
         (["evaluate", "notes.txt"], "notes.txt"),
+        (["evaluate", "notes.txt", "--jobs", "2", "--ray", "auto"], "--jobs: has no effect with --ray"),
+        (["whatif", "notes.txt", "--jobs", "2", "--ray", "auto"], "--jobs: has no effect with --ray"),
+        (["calibrate", "mine.parquet", "--from-runs", "."], "profile mine.parquet: has no effect with --from-runs"),
         (["profile", "operators", "chain.onnx", "--device", "cpu:999"], "cpu:999"),
         (["place", "chain.onnx", "--colour", "red"], "--colour"),
         (["plaice"], "plaice"),
@@ -112,7 +133,8 @@ LOCAL = ["--cluster", "local-cpu", "--policy", "single"]
 def test_a_mistake_is_named_and_nothing_is_written(cli, folder, monkeypatch, arguments, expected):
     monkeypatch.chdir(folder)
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    needs_out = arguments[0] in ("place", "simulate", "measure", "predict", "report", "evaluate", "profile")
+    write = ("place", "simulate", "measure", "predict", "report", "evaluate", "whatif", "calibrate", "profile")
+    needs_out = arguments[0] in write
     answer = cli(*arguments, *(["-o", "result"] if needs_out else []))
     assert answer.code == 2, answer
     assert answer.out == ""

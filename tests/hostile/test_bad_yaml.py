@@ -83,7 +83,7 @@ links:
         (
             "name: a\ndevices: [{name: x, device: nvidia-t4, count: 2}]\n"
             "links: [{ends: [x, x], bandwidth: 1 GB/s}, {ends: [x1, x0], bandwidth: 1 GB/s}]",
-            "2 links are called 'x0--x1'",
+            "'x0--x1' and 'x0--x1' both join 'x0' and 'x1'",
         ),
         (
             "name: a\nservers: [{name: s, count: 100000, devices: [{name: x, device: nvidia-t4, count: 100000}]}]",

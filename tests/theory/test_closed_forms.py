@@ -217,6 +217,13 @@ def test_copy_engines(build) -> None:
     assert busy.makespan_ns == 30 + 10 + 10 + 50  # the long operator started first and holds the device
 
 
+def test_a_transfer_that_others_let_through_waits_for_no_event(build) -> None:
+    """Of three devices each pair exchanges a tensor at 10: two engines a device carry all at once, in any order."""
+    problem = build([10, 10, 30, 20, 10], [(1, 2, 10), (0, 3, 10), (0, 4, 10)], 3, "none")
+    timeline = simulate(problem, on(0, 1, 2, 2, 1), options=SimulationOptions(copy_engines=2))
+    assert [span.start_ns for span in timeline.spans if span.kind == "transfer"] == [10, 10, 10]
+
+
 @pytest.mark.parametrize(("share", "expected"), [(0.0, 5 + 10 + 7), (0.5, 12 + 7 + 5), (1.0, 12 + 7 + 10)])
 def test_a_reader_that_copies_is_busy_meanwhile(build, share, expected) -> None:
     """A tensor of 10 leaves at 5 for a device that works until 12; its reader takes 7 and copies its share itself."""

@@ -198,7 +198,14 @@ def test_every_knob_moves_the_result_in_its_direction(build, knob) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"streams": 0}, {"launch_ns": -1}, {"copy_engines": -1}, {"spread": -0.1}, {"faults": (Fault("d0", -1),)}],
+    [
+        {"streams": 0},
+        {"launch_ns": -1},
+        {"copy_engines": -1},
+        {"spread": -0.1},
+        {"seed": -1},
+        {"faults": (Fault("d0", -1),)},
+    ],
 )
 def test_options_out_of_range_are_refused(options) -> None:
     with pytest.raises(InputError):

@@ -75,6 +75,7 @@ def test_place_exits_3_without_an_answer(cli, instance):
     assert answer.code == 3
     assert json.loads(answer.out)["status"] in ("infeasible", "limit")
     assert json.loads(answer.out)["spans"] == []
+    assert json.loads(answer.out)["gap"] == 1  # 0 would say proven optimal
 
 
 def test_a_huge_memory_scale_lifts_the_limit(cli, instance):
@@ -168,6 +169,7 @@ def test_a_users_broken_file_does_not_hide_the_others(cli, tmp_path, monkeypatch
 @pytest.mark.parametrize("kind", ["cluster", "device", "study", "timeline", "operators"])
 def test_schema(cli, kind):
     schema = json.loads(cli("schema", kind).out)
+    assert json.loads(cli("schema", kind, "--json").out) == schema
     assert schema["$schema"].startswith("https://json-schema.org/")
     assert "properties" in schema or "oneOf" in schema
 

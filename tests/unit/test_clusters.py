@@ -168,7 +168,7 @@ def clusters(draw):
     switches = draw(st.integers(0, 3))
     nodes = [f"d{i}" for i in range(n)] + [f"s{i}" for i in range(switches)]
     order = draw(st.permutations(nodes))
-    pairs = {(order[draw(st.integers(0, i - 1))], order[i]) for i in range(1, len(order))}
+    pairs = {tuple(sorted((order[draw(st.integers(0, i - 1))], order[i]))) for i in range(1, len(order))}
     pairs |= draw(st.sets(st.sampled_from(list(itertools.combinations(nodes, 2))), max_size=6))
     kind = DeviceType("t", "gpu", 1, 1.0, {"float32": 1.0})
     links = [
@@ -210,3 +210,13 @@ def test_unconnected_devices_have_no_route():
         route(cluster, "a", "b")
     with pytest.raises(InputError, match="no links join"):
         route_classes(cluster)
+
+
+def test_two_links_of_the_same_ends_are_refused(tmp_path):
+    text = (
+        "name: pair\ndevices: [{name: a, device: nvidia-t4}, {name: b, device: nvidia-t4}]\nlinks:\n"
+        "  - {name: wide, ends: [a, b], bandwidth: 16 GB/s, latency: 9 us}\n"
+        "  - {name: quick, ends: [b, a], bandwidth: 1 GB/s, latency: 1 us}\n"
+    )
+    with pytest.raises(InputError, match=r"both join 'a' and 'b'.*one link with the sum of their bandwidths"):
+        read(tmp_path, text)

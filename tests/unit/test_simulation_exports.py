@@ -95,6 +95,12 @@ def test_pictures(problem, tmp_path) -> None:
         write_gantt(timeline, tmp_path / "g.bmp")
 
 
+def test_a_picture_without_matplotlib_names_the_extra(problem, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("moirai_sim.simulation.gantt.find_spec", lambda _: None)
+    with pytest.raises(InputError, match=r"moirai-sim\[figures\]"):
+        write_gantt(simulate(problem, PLACEMENT), tmp_path / "g.png")
+
+
 def test_faults_are_read_from_text() -> None:
     assert parse_fault("gpu0@3 ms=0.5") == Fault("gpu0", 3_000_000, 0.5)
     assert parse_fault("a@b@1 us") == Fault("a@b", 1_000, 0.0)

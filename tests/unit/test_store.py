@@ -29,6 +29,14 @@ def test_a_damaged_study_is_named(tmp_path: Path, content: bytes):
         report(tmp_path, tmp_path / "report.html")
 
 
+@pytest.mark.parametrize("out", ["taken", "taken/below"])
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path, out: str):
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(InputError, match=f"{out}: cannot be a results folder"):
+        Store(tmp_path / out).open({"kind": "evaluate", "name": "again"})
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
 def test_only_runs_of_the_study_as_it_is_now_are_shown_and_the_others_kept(tmp_path: Path):
     path, out = tmp_path / "study.yaml", tmp_path / "out"
     for policies, resumed in ((["single", "heft"], 0), (["single"], 1), (["single", "heft"], 2)):

@@ -71,6 +71,7 @@ def test_whatif_combines_values_of_overrides(tmp_path):
         ),
         (EVALUATE + "time_limit: 10\n", "evaluate", ["study.yaml:8:1: time_limit: missing unit in '10'"]),
         ("kind: evaluate\nmodels: []\n", "evaluate", ["study.yaml:2:1: models", "missing key 'policies'"]),
+        (WHATIF.replace("to: 3", "to: .inf"), "whatif", ["should be a finite number"]),
     ],
 )
 def test_every_mistake_has_its_line(tmp_path, text, kind, complaints):
@@ -78,6 +79,15 @@ def test_every_mistake_has_its_line(tmp_path, text, kind, complaints):
         read_study(_write(tmp_path, text), kind)
     for complaint in complaints:
         assert complaint in str(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "cluster"), [("whatif", "cluster: edge"), ("validate", "clusters: [edge]")])
+def test_instances_with_devices_of_their_own_are_for_evaluate_alone(tmp_path, kind, cluster):
+    (tmp_path / "fork.json").write_text("{}")
+    text = f"kind: {kind}\n{cluster}\nmodels:\n  - zoo:gpt2\n  - fork.json\n"
+    with pytest.raises(InputError, match=r"study\.yaml:5:5: models\.1: .*fork\.json") as caught:
+        read_study(_write(tmp_path, text), kind)
+    assert len(caught.value.problems) == 1
 
 
 def test_models_are_found_beside_the_study(tmp_path):
@@ -90,6 +100,35 @@ def test_unknown_override_is_refused(tmp_path):
     study = read_study(_write(tmp_path, WHATIF.replace("both: [fast, more]", "both: [fats]")), "whatif")
     with pytest.raises(InputError, match="did you mean 'fast'"):
         whatif.expand(study)
+
+
+@pytest.mark.parametrize("values", ["[]", "{from: 3, to: 1, step: 1, unit: us}"])
+def test_an_override_without_a_value_is_refused(tmp_path, values):
+    study = read_study(_write(tmp_path, WHATIF.replace("[1 us, 2 us]", values)), "whatif")
+    with pytest.raises(InputError, match=r"override 'fast': 'links\.0\.latency' has no value"):
+        whatif.expand(study)
+
+
+@pytest.mark.parametrize("name", ["base", "sizes"])
+def test_names_of_the_studys_own_results_are_refused(tmp_path, name):
+    study = read_study(_write(tmp_path, WHATIF.replace("  both:", f"  {name}:")), "whatif")
+    with pytest.raises(InputError, match=f"scenario '{name}'"):
+        whatif.expand(study)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("servers: [{devices: [{name: a, device: nvidia-t4}]}]", "servers.0.name"),
+        ("servers: [node]", "servers.0"),
+        ("devices: [{device: nvidia-t4, count: 0}]", "devices.0.name"),
+        ("devices: [{name: a, device: nvidia-t4, count: 0}]\nlinks: [bus, {ends: 7}]", "links.0"),
+    ],
+)
+def test_a_malformed_cluster_is_refused_by_its_reader(tmp_path, text, complaint):
+    (tmp_path / "bad.yaml").write_text(f"name: bad\n{text}\n")
+    with pytest.raises(InputError, match=complaint):
+        whatif.changed_cluster(str(tmp_path / "bad.yaml"), {"source": "me"})
 
 
 def test_a_changed_key_leads_somewhere(tmp_path):

@@ -4,7 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from moirai_sim.clusters.cluster import Cluster, Device, DeviceType, Link
 from moirai_sim.errors import InputError
+from moirai_sim.studies.prices import parts, price_eur
 from moirai_sim.studies.store import Store
 from moirai_sim.studies.uncertainty import Z90, difference_interval, interval
 from moirai_sim.studies.whatif import whatif
@@ -67,6 +69,16 @@ def test_variants_against_the_base(study, tmp_path):
     assert "As links.bus.bandwidth changes" in titles
 
 
+def test_layers_that_pipedream_profiled_are_placed_anew_too(study, tmp_path):
+    layer = "node{} -- Linear() -- forward_compute_time=1, activation_size=64e6, parameter_size=4e9\n"
+    edges = "\tnode0 -- node1\n\tnode1 -- node2\n"  # 12 GB of layers on two devices of 8 GiB
+    (tmp_path / "graph.txt").write_text("".join(map(layer.format, range(3))) + edges)
+    study.write_text(study.read_text().replace("zoo:ws-32?seed=1", "graph.txt"))
+    assert whatif(study, tmp_path / "out", jobs=1)["failed"] == 0
+    table = variants_table(Store(tmp_path / "out")).set_index("changes")["objective_ms"]
+    assert table["links.bus.bandwidth = 64 GB/s"] == 3 + 1 < table["links.bus.bandwidth = 2 GB/s"] == 3 + 32
+
+
 def test_a_bound_above_the_target_spares_the_placement(study, tmp_path):
     study.write_text(STUDY.format(target="1 ns"))
     whatif(study, tmp_path / "out", jobs=1)
@@ -86,6 +98,15 @@ def test_prices_of_the_study_go_before_those_of_the_files_and_run_nothing_again(
     study.write_text(study.read_text().replace("slow: 10", "slwo: 10"))
     with pytest.raises(InputError, match="did you mean 'slow'"):
         whatif(study, tmp_path / "out", jobs=1)
+
+
+def test_parts_of_one_name_keep_their_own_prices():
+    kind = DeviceType("t", "gpu", 1, 1.0, {"float32": 1.0}, price_eur=10)
+    devices = tuple(Device(name, kind) for name in "abc")
+    links = (Link("wire1", ("a", "b"), 1.0, price_eur=100), Link("wire2", ("b", "c"), 1.0, price_eur=500))
+    found = parts(Cluster("c", devices, links))
+    assert price_eur(found, {}) == 3 * 10 + 100 + 500
+    assert price_eur(found, {"wire": 7}) == 3 * 10 + 2 * 7
 
 
 def test_the_placement_of_the_base_is_kept_beside_the_new_one(study, tmp_path):
@@ -109,6 +130,23 @@ def test_nothing_is_written_for_an_override_that_leads_nowhere(study, tmp_path):
     with pytest.raises(InputError, match="did you mean 'bus'"):
         whatif(study, tmp_path / "out", jobs=1)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_value_is_the_overrides_and_not_the_files(study, tmp_path):
+    study.write_text(study.read_text().replace("[2 GB/s, 4 GB/s, 64 GB/s]", "[2 GB/s, 4]"))
+    with pytest.raises(InputError) as caught:
+        whatif(study, tmp_path / "out", jobs=1)
+    (problem,) = caught.value.problems
+    assert problem.startswith("study 'study': override links.bus.bandwidth = 4: ")
+    assert "missing unit in 4" in problem
+
+
+def test_a_mistake_of_the_file_is_told_once_and_blames_no_override(study, tmp_path):
+    (tmp_path / "pair.yaml").write_text(CLUSTER.replace("1 GB/s", "1"))
+    with pytest.raises(InputError) as caught:
+        whatif(study, tmp_path / "out", jobs=1)
+    (problem,) = caught.value.problems
+    assert "pair.yaml:3:" in problem.split(": ")[0]
 
 
 def test_pareto_front():
