@@ -1,7 +1,7 @@
-"""Keep the results of an evaluate study small: ``python experiments/summarise.py RESULTS_FOLDER EXPERIMENT_FOLDER``.
+"""Keep the results of evaluate studies small: ``python experiments/summarise.py RESULTS_FOLDER EXPERIMENT_FOLDER``.
 
-Writes ``results.csv`` (one row a run) and ``results.md``: times by model and policy, and the study's own policy against
-each other one. A failed run is a row without a time.
+Writes ``results.csv`` (one row a run) and ``results.md``: times by model and policy, and our own policies against each
+other one. A failed run is a row without a time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ OWN = ("moirai", "diviml", "auto")
 
 
 def summarise(results: Path, experiment: Path) -> None:
-    """Summarise one results folder beside the experiment's studies."""
+    """Summarise the runs that belong to a results folder beside the experiment's studies."""
     _, store = read_folder(results)
     runs = runs_table(store)
     for name in ("model", "cluster"):  # a file is known by its name, wherever it lies
