@@ -255,7 +255,8 @@ def _candidates(priced: Priced, study: ValidateStudy) -> tuple[list[Candidate], 
 
     def add(name: str, timeline: Timeline) -> None:
         placement = placement_from_timeline(problem, timeline)
-        order = None if len(set(placement.device.tolist())) == 1 else tuple(np.asarray(placement.order).tolist())
+        free = placement.order is None or len(set(placement.device.tolist())) == 1
+        order = None if free else tuple(np.asarray(placement.order).tolist())
         same = tuple(placement.device.tolist()), order  # on one device everything is one part, whatever the order
         if same in found:
             found[same] = replace(found[same], also=(*found[same].also, name))
