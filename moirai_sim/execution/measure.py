@@ -14,7 +14,6 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 
 from moirai_sim.errors import ExecutionError, InputError
 from moirai_sim.execution.backends import ONNXRUNTIME
@@ -22,10 +21,12 @@ from moirai_sim.execution.split import Executed, Part, execute_as, part_model, s
 from moirai_sim.execution.weights import with_random_weights
 from moirai_sim.execution.worker import SLOW, Assignment, Job, Record
 from moirai_sim.execution.workers import Workers
+from moirai_sim.graphs.load import load_model
 from moirai_sim.profiling.backends.onnxruntime import random_array
 from moirai_sim.timeline import Span, Timeline
 
 if TYPE_CHECKING:
+    import onnx
     from numpy.typing import NDArray
 
     from moirai_sim.execution.ray_workers import RayWorkers
@@ -458,7 +459,7 @@ def load_subject(source: str | Path, graph: OperatorGraph) -> Subject:
     Parameters
     ----------
     source
-        An ``.onnx`` file, its weights beside it if they are not inside, or ``zoo:NAME``.
+        As in `load_model`: an ``.onnx`` file, its weights beside it if they are not inside, or ``zoo:NAME``.
     graph
         The same source as operators.
 
@@ -467,19 +468,7 @@ def load_subject(source: str | Path, graph: OperatorGraph) -> Subject:
     InputError
         If the model or its weights cannot be read, or exceed 2 GiB.
     """
-    text = str(source)
-    try:
-        if text.startswith("zoo:"):
-            from moirai_sim.graphs.zoo import zoo_model
-
-            model = zoo_model(text.removeprefix("zoo:"))
-        else:
-            model = onnx.load(text)
-    except OSError as error:
-        raise InputError(
-            f"{text}: cannot be read ({error.strerror}); weights in other files must lie beside it"
-        ) from error
-    return Subject(with_random_weights(model), graph)
+    return Subject(with_random_weights(load_model(source)), graph)
 
 
 def _assignments(
