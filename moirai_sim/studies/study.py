@@ -12,8 +12,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationInfo, field_validator, model_validator
 
 from moirai_sim.errors import InputError
+from moirai_sim.graphs.load import split_source
 from moirai_sim.policies.base import Objective
 from moirai_sim.problem import Network
+from moirai_sim.studies.study_names import unknown_names
 from moirai_sim.units import parse_ns, parse_period_ns
 from moirai_sim.yaml_files import YamlDocument
 
@@ -59,7 +61,8 @@ class _Runs(_Strict):
     name: str = ""
     description: str = ""
     models: list[str] = Field(min_length=1)
-    """SOURCES: ONNX files (relative to the study file), ``zoo:NAME``, or published instances."""
+    """SOURCES: ONNX files (relative to the study file), ``zoo:NAME``, or published instances; for ``validate`` also the
+    bare names of the models inside the ``onnx`` package."""
     time_limit: str = "10 s"
     """Per run, for policies that search; heuristics ignore it."""
 
@@ -196,7 +199,7 @@ def read_study(path: Path, kind: Literal["evaluate", "whatif", "validate"]) -> S
     Raises
     ------
     InputError
-        With every problem and its line.
+        With every problem and its line; also where a model, cluster, policy or override that it names does not exist.
     """
     document = YamlDocument(path)
     found = document.data.get("kind")
@@ -209,11 +212,15 @@ def read_study(path: Path, kind: Literal["evaluate", "whatif", "validate"]) -> S
 
     def beside(source: str | None) -> str | None:
         candidate = path.parent / source if source else None
-        return str(candidate) if candidate is not None and candidate.is_file() else source
+        return str(candidate) if candidate is not None and split_source(candidate)[0].is_file() else source
 
     moved: dict[str, object] = {"models": [beside(model) for model in study.models], "name": study.name or path.stem}
     if isinstance(study, WhatIfStudy):
         moved["cluster"] = beside(study.cluster)
     else:
         moved["clusters"] = [beside(cluster) for cluster in study.clusters]
-    return study.model_copy(update=moved)
+    study = study.model_copy(update=moved)
+    unknown = list(unknown_names(study, path.parent))
+    if unknown:
+        raise InputError(f"{document.place(key)}: {'.'.join(map(str, key))}: {problem}" for key, problem in unknown)
+    return study
