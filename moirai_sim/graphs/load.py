@@ -89,7 +89,7 @@ def split_source(source: str | Path) -> tuple[Path, str]:
 def model_names(sources: Iterable[str]) -> dict[str, str]:
     """Return a short name for each source that no other of them has.
 
-    That of a zoo model is its own, of a file its stem: with the sizes behind it, and with as many of the folders before
+    A zoo model keeps its own. A file goes by its stem: with the sizes behind it, and with as many of the folders before
     it, as are needed to tell it from the others.
     """
     known = {source: list(dict.fromkeys(_names(source))) for source in sources}
@@ -99,9 +99,7 @@ def model_names(sources: Iterable[str]) -> dict[str, str]:
 
 def _names(source: str) -> Iterator[str]:
     """Iterate over what a source can be called, the shortest first."""
-    if source.startswith(ZOO_PREFIX):
-        yield source.removeprefix(ZOO_PREFIX)
-    else:
+    if not source.startswith(ZOO_PREFIX):
         path, query = split_source(source)
         parts = path.with_suffix("").parts
         yield parts[-1]

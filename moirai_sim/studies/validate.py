@@ -36,7 +36,7 @@ from moirai_sim.studies.validate_prices import (
     priced_as_it_is,
     types_of,
 )
-from moirai_sim.studies.validate_summary import PERCENTILES, case_of, summarise
+from moirai_sim.studies.validate_summary import PERCENTILES, cases_of, summarise
 
 if TYPE_CHECKING:
     from moirai_sim.clusters.cluster import Cluster
@@ -115,7 +115,7 @@ def validate(study_path: Path, out: Path) -> dict[str, Any]:
     summary = summarise(results, study.seed) | {"machine": machine()}
     write_whole(out / "summary.json", json.dumps(summary, indent=1, sort_keys=True) + "\n")
     failed = [result for result in results if result["outcome"]["status"] != "measured"]
-    return {"summary": summary, "cases": [case_of(result) for result in results], "failed": len(failed)}
+    return {"summary": summary, "cases": cases_of(results), "failed": len(failed)}
 
 
 def _run_cluster(name: str, cluster: Cluster, sources: Sequence[str], study: ValidateStudy, store: Store) -> list[str]:

@@ -145,8 +145,8 @@ def test_models_whose_files_have_one_name_are_told_apart_by_folder_or_size():
          "zoo:gpt3-1.3b?seq=64", "zoo:gpt3-1.3b?seq=128", "b/alone.onnx?batch=8"]
     )  # fmt: skip
     assert list(names.values()) == [
-        "a/net", "b/net", "small?batch=1", "small?batch=8", "c/gpt2", "zoo:gpt2",
-        "gpt3-1.3b?seq=64", "gpt3-1.3b?seq=128", "alone",
+        "a/net", "b/net", "small?batch=1", "small?batch=8", "gpt2", "zoo:gpt2",
+        "zoo:gpt3-1.3b?seq=64", "zoo:gpt3-1.3b?seq=128", "alone",
     ]  # fmt: skip
 
 
