@@ -23,6 +23,7 @@ from moirai_sim.execution.worker import SLOW, Assignment, Job, Record
 from moirai_sim.execution.workers import Workers
 from moirai_sim.graphs.load import load_model
 from moirai_sim.profiling.backends.onnxruntime import random_array
+from moirai_sim.profiling.telemetry import versions
 from moirai_sim.timeline import Span, Timeline
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class Subject:
     def __init__(self, model: onnx.ModelProto, graph: OperatorGraph, *, seed: int = 0) -> None:
         self.model = model
         self.graph = graph
+        self.seed = seed
         self.whole = Executed(model, graph)
         self.feeds: dict[str, NDArray[Any]] = {
             name: random_array(spec.shape, np.dtype(spec.dtype), seed)
@@ -408,7 +410,8 @@ def measure(
     Returns
     -------
     Timeline
-        Status "measured"; ``provenance`` holds the makespans of all repeats and the time of the unsplit model.
+        Status "measured"; ``provenance`` holds the makespans of all repeats, the time of the unsplit model, and what it
+        takes to make the timeline again.
 
     Raises
     ------
@@ -447,7 +450,10 @@ def measure(
         "largest_output_difference": difference,
         "machine": platform.platform(),
         "processor": platform.processor() or platform.machine(),
-        "onnxruntime": _version(),
+        "repeats": repeats,
+        "seed": subject.seed,
+        "versions": versions(),
+        **problem.facts,
     }
     policy = str(placement.provenance.get("policy", ""))
     return replace(middle, policy=policy, network=problem.network, provenance=facts)
@@ -546,9 +552,3 @@ def _computation(operator: Operator) -> Hashable:
     """Return what two operators have in common that compute the same."""
     read = tuple(tensor.name for tensor in operator.inputs)
     return operator.op_type, read, repr(sorted(operator.attributes.items(), key=lambda item: item[0]))
-
-
-def _version() -> str:
-    import onnxruntime
-
-    return str(onnxruntime.__version__)

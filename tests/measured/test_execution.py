@@ -192,6 +192,8 @@ def test_a_measured_timeline_holds_together(subject, workers):
     timeline = measure(subject, problem, placement, workers=workers, repeats=5)
     assert timeline.status == "measured"
     assert timeline.makespan_ns == sorted(timeline.provenance["makespans_ns"])[2]
+    assert timeline.provenance["problem"]["fusion"] == "none"
+    assert {"repeats", "seed", "versions", "cost_share"} <= timeline.provenance.keys()
     parts = [span for span in timeline.spans if span.kind == "operator"]
     covered = [name for span in parts for name in span.operators]
     assert sorted(covered) == sorted(problem.operators)
