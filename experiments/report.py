@@ -15,7 +15,7 @@ import pandas as pd
 
 from moirai_sim.files import write_whole
 from moirai_sim.studies.store import read_folder
-from moirai_sim.studies.validate_summary import FORESEEN, case_of, summarise
+from moirai_sim.studies.validate_summary import FORESEEN, cases_of, summarise
 
 HERE = Path(__file__).parent
 KEPT = HERE / "validation" / "results"
@@ -51,7 +51,7 @@ def keep(folder: Path) -> None:
     summary = summarise(results, study["seed"]) | {"machine": old["machine"]}
     kept = {"name": study["name"], "description": study["description"], "summary": summary}
     write_whole(KEPT / f"{study['name']}.json", json.dumps(kept, indent=1) + "\n")
-    cases = pd.DataFrame(case_of(result) for result in results).sort_values(["cluster", "model", "placement"])
+    cases = pd.DataFrame(cases_of(results)).sort_values(["cluster", "model", "placement"])
     write_whole(KEPT / f"{study['name']}.csv", cases.to_csv(index=False, float_format="%.5g"))
 
 

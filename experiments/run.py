@@ -1,19 +1,21 @@
 """Run a whole experiment and write its tables: ``python experiments/run.py moirai`` or ``diviml``.
 
 Its studies go into one results folder, ``out/NAME``, where runs that are there are kept: a broken off run goes on
-where it was. Then `summarise` writes ``results.csv`` and ``results.md`` beside the studies.
+where it was. Then `summarise` writes ``results.csv`` and ``results.md`` of all of them beside the studies.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 from summarise import summarise
 
 from moirai_sim.studies.evaluate import evaluate
+from moirai_sim.studies.store import Store
 
 HERE = Path(__file__).parent
 NEEDS = {"placeto": "torch"}
@@ -35,6 +37,17 @@ def parts(experiment: Path) -> list[Path]:
     return found
 
 
+def run(studies: Sequence[Path], out: Path, jobs: int | None = None) -> None:
+    """Evaluate studies into one folder, to which the runs of all of them belong then."""
+    store = Store(out)
+    names: set[str] = set()
+    for path in studies:
+        summary = evaluate(path, out, jobs=jobs)
+        print(f"{path.name}: {summary['runs']} runs, {summary['failed']} failed", flush=True)
+        names |= store.names_asked() or set()
+    store.ask(names)  # each study asked for its own alone
+
+
 def main() -> None:
     """Run one experiment."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -43,9 +56,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, help="worker processes [default: one a core]")
     chosen = parser.parse_args()
     out = chosen.out or Path("out", chosen.experiment)
-    for path in parts(HERE / chosen.experiment):
-        summary = evaluate(path, out, jobs=chosen.jobs)
-        print(f"{path.name}: {summary['runs']} runs, {summary['failed']} failed", flush=True)
+    run(parts(HERE / chosen.experiment), out, chosen.jobs)
     summarise(out, HERE / chosen.experiment)
 
 

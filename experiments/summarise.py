@@ -1,7 +1,7 @@
-"""Keep the results of an evaluate study small: ``python experiments/summarise.py RESULTS_FOLDER EXPERIMENT_FOLDER``.
+"""Keep the results of evaluate studies small: ``python experiments/summarise.py RESULTS_FOLDER EXPERIMENT_FOLDER``.
 
-Writes ``results.csv`` (one row a run) and ``results.md``: times by model and policy, and the study's own policy against
-each other one. A failed run is a row without a time.
+Writes ``results.csv`` (one row a run) and ``results.md``: times by model and policy, and our own policies against each
+other one. A failed run is a row without a time.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from moirai_sim.files import write_whole
+from moirai_sim.graphs.load import model_names
 from moirai_sim.studies.store import read_folder
 from moirai_sim.studies.tables import PROBLEM, policies_table, runs_table
 
@@ -35,17 +36,13 @@ OWN = ("moirai", "diviml", "auto")
 
 
 def summarise(results: Path, experiment: Path) -> None:
-    """Summarise one results folder beside the experiment's studies."""
+    """Summarise the runs that belong to a results folder beside the experiment's studies."""
     _, store = read_folder(results)
     runs = runs_table(store)
-    for name in ("model", "cluster"):  # a file is known by its name, wherever it lies
-        runs[name] = [_short(value) for value in runs[name]]
+    runs["model"] = runs["model"].map(model_names(runs["model"]))
+    runs["cluster"] = [None if name is None else Path(name).name.removesuffix(".yaml") for name in runs["cluster"]]
     write_whole(experiment / "results.csv", runs[COLUMNS + FIGURES].to_csv(index=False, float_format="%.6g"))
     write_whole(experiment / "results.md", markdown(runs))
-
-
-def _short(value: str | None) -> str | None:
-    return value if value is None or value.startswith("zoo:") else Path(value).name.removesuffix(".yaml")
 
 
 def markdown(runs: pd.DataFrame) -> str:

@@ -48,6 +48,10 @@ class InternalError(MoiraiError):
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
     """Return a suggestion for a misspelt word, then all known ones; made to end an error message."""
+    return f"{nearest(word, known)}known: {', '.join(known)}"
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """Return a suggestion for a misspelt word, with a space behind it; empty where none is near."""
     close = difflib.get_close_matches(word, known, n=1)
-    hint = f"did you mean '{close[0]}'? " if close else ""
-    return f"{hint}known: {', '.join(known)}"
+    return f"did you mean '{close[0]}'? " if close else ""

@@ -109,10 +109,13 @@ def placement_from_timeline(problem: PlacementProblem, timeline: Timeline) -> Pl
     topological = np.empty(problem.n_operators, dtype=np.int64)
     topological[problem.topological_order] = np.arange(problem.n_operators)
     leader = transfer_edges(problem, device)
-    led = {
-        (int(problem.edges[e, 0]), int(problem.edges[e, 1])): int(leader[e])
-        for e in np.flatnonzero(leader >= 0)[::-1]  # the first of parallel edges wins
-    }
+    readers: dict[int, set[int]] = {}
+    for e in np.flatnonzero(leader >= 0).tolist():
+        readers.setdefault(int(leader[e]), set()).add(int(problem.edges[e, 1]))
+    # Several tensors may go the same way: their transfers are handed out in the order of the spans.
+    waiting: dict[tuple[int, frozenset[int]], list[int]] = {}
+    for edge, consumers in readers.items():
+        waiting.setdefault((int(problem.edges[edge, 0]), frozenset(consumers)), []).append(edge)
     events: list[tuple[int, int, int, int, int]] = []  # start, end, topological position, is transfer, index
     seen = np.zeros(problem.n_operators, dtype=bool)
     for span in timeline.spans:
@@ -121,9 +124,12 @@ def placement_from_timeline(problem: PlacementProblem, timeline: Timeline) -> Pl
             seen[i] = True
             events.append((span.start_ns, span.end_ns, int(topological[i]), 0, i))
         elif span.kind == "transfer" and span.producer in operator_index and span.consumers:
-            i, j = operator_index[span.producer], operator_index.get(span.consumers[0], -1)
-            edge = led.get((i, j), -1)
-            if edge >= 0:
+            i = operator_index[span.producer]
+            same_way = waiting.get((i, frozenset(operator_index.get(name, -1) for name in span.consumers)), [])
+            if same_way:
+                fitting = [e for e in same_way if problem.tensor_bytes[problem.edge_tensor[e]] == span.bytes]
+                edge = (fitting or same_way)[0]
+                same_way.remove(edge)
                 events.append((span.start_ns, span.end_ns, int(topological[i]), 1, edge))
     transfers = int((leader == np.arange(len(leader))).sum())
     whole = bool(seen.all()) and len({e[4] for e in events if e[3]}) == transfers

@@ -178,6 +178,11 @@ class PlacementProblem:
         """Return the time of one tensor between two devices with nothing else on the network, ns."""
         return 0 if source == target else int(self.transfer_ns[tensor, self.route_class[source, target]])
 
+    @property
+    def facts(self) -> dict[str, object]:
+        """What a result says of the problem that it answers: where it comes from, and on what its times rest."""
+        return {"problem": {"name": self.name, **self.provenance}, "cost_share": dict(self.cost_share)}
+
     def with_network(self, network: Network) -> PlacementProblem:
         """Return the same problem under another network model."""
         return replace(self, network=network)

@@ -109,11 +109,20 @@ class Timeline:
     @property
     def memory(self) -> tuple[bool, float | None]:
         """What it was made for: whether memory was lifted, and the scale that was given, as far as the file says."""
-        made_for = self.provenance.get("problem")
-        made_for = made_for if isinstance(made_for, dict) else {}
-        scale = made_for.get("memory_scale")
+        scale = self._made_for.get("memory_scale")
         known = isinstance(scale, int | float) and not isinstance(scale, bool)
-        return made_for.get("memory") == "unlimited", scale if known else None
+        return self._made_for.get("memory") == "unlimited", scale if known else None
+
+    @property
+    def fusion(self) -> str | None:
+        """The backend whose fusions its times rest on, as far as the file says."""
+        backend = self._made_for.get("fusion")
+        return backend if isinstance(backend, str) else None
+
+    @property
+    def _made_for(self) -> Mapping[str, Any]:
+        problem = self.provenance.get("problem")
+        return problem if isinstance(problem, dict) else {}
 
     def _repr_html_(self) -> str:
         from moirai_sim.display import timeline_html

@@ -122,11 +122,12 @@ def simulate(
 ) -> None:
     """Simulate a placement."""
     import json
-    from dataclasses import replace
+    from dataclasses import asdict, replace
 
     from moirai_sim.console import print_facts, print_json, say
     from moirai_sim.files import write_whole
     from moirai_sim.placement import placement_from_timeline
+    from moirai_sim.profiling.telemetry import ENGINES, versions
     from moirai_sim.simulation.engine import simulate as run
     from moirai_sim.simulation.options import SimulationOptions, parse_fault
     from moirai_sim.timeline import read_timeline
@@ -160,17 +161,22 @@ def simulate(
     placed = read_timeline(placement)
     problem = problem_of(source, cluster, network, no_memory=no_memory, memory_scale=memory_scale, fuse=fuse)
     wanted = placement_from_timeline(problem, placed)
+    made_by = problem.facts | _placed_by(placement)
+    made_by |= {"options": asdict(options), "versions": versions(ENGINES)}
     if requests is not None:
         from moirai_sim.simulation.workloads import poisson, serve
 
         arrivals = None if rate is None else poisson(rate, requests, seed)
         clients = (in_flight or 1) if rate is None else None
         service = serve(problem, wanted, arrivals=arrivals, in_flight=clients, requests=requests, options=options)
+        stream = {"requests": requests, "in_flight": clients, "rate_per_s": rate}
+        document = service.to_json() | {"provenance": made_by | stream}
         if out is not None:
-            write_whole(out, json.dumps(service.to_json(), indent=1) + "\n")
-        print_json(service.to_json()) if as_json else print_facts(service.figures())
+            write_whole(out, json.dumps(document, indent=1) + "\n")
+        print_json(document) if as_json else print_facts(service.figures())
         return
-    timeline = replace(run(problem, wanted, engine=engine, options=options), policy=placed.policy)  # type: ignore[arg-type]
+    timeline = run(problem, wanted, engine=engine, options=options)  # type: ignore[arg-type]
+    timeline = replace(timeline, policy=placed.policy, provenance=made_by | {"engine": engine})
     if timeline.replicas and (explained or trace or gantt or parquet):
         say(f"{placement}: {len(timeline.cycle)} placements take turns; what is drawn and explained is the first")
     explanation = None
@@ -215,8 +221,8 @@ def verify(
 ) -> None:
     """Check a timeline independently.
 
-    Lists every violation and exits 1 if there is one. The network, the memory, and the limits on latency and period
-    that the file says it was made for hold unless others are given.
+    Lists every violation and exits 1 if there is one. The network, the memory, the fusions, and the limits on latency
+    and period that the file says it was made for hold unless others are given.
     """
     from dataclasses import replace
 
@@ -229,7 +235,12 @@ def verify(
     if not no_memory and memory_scale is None:
         no_memory, memory_scale = timeline.memory
     problem = problem_of(
-        source, cluster, network or timeline.network or None, no_memory=no_memory, memory_scale=memory_scale, fuse=fuse
+        source,
+        cluster,
+        network or timeline.network or None,
+        no_memory=no_memory,
+        memory_scale=memory_scale,
+        fuse=fuse or timeline.fusion,
     )
     violations = check(problem, timeline)
     if as_json:
@@ -252,6 +263,8 @@ def measure(
     as_json: Json = False,
 ) -> None:
     """Run a placement on real devices."""
+    from dataclasses import replace
+
     from moirai_sim.clusters.reader import read_cluster
     from moirai_sim.console import print_json
     from moirai_sim.execution.measure import load_subject
@@ -277,6 +290,7 @@ def measure(
 
         with RayWorkers(given, ray) as workers:
             timeline = run(subject, problem, wanted, workers=workers, repeats=repeats)
+    timeline = replace(timeline, provenance={**timeline.provenance, **_placed_by(placement)})
     timeline.write(out)
     if as_json:
         print_json(timeline.to_json())
@@ -288,3 +302,10 @@ def _print_timeline(timeline: Timeline, problem: PlacementProblem, out: Path | N
     from moirai_sim.summary import print_timeline
 
     print_timeline(timeline, problem, out)
+
+
+def _placed_by(placement: Path) -> dict[str, object]:
+    """Return what a result says of the file that its placement is from."""
+    from moirai_sim.files import sha256
+
+    return {"placement": {"path": placement.name, "sha256": sha256(placement)}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from moirai_sim.cli.options import Json, Out, Study, without_effect
 Jobs = Annotated[int | None, typer.Option(min=1, help="Worker processes; default one a core.")]
 Ray = Annotated[str | None, typer.Option(help="Address of a Ray cluster, 'auto' for one that runs here.")]
 Retry = Annotated[bool, typer.Option("--retry-failed", help="Run failed runs again.")]
+_ERRORS_SHOWN = 3
 
 
 def validate(study: Study, out: Out, as_json: Json = False) -> None:
@@ -24,7 +26,7 @@ def validate(study: Study, out: Out, as_json: Json = False) -> None:
         print_json(summary)
     else:
         print_validation(summary)
-    raise typer.Exit(1 if summary.get("failed") else 0)
+    _leave(summary["failed"], out)
 
 
 def evaluate(
@@ -37,7 +39,7 @@ def evaluate(
     _jobs_or_ray(jobs, ray)
     summary = run(study, out, jobs=jobs, ray=ray, retry_failed=retry_failed)
     print_study(summary, as_json=as_json)
-    raise typer.Exit(1 if summary["failed"] else 0)
+    _leave(summary["failed"], out)
 
 
 def whatif(
@@ -54,7 +56,22 @@ def whatif(
     print_study(summary, as_json=as_json)
     for model, answer in answers.items():
         print_text(f"{model}: {sentence(answer)}")
-    raise typer.Exit(1 if summary["failed"] else 0)
+    _leave(summary["failed"], out)
+
+
+def _leave(failed: int, out: Path) -> None:
+    """End with code 0, or where runs failed with 1 and the most frequent reasons."""
+    from moirai_sim.console import say
+    from moirai_sim.studies.store import Store
+
+    if failed:
+        errors = Counter(result["outcome"].get("error") for result in Store(out).read())
+        del errors[None]
+        for error, runs in errors.most_common(_ERRORS_SHOWN):
+            say(f"{error} ({runs} of {failed} failures)")
+        if len(errors) > _ERRORS_SHOWN:
+            say(f"and {len(errors) - _ERRORS_SHOWN} other errors; 'moirai-sim report {out}' shows all")
+    raise typer.Exit(1 if failed else 0)
 
 
 def _jobs_or_ray(jobs: int | None, ray: str | None) -> None:

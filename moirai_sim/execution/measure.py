@@ -14,7 +14,6 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 
 from moirai_sim.errors import ExecutionError, InputError
 from moirai_sim.execution.backends import ONNXRUNTIME
@@ -22,10 +21,13 @@ from moirai_sim.execution.split import Executed, Part, execute_as, part_model, s
 from moirai_sim.execution.weights import with_random_weights
 from moirai_sim.execution.worker import SLOW, Assignment, Job, Record
 from moirai_sim.execution.workers import Workers
+from moirai_sim.graphs.load import load_model
 from moirai_sim.profiling.backends.onnxruntime import random_array
+from moirai_sim.profiling.telemetry import versions
 from moirai_sim.timeline import Span, Timeline
 
 if TYPE_CHECKING:
+    import onnx
     from numpy.typing import NDArray
 
     from moirai_sim.execution.ray_workers import RayWorkers
@@ -74,6 +76,7 @@ class Subject:
     def __init__(self, model: onnx.ModelProto, graph: OperatorGraph, *, seed: int = 0) -> None:
         self.model = model
         self.graph = graph
+        self.seed = seed
         self.whole = Executed(model, graph)
         self.feeds: dict[str, NDArray[Any]] = {
             name: random_array(spec.shape, np.dtype(spec.dtype), seed)
@@ -409,7 +412,8 @@ def measure(
     Returns
     -------
     Timeline
-        Status "measured"; ``provenance`` holds the makespans of all repeats and the time of the unsplit model.
+        Status "measured"; ``provenance`` holds the makespans of all repeats, the time of the unsplit model, and what it
+        takes to make the timeline again.
 
     Raises
     ------
@@ -448,7 +452,10 @@ def measure(
         "largest_output_difference": difference,
         "machine": platform.platform(),
         "processor": platform.processor() or platform.machine(),
-        "onnxruntime": _version(),
+        "repeats": repeats,
+        "seed": subject.seed,
+        "versions": versions(),
+        **problem.facts,
     }
     policy = str(placement.provenance.get("policy", ""))
     return replace(middle, policy=policy, network=problem.network, provenance=facts)
@@ -460,7 +467,7 @@ def load_subject(source: str | Path, graph: OperatorGraph) -> Subject:
     Parameters
     ----------
     source
-        An ``.onnx`` file, its weights beside it if they are not inside, or ``zoo:NAME``.
+        As in `load_model`: an ``.onnx`` file, its weights beside it if they are not inside, or ``zoo:NAME``.
     graph
         The same source as operators.
 
@@ -469,19 +476,7 @@ def load_subject(source: str | Path, graph: OperatorGraph) -> Subject:
     InputError
         If the model or its weights cannot be read, or exceed 2 GiB.
     """
-    text = str(source)
-    try:
-        if text.startswith("zoo:"):
-            from moirai_sim.graphs.zoo import zoo_model
-
-            model = zoo_model(text.removeprefix("zoo:"))
-        else:
-            model = onnx.load(text)
-    except OSError as error:
-        raise InputError(
-            f"{text}: cannot be read ({error.strerror}); weights in other files must lie beside it"
-        ) from error
-    return Subject(with_random_weights(model), graph)
+    return Subject(with_random_weights(load_model(source)), graph)
 
 
 def _assignments(
@@ -559,9 +554,3 @@ def _computation(operator: Operator) -> Hashable:
     """Return what two operators have in common that compute the same."""
     read = tuple(tensor.name for tensor in operator.inputs)
     return operator.op_type, read, repr(sorted(operator.attributes.items(), key=lambda item: item[0]))
-
-
-def _version() -> str:
-    import onnxruntime
-
-    return str(onnxruntime.__version__)

@@ -90,7 +90,9 @@ def read_onnx(
     """
     path = Path(path)
     model = load_onnx(path)
-    source = {"path": path.name, "sha256": sha256(path)}
+    source: dict[str, object] = {"path": path.name, "sha256": sha256(path)}
+    if dimensions:
+        source["dimensions"] = dict(dimensions)
     return read_model(model, name=name or path.stem, place=str(path), dimensions=dimensions, source=source)
 
 

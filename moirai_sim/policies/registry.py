@@ -31,6 +31,18 @@ def policy_names() -> list[str]:
     return sorted(_registered())
 
 
+def check_policy(name: str) -> None:
+    """Refuse a name that no policy has.
+
+    Raises
+    ------
+    InputError
+        If no installed distribution registers the name.
+    """
+    if name not in _registered():
+        raise InputError(f"unknown policy '{name}'; {did_you_mean(name, policy_names())}")
+
+
 def load_policy(name: str) -> Policy:
     """Return a policy by its name.
 
@@ -39,11 +51,9 @@ def load_policy(name: str) -> Policy:
     InputError
         If no installed distribution registers the name, or the class behind it cannot be imported.
     """
-    entry = _registered().get(name)
-    if entry is None:
-        raise InputError(f"unknown policy '{name}'; {did_you_mean(name, policy_names())}")
+    check_policy(name)
     try:
-        policy: Policy = entry.load()()
+        policy: Policy = _registered()[name].load()()
     except ImportError as error:
         raise InputError(f"policy '{name}' cannot be loaded ({error}); install what it needs") from error
     return policy

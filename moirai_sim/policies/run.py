@@ -15,6 +15,7 @@ from moirai_sim.policies.bounds import lower_bound_ns
 from moirai_sim.policies.loads import best_single_device, period_ns
 from moirai_sim.policies.reductions import contract_colocated
 from moirai_sim.policies.registry import load_policy
+from moirai_sim.profiling.telemetry import ENGINES, versions
 from moirai_sim.timeline import Timeline
 from moirai_sim.verify import verify
 
@@ -62,9 +63,9 @@ def place(problem: PlacementProblem, policy: str = "auto", request: Request | No
                 "workers": request.workers,
                 **({"replicas": request.replicas} if request.replicas > 1 else {}),
             },
-            "problem": {"name": problem.name, **problem.provenance},
-            "cost_share": dict(problem.cost_share),
+            **problem.facts,
             "best_single_device": None if alone is None else {"device": problem.devices[alone[0]], "ns": alone[1]},
+            "versions": versions(ENGINES),
         },
     )
 

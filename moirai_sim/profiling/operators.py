@@ -141,12 +141,14 @@ def parse_cores(device: str) -> set[int]:
 def _profile(models: Sequence[str | Path], *, threads: int, budget_s: float) -> pd.DataFrame:
     import pandas as pd
 
+    from moirai_sim.graphs.load import model_names
     from moirai_sim.profiling import telemetry
     from moirai_sim.profiling.backends.onnxruntime import kernel_key
     from moirai_sim.profiling.cpu import measure_device_type
     from moirai_sim.profiling.schema import device_type_json
     from moirai_sim.progress import progress
 
+    names = model_names(map(str, models))
     loaded = [load(str(source), threads) for source in models]
     started = telemetry.snapshot()
     device_type = measure_device_type(threads)
@@ -169,10 +171,10 @@ def _profile(models: Sequence[str | Path], *, threads: int, budget_s: float) -> 
                     step()
             whole.append(time_until_stable(run_whole, whole_s / 2))
             del run_whole
-            booked = _book(one, timer)
+            booked = _book(one, timer, names[one.source])
             rows += booked
-            reconciled[one.graph.name] = _reconcile(one, np.concatenate(whole) - timer.overhead_s, timer)
-            reconciled[one.graph.name]["new_kernels"] = len(timer.known) - known
+            facts = _reconcile(one, np.concatenate(whole) - timer.overhead_s, timer)
+            reconciled[names[one.source]] = facts | {"new_kernels": len(timer.known) - known}
     frame = pd.DataFrame(rows)
     stack = telemetry.versions()
     frame["device"], frame["device_type"] = device_type.name, device_type_json(device_type)
@@ -205,20 +207,10 @@ def model_bytes(source: str) -> bytes:
 
     Equal weights would let ONNX Runtime merge equal convolutions into one.
     """
-    import onnx
-
     from moirai_sim.execution.weights import with_random_weights
+    from moirai_sim.graphs.load import load_model
 
-    if source.startswith("zoo:"):
-        from moirai_sim.graphs.zoo import zoo_model
-
-        model = zoo_model(source.removeprefix("zoo:"))
-    else:
-        try:
-            model = onnx.load(source)
-        except OSError as error:
-            raise InputError(f"{source}: cannot be read ({error.strerror}); name an .onnx file or zoo:NAME") from error
-    return bytes(with_random_weights(model).SerializeToString())
+    return bytes(with_random_weights(load_model(source)).SerializeToString())
 
 
 def _book_on(executed: KernelGraph, graph: OperatorGraph) -> tuple[str, ...]:
@@ -270,7 +262,7 @@ class _KernelTimer:
         return lambda: session.run(None, feeds)
 
 
-def _book(one: _Loaded, timer: _KernelTimer) -> list[dict[str, Any]]:
+def _book(one: _Loaded, timer: _KernelTimer, model: str) -> list[dict[str, Any]]:
     """Return a row for every distinct operator: its occurrences' executed nodes added up, their mean taken."""
     from moirai_sim.profiling.backends.onnxruntime import kernel_key
 
@@ -285,7 +277,7 @@ def _book(one: _Loaded, timer: _KernelTimer) -> list[dict[str, Any]]:
         nodes = [stats for name in names for stats in booked[name]]
         times = {column: max(sum(stats[column] for stats in nodes) / len(names), 1e-9) for column in _STATISTICS}
         count = min((int(stats["count"]) for stats in nodes), default=1)
-        rows.append(operator_row(one.graph[names[0]]) | times | {"count": count, "model": one.graph.name})
+        rows.append(operator_row(one.graph[names[0]]) | times | {"count": count, "model": model})
     return rows
 
 

@@ -5,22 +5,30 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+from collections.abc import Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-_LIBRARIES = ("moirai-sim", "onnxruntime", "onnx", "numpy", "torch")
+_RUNTIMES = ("moirai-sim", "onnxruntime", "onnx", "numpy", "torch")
+"""What runs or times operators."""
+ENGINES = ("moirai-sim", "numpy", "highspy", "cvxpy", "ortools", "simpy", "numba", "torch")
+"""What places and simulates."""
 
 
-def versions() -> dict[str, str]:
-    """Return versions of Python and of the libraries that run or time operators; absent ones are left out."""
-    found = {"python": platform.python_version()}
-    for library in _LIBRARIES:
-        try:
-            found[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+def versions(libraries: Sequence[str] = _RUNTIMES) -> dict[str, str]:
+    """Return versions of Python and of some libraries; absent ones are left out."""
+    known = ((library, _version(library)) for library in libraries)
+    return {"python": platform.python_version()} | {library: version for library, version in known if version}
+
+
+@cache
+def _version(library: str) -> str:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def cpu_model() -> str:

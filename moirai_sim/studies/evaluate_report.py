@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from moirai_sim.graphs.load import model_names
 from moirai_sim.studies.page import Report, Section
 from moirai_sim.studies.tables import PROBLEM, policies_table, runs_table
 
@@ -19,6 +21,9 @@ def build(study: dict[str, Any], store: Store) -> Report:
     runs = runs_table(store)
     if runs.empty:
         return Report(study["name"], "no run has finished", [("runs", "0")], [], {"study": study})
+    # Where a file lies is provenance.
+    clusters = runs["cluster"].map(lambda name: PurePath(name).name, na_action="ignore")
+    runs = runs.assign(model=runs["model"].map(model_names(runs["model"])), cluster=clusters)
     policies = policies_table(runs)
     problems = runs.groupby(PROBLEM, dropna=False).ngroups
     failed = runs[runs["status"] == "error"]
@@ -56,7 +61,6 @@ def build(study: dict[str, Any], store: Store) -> Report:
     if len(failed):
         sections.append(Section("Failed runs", rows=failed[["model", "cluster", "policy", "error"]]))
     shown = runs.drop(columns=["error"]).dropna(axis="columns", how="all")
-    shown = shown.assign(model=shown["model"].str.rsplit("/", n=1).str[-1])  # where a file lies is provenance
     sections.append(Section("All runs", "Click a heading to sort.", rows=shown))
     return Report(study["name"], study.get("description", ""), cards, sections, {"study": study})
 
@@ -72,7 +76,7 @@ def problem_labels(runs: pd.DataFrame) -> pd.Series:
 
 def _short(value: object) -> str:
     text = str(value)
-    return text.rsplit("/", 1)[-1].removeprefix("zoo:") if text not in ("None", "nan") else "default"
+    return text.removeprefix("zoo:") if text not in ("None", "nan") else "default"
 
 
 def _heat_map(runs: pd.DataFrame) -> go.Figure:

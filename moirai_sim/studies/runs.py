@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moirai_sim.errors import MoiraiError
@@ -21,29 +20,39 @@ if TYPE_CHECKING:
 
 @lru_cache(maxsize=256)
 def source_digest(source: str) -> str:
-    """Return what a model source stands for: the hash of a file's content, or the name of a zoo model."""
+    """Return what a model source stands for: the hash of a file's content and the sizes behind it, or a zoo model."""
     from moirai_sim.files import sha256
+    from moirai_sim.graphs.load import split_source
 
-    return sha256(Path(source)) if Path(source).is_file() else source
+    path, query = split_source(source)
+    return f"{sha256(path)}?{query}".removesuffix("?") if path.is_file() else source
 
 
 @lru_cache(maxsize=64)
 def cluster_digest(name: str | None) -> str | None:
-    """Return the hash of a cluster's figures and of the cost models that its devices name."""
-    from moirai_sim import catalog
+    """Return the hash of a cluster of the catalog or a file: see `digest_of`."""
     from moirai_sim.clusters.reader import read_cluster
-    from moirai_sim.files import sha256
 
-    if name is None:
-        return None
-    cluster = read_cluster(name)
+    return None if name is None else digest_of(read_cluster(name))
+
+
+def digest_of(cluster: Cluster) -> str:
+    """Return the hash of a cluster's figures and of the cost models that its devices and links name."""
     models = sorted({device.cost_model for device in cluster.devices if device.cost_model})
     if cluster.link_model:
         models.append(cluster.link_model)
-    folders = [catalog.find("cost-models", model) for model in models]
-    files = [(folder, path) for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
-    hashes = [(path.relative_to(folder).as_posix(), sha256(path)) for folder, path in files]
-    return digest([cluster_figures(cluster), hashes])
+    return digest([cluster_figures(cluster), [entry for model in models for entry in model_files(model)]])
+
+
+@lru_cache(maxsize=64)
+def model_files(model: str) -> list[tuple[str, str]]:
+    """Return name and hash of every file of a cost model."""
+    from moirai_sim import catalog
+    from moirai_sim.files import sha256
+
+    folder = catalog.find("cost-models", model)
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return [(path.relative_to(folder).as_posix(), sha256(path)) for path in paths]
 
 
 def cluster_figures(cluster: Cluster) -> list[str]:

@@ -3,6 +3,7 @@
 ``results/HASH.json`` holds only what the inputs determine, so an interrupted and resumed study ends with the same bytes
 as an undisturbed one. Wall-clock seconds are measurements; they lie beside it in ``seconds/HASH.json``. Results of an
 earlier study in the folder stay, to be used again; ``asked.json`` names those that belong to the study as it is now.
+Studies that share a folder do so one after the other: `ask` for the results of all of them once the last has run.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def digest(document: object) -> str:
 
 
 class Store:
-    """The results of one study in one folder."""
+    """The results in one folder, and which of them belong to its study."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -63,9 +64,10 @@ class Store:
 
     def ask(self, names: Collection[str]) -> None:
         """Note that these results, which need not be there yet, belong to the study; `read` leaves out others then."""
-        write_whole(self.asked, json.dumps(sorted({*names, *(self._asked() or ())})) + "\n")
+        write_whole(self.asked, json.dumps(sorted({*names, *(self.names_asked() or ())})) + "\n")
 
-    def _asked(self) -> set[str] | None:
+    def names_asked(self) -> set[str] | None:
+        """Return the names of the results that belong to the study; None where that was never noted."""
         return set(json.loads(self.asked.read_text(encoding="utf-8"))) if self.asked.is_file() else None
 
     def has(self, name: str, *, failed_too: bool = True) -> bool:
@@ -87,7 +89,7 @@ class Store:
         Without names, over all that are there and were asked for.
         """
         if names is None:
-            asked = self._asked()
+            asked = self.names_asked()
             names = [path.stem for path in sorted(self.results.glob("*.json")) if asked is None or path.stem in asked]
         for path in map(self._path, names):
             document = json.loads(path.read_text(encoding="utf-8"))

@@ -21,8 +21,10 @@ from pydantic import (
 )
 
 from moirai_sim.errors import InputError
+from moirai_sim.graphs.load import split_source
 from moirai_sim.policies.base import Objective
 from moirai_sim.problem import Network
+from moirai_sim.studies.study_names import unknown_names
 from moirai_sim.units import parse_ns, parse_period_ns
 from moirai_sim.yaml_files import YamlDocument
 
@@ -69,7 +71,7 @@ class _Runs(_Strict):
     description: str = ""
     models: list[str] = Field(min_length=1)
     """SOURCES: ONNX files (relative to the study file) or ``zoo:NAME``; for ``evaluate`` also published instances, for
-    ``whatif`` PipeDream's graphs."""
+    ``whatif`` PipeDream's graphs, for ``validate`` the bare names of the models inside the ``onnx`` package."""
     time_limit: str = "10 s"
     """Per run, for policies that search; heuristics ignore it."""
 
@@ -207,8 +209,8 @@ def read_study(path: Path, kind: Literal["evaluate", "whatif", "validate"]) -> S
     Raises
     ------
     InputError
-        With every problem and its line. A ``whatif`` takes no published instance that brings its own devices, a
-        ``validate`` none at all.
+        With every problem and its line; also where a model, cluster, policy or override that it names does not exist. A
+        ``whatif`` takes no published instance that brings its own devices, a ``validate`` none at all.
     """
     document = YamlDocument(path)
     found = document.data.get("kind")
@@ -221,7 +223,7 @@ def read_study(path: Path, kind: Literal["evaluate", "whatif", "validate"]) -> S
 
     def beside(source: str) -> str:
         candidate = path.parent / source
-        return str(candidate) if source and candidate.is_file() else source
+        return str(candidate) if source and split_source(candidate)[0].is_file() else source
 
     models = [beside(model) for model in study.models]
     refusals = enumerate(_refusal(kind, model) for model in models)
@@ -233,7 +235,11 @@ def read_study(path: Path, kind: Literal["evaluate", "whatif", "validate"]) -> S
         moved["cluster"] = beside(study.cluster)
     else:
         moved["clusters"] = [cluster and beside(cluster) for cluster in study.clusters]
-    return study.model_copy(update=moved)
+    study = study.model_copy(update=moved)
+    unknown = list(unknown_names(study, path.parent))
+    if unknown:
+        raise InputError(f"{document.place(key)}: {'.'.join(map(str, key))}: {problem}" for key, problem in unknown)
+    return study
 
 
 def _refusal(kind: str, model: str) -> str | None:

@@ -37,7 +37,7 @@ from moirai_sim.studies.validate_prices import (
     price_in_place,
     priced_as_it_is,
 )
-from moirai_sim.studies.validate_summary import PERCENTILES, case_of, summarise
+from moirai_sim.studies.validate_summary import PERCENTILES, cases_of, summarise
 
 if TYPE_CHECKING:
     from moirai_sim.clusters.cluster import Cluster
@@ -117,8 +117,8 @@ def validate(study_path: Path, out: Path) -> dict[str, Any]:
     results = list(store.read(names))
     summary = summarise(results, study.seed) | {"machine": machine()}
     write_whole(out / "summary.json", json.dumps(summary, indent=1, sort_keys=True) + "\n")
-    failed = [result for result in results if result["outcome"]["status"] != "measured"]
-    return {"summary": summary, "cases": [case_of(result) for result in results], "failed": len(failed)}
+    failed = [result for result in results if result["outcome"]["status"] == "error"]
+    return {"summary": summary, "cases": cases_of(results), "failed": len(failed)}
 
 
 def _run_cluster(name: str, cluster: Cluster, sources: Sequence[str], study: ValidateStudy, store: Store) -> list[str]:
@@ -180,7 +180,7 @@ def _run_model(
     outcomes: dict[str, dict[str, Any]] = {}
     timelines: dict[str, Timeline] = {}
     candidates: list[Candidate] = []
-    refused: dict[str, MoiraiError] = {}
+    refused: dict[str, dict[str, Any]] = {}
     failure: dict[str, Any] = {}
     patience_s = parse_ns(study.patience) / 1e9 if study.in_flight == 1 else 0.0
     try:
@@ -231,10 +231,10 @@ def _run_model(
             try:
                 candidates, refused = _candidates(priced, study)
             except MoiraiError:
-                refused = {"all": error}
+                refused = {"all": {"status": "error", "error": str(error)}}
     predicted = {candidate.name: candidate.predicted for candidate in candidates}
     outcomes = {name: outcomes.get(name, failure) for name in predicted}
-    outcomes |= {policy: {"status": "error", "error": str(reason)} for policy, reason in refused.items()}
+    outcomes |= refused
     names = []
     for name, outcome in outcomes.items():
         names.append(digest(marks | {"placement": name})[:24])
@@ -251,8 +251,8 @@ def _asked_for(study: ValidateStudy) -> list[Any]:
     return [study.policies, study.random_placements, study.bad_placements]
 
 
-def _candidates(priced: Priced, study: ValidateStudy) -> tuple[list[Candidate], dict[str, MoiraiError]]:
-    """Return the placements of a model, each once, and why policies refused.
+def _candidates(priced: Priced, study: ValidateStudy) -> tuple[list[Candidate], dict[str, dict[str, Any]]]:
+    """Return the placements of a model, each once, and the outcomes of policies that gave none.
 
     They are those of the policies, random ones, and bad ones made by rule. Random ones put runs of operators on one
     device: from a few long runs to a device drawn for each kernel, so that they differ in more than luck.
@@ -264,11 +264,12 @@ def _candidates(priced: Priced, study: ValidateStudy) -> tuple[list[Candidate], 
 
     problem = priced.problem
     found: dict[Any, Candidate] = {}
-    refused: dict[str, MoiraiError] = {}
+    refused: dict[str, dict[str, Any]] = {}
 
     def add(name: str, timeline: Timeline) -> None:
         placement = placement_from_timeline(problem, timeline)
-        order = None if len(set(placement.device.tolist())) == 1 else tuple(np.asarray(placement.order).tolist())
+        free = placement.order is None or len(set(placement.device.tolist())) == 1
+        order = None if free else tuple(np.asarray(placement.order).tolist())
         same = tuple(placement.device.tolist()), order  # on one device everything is one part, whatever the order
         if same in found:
             found[same] = replace(found[same], also=(*found[same].also, name))
@@ -279,10 +280,13 @@ def _candidates(priced: Priced, study: ValidateStudy) -> tuple[list[Candidate], 
         try:
             timeline = place(problem, policy, Request(time_limit_s=study.time_limit_s, seed=study.seed))
         except MoiraiError as error:
-            refused[policy] = error
+            refused[policy] = {"status": "error", "error": str(error)}
             continue
         if timeline.spans:
             add(policy, timeline)
+        else:
+            reason = timeline.provenance.get("reason", "no placement found")
+            refused[policy] = {"status": timeline.status, "reason": str(reason)}
     kernel = kernel_of(problem)
     position = np.empty(problem.n_operators, dtype=np.int64)
     position[problem.topological_order] = np.arange(problem.n_operators)

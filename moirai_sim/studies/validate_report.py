@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from moirai_sim.errors import InputError
+from moirai_sim.graphs.load import model_names
 from moirai_sim.studies.page import Report, Section
 from moirai_sim.studies.validate_summary import PERCENTILES
 
@@ -82,15 +83,16 @@ def cases_table(store: Store) -> pd.DataFrame:
         key, outcome = result["key"], result["outcome"]
         row = {name: key[name] for name in ("model", "cluster", "placement")}
         row["also"] = ", ".join(outcome.get("also", []))
-        row["model"] = str(row["model"]).rsplit("/", 1)[-1].removesuffix(".onnx").removeprefix("zoo:")
         if outcome["status"] == "measured":
             predicted, measured = outcome["predicted_ns"] / 1e6, outcome["measured_ns"] / 1e6
             row |= {"predicted_ms": predicted, "measured_ms": measured, "error": predicted / measured - 1}
             row |= {"low_ms": outcome["low_ns"] / 1e6, "high_ms": outcome["high_ns"] / 1e6}
-        row |= {"status": outcome["status"], "problem": outcome.get("error", ""), "name": result["name"]}
+        row |= {"status": outcome["status"], "name": result["name"]}
+        row |= {"problem": outcome.get("error") or outcome.get("reason", "")}
         rows.append(row)
     columns = ["model", "cluster", "placement", "also", "predicted_ms", "measured_ms", "error", "low_ms", "high_ms"]
     frame = pd.DataFrame(rows, columns=[*columns, "status", "problem", "name"])
+    frame["model"] = frame["model"].map(model_names(frame["model"]))
     return frame.sort_values(columns[:3], ignore_index=True)
 
 

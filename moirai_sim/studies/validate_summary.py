@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from moirai_sim.graphs.load import model_names
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,13 +36,18 @@ def interval(groups: Sequence[Sequence[float]], seed: int, level: float = 0.9) -
     return float(low), float(high)
 
 
-def case_of(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return one line of the table of cases."""
+def cases_of(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the table of cases, one line a result; models go by the short names that tell them apart."""
+    names = model_names(result["key"]["model"] for result in results)
+    return [_case(result, names[result["key"]["model"]]) for result in results]
+
+
+def _case(result: Mapping[str, Any], model: str) -> dict[str, Any]:
     key, outcome = result["key"], result["outcome"]
     placement = ", ".join([key["placement"], *outcome.get("also", [])])
-    case = {"model": Path(key["model"]).stem, "cluster": key["cluster"], "placement": placement}
+    case = {"model": model, "cluster": key["cluster"], "placement": placement}
     if outcome["status"] != "measured":
-        return case | {"status": outcome["status"], "error": outcome.get("error", "")}
+        return case | {"status": outcome["status"], "error": outcome.get("error") or outcome.get("reason", "")}
     predicted, measured = outcome["predicted_ns"], outcome["measured_ns"]
     latencies = {
         f"latency_{name}_{side}_ms": ns / 1e6
@@ -77,6 +83,8 @@ def summarise(results: Iterable[Mapping[str, Any]], seed: int) -> dict[str, Any]
     several attempts, something else slowed a worker's core. Figures that begin with ``undisturbed`` are of the cases
     that met a quiet moment; the others tell of the machine's load.
     """
+    results = list(results)
+    names = model_names(result["key"]["model"] for result in results)
     measured = [result for result in results if result["outcome"]["status"] == "measured"]
     summary: dict[str, Any] = {"cases": len(measured), **_errors(measured, seed)}
     split = [result for result in measured if result["outcome"]["devices_used"] > 1]
@@ -89,17 +97,17 @@ def summarise(results: Iterable[Mapping[str, Any]], seed: int) -> dict[str, Any]
     summary |= {f"undisturbed_{name}": errors[name] for name in ("median_ape", "p95_ape")}
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
     for result in measured:
-        groups[Path(result["key"]["model"]).stem, result["key"]["cluster"]].append(result)
+        groups[result["key"]["model"], result["key"]["cluster"]].append(result)
     models = [
         {
-            "model": model,
+            "model": names[source],
             "cluster": cluster,
             "cases": len(own),
             **_errors(own, seed),
             **_ranks(own),
             "disturbed": _disturbed(own),
         }
-        for (model, cluster), own in sorted(groups.items())
+        for (source, cluster), own in sorted(groups.items(), key=lambda item: (names[item[0][0]], item[0][1]))
     ]
     for figure in ("rank_correlation", "rank_ceiling", "regret"):
         summary[figure] = _mean(row[figure] for row in models)

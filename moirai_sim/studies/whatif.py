@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import moirai_sim
-from moirai_sim.errors import InputError, did_you_mean
+from moirai_sim.errors import InputError
 from moirai_sim.progress import progress
 from moirai_sim.studies import runs
 from moirai_sim.studies.overrides import changed_cluster
@@ -43,16 +43,10 @@ def expand(study: WhatIfStudy) -> list[tuple[str, Changes]]:
     Raises
     ------
     InputError
-        If a scenario names an override that does not exist or bears a name of our own, or an override has no value.
+        If a scenario bears a name of our own, or an override has no value.
     """
     scenarios = study.scenarios or {name: [name] for name in study.overrides}
     problems = [
-        f"scenario '{scenario}': unknown override '{name}'; {did_you_mean(name, list(study.overrides))}"
-        for scenario, names in study.scenarios.items()
-        for name in names
-        if name not in study.overrides
-    ]
-    problems += [
         f"scenario '{scenario}': the study itself has results of this name; choose another"
         for scenario in scenarios
         if scenario in (BASE, SIZES, ANSWER)
@@ -106,7 +100,7 @@ def whatif(
     for (scenario, changes), cluster in zip(variants, clusters, strict=True):
         for model in study.models:
             key = {"model": model, "scenario": scenario, "overrides": changes, **common}
-            named[_name(key, cluster)] = key
+            named[_name(key, cluster, clusters[0])] = key  # the placement of the base is tried on each
     store = Store(out)
     store.open(study.model_dump(mode="json", by_alias=True))
 
@@ -136,7 +130,7 @@ def _read_clusters(study: WhatIfStudy, variants: Sequence[Changes]) -> list[_Rea
         for changes in variants:
             try:
                 cluster = changed_cluster(study.cluster, changes)
-                found.append(_Read(digest(runs.cluster_figures(cluster)), parts(cluster), len(cluster.devices)))
+                found.append(_Read(runs.digest_of(cluster), parts(cluster), len(cluster.devices)))
             except InputError as error:
                 if not changes:  # the file itself is wrong, and so is every variant
                     raise
@@ -203,8 +197,7 @@ def _search_sizes(
     answer = answer_of(list(study.sizes), search(order, common["target_ns"], ask), prices, devices, str(study.target))
     wanted = {"sizes": study.model_dump(mode="json", by_alias=True)["sizes"], "prices": study.prices}
     key = {"model": model, "scenario": ANSWER, "overrides": {}, **wanted, **common}
-    content = [key, runs.source_digest(model), *(size.figures for size in sizes.values())]
-    name = digest(content)[:24]
+    name = _name(key, *sizes.values())
     store.ask([name])
     store.write(name, key, answer, 0.0)
     summary.setdefault("sizes", {})[model] = {name: answer[name] for name in answer if name != "findings"}
@@ -226,9 +219,10 @@ def _common(study: WhatIfStudy) -> dict[str, Any]:
     }
 
 
-def _name(key: Key, cluster: _Read) -> str:
-    """Return the hash that names a variant: its key with files replaced by their content."""
-    return digest([key, runs.source_digest(key["model"]), cluster.figures])[:24]
+def _name(key: Key, *clusters: _Read) -> str:
+    """Return the hash that names a result: its key with files and the cluster replaced by their content."""
+    content = {"model": runs.source_digest(key["model"]), "cluster": [cluster.figures for cluster in clusters]}
+    return digest({**key, **content})[:24]
 
 
 @lru_cache(maxsize=2)

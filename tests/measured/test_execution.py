@@ -27,10 +27,20 @@ from moirai_sim.clusters.cluster import Cluster, Device, DeviceType, Link
 from moirai_sim.errors import ExecutionError, InputError
 from moirai_sim.execution import workers as workers_module
 from moirai_sim.execution.cuts import InPlace
-from moirai_sim.execution.measure import Subject, covered_operators, load, load_order, measure, typical_ns, undisturbed
+from moirai_sim.execution.measure import (
+    Subject,
+    covered_operators,
+    load,
+    load_order,
+    load_subject,
+    measure,
+    typical_ns,
+    undisturbed,
+)
 from moirai_sim.execution.split import Executed, execute_as, share_places, split
 from moirai_sim.execution.tcp import Address
 from moirai_sim.execution.workers import Workers, device_cores
+from moirai_sim.graphs.load import load_graph
 from moirai_sim.graphs.onnx_reader import read_model
 from moirai_sim.placement import Placement
 from moirai_sim.simulation.plan import part_heads
@@ -130,6 +140,17 @@ def test_parts_cover_every_kernel_once_and_can_run_in_their_order(subject, seed)
             assert earlier.sends or later.awaits, "two parts that could be one"
 
 
+def test_sizes_behind_a_model_are_those_that_it_runs_with(tmp_path: Path):
+    model = network()
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    onnx.save(model, tmp_path / "net.onnx")
+    source = f"{tmp_path / 'net.onnx'}?batch=3"
+    one = load_subject(source, load_graph(source))
+    assert {name: array.shape for name, array in one.feeds.items()} == {"x": (3, 16, 12, 12)}
+    assert one.whole.tensors["mean"].shape == (3, 16, 1, 1)
+
+
 def test_one_device_is_one_part(subject):
     device = dict.fromkeys(subject.graph.operators, "c0")
     parts = split(subject.whole, device, list(subject.graph.operators))
@@ -171,6 +192,8 @@ def test_a_measured_timeline_holds_together(subject, workers):
     timeline = measure(subject, problem, placement, workers=workers, repeats=5)
     assert timeline.status == "measured"
     assert timeline.makespan_ns == sorted(timeline.provenance["makespans_ns"])[2]
+    assert timeline.provenance["problem"]["fusion"] == "none"
+    assert {"repeats", "seed", "versions", "cost_share"} <= timeline.provenance.keys()
     parts = [span for span in timeline.spans if span.kind == "operator"]
     covered = [name for span in parts for name in span.operators]
     assert sorted(covered) == sorted(problem.operators)

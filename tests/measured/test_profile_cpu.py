@@ -113,6 +113,23 @@ def test_missing_model_and_no_model():
         profile_operators(["absent.onnx"], f"cpu:{CORES[0]}")
 
 
+def test_models_of_one_file_name_and_with_sizes_of_their_own_are_told_apart(tmp_path):
+    value, sources = onnx.helper.make_tensor_value_info, []
+    for folder, batch in (("a", 1), ("a", 8), ("b", 8)):
+        ends = [value(name, onnx.TensorProto.FLOAT, ["batch", 64]) for name in ("x", "y")]
+        weights = [onnx.numpy_helper.from_array(np.full((64, 64), 0.01, np.float32), "w")]
+        nodes = [onnx.helper.make_node("MatMul", ["x", "w"], ["y"], "product")]
+        graph = onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+        opset = [onnx.helper.make_opsetid("", 17)]
+        (tmp_path / folder).mkdir(exist_ok=True)
+        onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / folder / "net.onnx")
+        sources.append(f"{tmp_path / folder / 'net.onnx'}?batch={batch}")
+    found = profile_operators(sources, f"cpu:{CORES[0]}", budget_s=0.1)
+    assert list(found.attrs["metadata"]["models"]) == ["net?batch=1", "a/net?batch=8", "b/net?batch=8"]
+    assert list(found["model"]) == list(found.attrs["metadata"]["models"])
+    assert [row_operator(row).inputs[0].shape for row in found.to_dict("records")] == [(1, 64), (8, 64), (8, 64)]
+
+
 def test_telemetry_names_the_hardware_and_no_person():
     facts = telemetry.hardware()
     assert facts["cpu"] and facts["memory_bytes"] > 0

@@ -21,7 +21,7 @@ from moirai_sim.sources import build_problem
 from moirai_sim.studies.feedback import calibrate_from_runs
 from moirai_sim.studies.validate import Measured, served, validate
 from moirai_sim.studies.validate_prices import _with_crossings, in_place_file
-from moirai_sim.studies.validate_summary import interval, summarise
+from moirai_sim.studies.validate_summary import cases_of, interval, summarise
 from moirai_sim.timeline import read_timeline
 
 
@@ -103,6 +103,22 @@ def test_crossings_cost_what_readers_of_each_kind_need():
     assert [times[0, 2], times[1, 0], times[2, 0]] == [3000 + 500] * 3
     assert [times[0, 1], times[2, 1]] == [1000 + 2000] * 2
     assert share == pytest.approx((500 + 2000) / (3500 + 3000))
+
+
+def test_models_of_one_file_name_are_judged_apart():
+    """Each is ranked right by itself; together they would look ranked wrongly, and the wrong one chosen."""
+    models = ("a/net.onnx", "b/net.onnx", "zoo:gpt3-1.3b?seq=64", "zoo:gpt3-1.3b?seq=128")
+    results = [
+        result(model, str(i), predicted + i, measured + i)
+        for model, predicted, measured in zip(models, (100, 200, 100, 200), (200, 100, 200, 100), strict=True)
+        for i in range(4)
+    ]
+    summary = summarise(results, seed=0)
+    assert (summary["rank_correlation"], summary["regret"]) == (pytest.approx(1), 0)
+    assert [row["model"] for row in summary["models"]] == ["a/net", "b/net", models[3], models[2]]
+    unmeasured = [one | {"outcome": {"status": "infeasible", "reason": "no room"}} for one in results]
+    assert {case["model"] for case in cases_of(unmeasured)} == {"a/net", "b/net", *models[2:]}
+    assert {case["error"] for case in cases_of(unmeasured)} == {"no room"}
 
 
 def test_ranks_can_be_told_as_well_as_measurements_agree_with_themselves():

@@ -1,5 +1,6 @@
 """Every command that needs no measuring, with text and with JSON, and the exit codes."""
 
+import hashlib
 import json
 import os
 import re
@@ -68,6 +69,43 @@ def test_verify_takes_network_and_memory_from_the_file_unless_told_otherwise(cli
     assert cli("verify", instance, "placed.json").code == 0
     assert "network" in cli("verify", instance, "placed.json", "--network", "one-port").out
     assert "bytes of weights" in cli("verify", instance, "placed.json", "--memory-scale", "0.5").out
+
+
+@pytest.mark.parametrize("memory", [["--no-memory"], ["--memory-scale", "1.5"]])
+def test_verify_takes_the_memory_of_a_simulated_placement_from_the_file_too(cli, instance, memory):
+    assert cli("place", instance, "--policy", "single", *memory, "-o", "placed.json").code == 0
+    assert cli("simulate", instance, *memory, "--placement", "placed.json", "-o", "simulated.json").code == 0
+    assert cli("verify", instance, "simulated.json").code == 0
+
+
+def test_verify_takes_the_fusions_from_the_file(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    where = ["zoo:ws-32?seed=1", "--cluster", "diviml-server"]
+    assert cli("place", *where, "--policy", "heft", "--fuse", "none", "-o", "placed.json").code == 0
+    assert cli("verify", *where, "placed.json").code == 0
+    assert cli("verify", *where, "--fuse", "onnxruntime", "placed.json").code == 1
+
+
+def test_files_say_how_to_make_them_again(cli, instance, tmp_path):
+    cli("place", instance, "--policy", "heft", "--no-memory", "--seed", "3", "-o", "placed.json")
+    options = ["--no-memory", "--placement", "placed.json", "--spread", "0.1", "--seed", "7"]
+    assert cli("simulate", instance, *options, "-o", "simulated.json").code == 0
+    assert cli("simulate", instance, *options, "--requests", "5", "-o", "stream.json").code == 0
+    placed, simulated, stream = (
+        json.loads((tmp_path / f"{name}.json").read_text())["provenance"] for name in ("placed", "simulated", "stream")
+    )
+    assert placed["request"]["seed"] == 3
+    assert simulated["engine"] == "simpy"
+    assert (stream["requests"], stream["in_flight"]) == (5, 1)
+    digest = hashlib.sha256((tmp_path / "placed.json").read_bytes()).hexdigest()
+    for made_by in (simulated, stream):
+        assert made_by["placement"] == {"path": "placed.json", "sha256": digest}
+        assert made_by["options"]["seed"] == 7
+        assert made_by["options"]["spread"] == 0.1
+    for made_by in (placed, simulated, stream):
+        assert made_by["problem"]["sha256"] == hashlib.sha256((tmp_path / instance).read_bytes()).hexdigest()
+        assert made_by["problem"]["memory"] == "unlimited"
+        assert {"moirai-sim", "numpy", "highspy", "ortools", "simpy"} <= set(made_by["versions"])
 
 
 def test_place_exits_3_without_an_answer(cli, instance):

@@ -94,14 +94,18 @@ def test_ray_makes_no_difference(study, tmp_path):
     assert _bytes(tmp_path / "ray") == _bytes(tmp_path / "here")
 
 
-def test_failures_are_results_and_run_again_on_request(study, tmp_path):
-    study.write_text(study.read_text().replace("heft", "no-such-policy"))
+def test_failures_are_results_and_run_again_on_request(study, tmp_path, cli):
+    study.write_text(study.read_text().replace("heft", "milp") + "objectives: [throughput]\n")
     summary = evaluate(study, tmp_path / "out", jobs=1)
     assert (summary["runs"], summary["failed"]) == (36, 12)
     errors = {r["outcome"]["error"] for r in Store(tmp_path / "out").read() if r["outcome"]["status"] == "error"}
     assert len(errors) == 1
-    assert "no-such-policy" in errors.pop()
-    assert evaluate(study, tmp_path / "out", jobs=1)["resumed"] == 36
+    (error,) = errors
+    assert "minimises latency only" in error
+    answer = cli("evaluate", study, "-o", tmp_path / "out", "--jobs", 1, "--json")
+    assert answer.code == 1
+    assert json.loads(answer.out)["resumed"] == 36
+    assert f"{error} (12 of 12 failures)" in answer.err
     assert evaluate(study, tmp_path / "out", jobs=1, retry_failed=True)["resumed"] == 24
 
 

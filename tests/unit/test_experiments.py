@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -32,6 +33,22 @@ def test_one_command_runs_all_studies_of_an_experiment(monkeypatch):
 
     assert {path.stem for path in parts(EXPERIMENTS / "diviml")} == {"study", "stream", "limits", "llm"}
     assert {path.stem for path in parts(EXPERIMENTS / "moirai")} - {"placeto"} == {"study"}
+
+
+def test_the_tables_of_an_experiment_hold_the_runs_of_all_its_studies_and_no_others(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    from run import run
+    from summarise import summarise
+
+    studies = [tmp_path / f"{policy}.yaml" for policy in ("single", "heft", "random")]
+    for path in studies:
+        path.write_text(
+            f"kind: evaluate\nmodels: ['zoo:ws-32?seed=1']\nclusters: [diviml-server]\npolicies: [{path.stem}]\n"
+        )
+    run(studies, tmp_path / "out", 1)
+    run(studies[:2], tmp_path / "out", 1)
+    summarise(tmp_path / "out", tmp_path)
+    assert sorted(pd.read_csv(tmp_path / "results.csv")["policy"]) == ["heft", "single"]
 
 
 @pytest.mark.parametrize("name", ["study", "stream", "limits", "llm"])

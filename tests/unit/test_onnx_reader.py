@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from moirai_sim.errors import InputError
-from moirai_sim.graphs.load import load_graph
+from moirai_sim.graphs.load import load_graph, load_model, model_names
 from moirai_sim.graphs.onnx_reader import node_names, read_model, read_onnx
 
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
@@ -135,6 +135,19 @@ def test_symbolic_dimensions_are_fixed_on_request(tmp_path):
     with pytest.raises(InputError, match=r"dynamic dimension 'batch' at axis 0; fix it by '.*\?batch=1'"):
         read_onnx(path)
     assert load_graph(f"{path}?batch=8").flops == 24
+    assert load_graph(f"{path}?batch=8").source["dimensions"] == {"batch": 8}
+    assert read_model(load_model(f"{path}?batch=8"), name="m").flops == 24
+
+
+def test_models_whose_files_have_one_name_are_told_apart_by_folder_or_size():
+    names = model_names(
+        ["a/net.onnx", "b/net.onnx", "b/small.onnx?batch=1", "b/small.onnx?batch=8", "c/gpt2.onnx", "zoo:gpt2",
+         "zoo:gpt3-1.3b?seq=64", "zoo:gpt3-1.3b?seq=128", "b/alone.onnx?batch=8"]
+    )  # fmt: skip
+    assert list(names.values()) == [
+        "a/net", "b/net", "small?batch=1", "small?batch=8", "gpt2", "zoo:gpt2",
+        "zoo:gpt3-1.3b?seq=64", "zoo:gpt3-1.3b?seq=128", "alone",
+    ]  # fmt: skip
 
 
 def test_unknown_operators_are_bytes_only_or_refused():

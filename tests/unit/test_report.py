@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from moirai_sim.studies import evaluate_report
 from moirai_sim.studies.report import report
 from moirai_sim.studies.store import Store
 from moirai_sim.studies.tables import policies_table, runs_table
@@ -118,3 +119,14 @@ def test_reading_results_does_not_import_plotly(folder):
     code = "import sys; from pathlib import Path; from moirai_sim.studies.store import Store; "
     code += f"list(Store(Path({str(folder)!r})).read()); sys.exit('plotly' in sys.modules or 'pandas' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_models_of_one_file_name_have_a_row_each_in_the_picture(folder):
+    store = Store(folder)
+    for result in list(store.read()):
+        key = result["key"] | {"model": f"/somewhere/{result['key']['model']}/net.onnx", "cluster": "/there/pair.yaml"}
+        store.write(result["name"], key, result["outcome"], 0.01)
+    built = evaluate_report.build({"kind": "evaluate", "name": "pair"}, store)
+    (picture,) = (section.picture for section in built.sections if section.title == "Policy by problem")
+    assert {label.partition(" · ")[0] for label in picture.data[0].y} == {"a/net", "b/net"}
+    assert set(built.sections[-1].rows["cluster"]) == {"pair.yaml"}

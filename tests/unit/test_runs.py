@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from moirai_sim.studies.runs import cluster_digest
+from moirai_sim.studies.runs import cluster_digest, model_files, source_digest
 
 
 @pytest.fixture
@@ -27,5 +27,18 @@ def test_all_files_of_a_cost_model_count_those_in_folders_too(model: Path):
     for content in "112":
         (model / "in-place" / "net.json").write_text(content)
         cluster_digest.cache_clear()
+        model_files.cache_clear()
         found.append(cluster_digest(name))
     assert found[0] == found[1] != found[2]
+
+
+def test_a_file_counts_by_its_content_and_the_sizes_behind_it(tmp_path: Path):
+    for name in ("one.onnx", "other.onnx"):
+        (tmp_path / name).write_bytes(b"x")
+    plain, other, small, large = (
+        source_digest(f"{tmp_path}/{name}")
+        for name in ("one.onnx", "other.onnx", "one.onnx?batch=1", "one.onnx?batch=8")
+    )
+    assert plain == other
+    assert len({plain, small, large}) == 3
+    assert str(tmp_path) not in small

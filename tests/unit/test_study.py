@@ -96,10 +96,43 @@ def test_models_are_found_beside_the_study(tmp_path):
     assert study.models == [str(tmp_path / "net.onnx")]
 
 
-def test_unknown_override_is_refused(tmp_path):
-    study = read_study(_write(tmp_path, WHATIF.replace("both: [fast, more]", "both: [fats]")), "whatif")
-    with pytest.raises(InputError, match="did you mean 'fast'"):
-        whatif.expand(study)
+def test_sizes_behind_a_model_are_kept_when_it_is_found_beside_the_study(tmp_path):
+    (tmp_path / "net.onnx").write_bytes(b"x")
+    text = "kind: evaluate\nmodels: ['net.onnx?batch=8']\npolicies: [single]\n"
+    assert read_study(_write(tmp_path, text), "evaluate").models == [f"{tmp_path}/net.onnx?batch=8"]
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "complaint"),
+    [
+        (EVALUATE.replace("heft", "hefft"), "evaluate", "study.yaml:4:20: policies.1: unknown policy 'hefft'; did you"),
+        (EVALUATE.replace("[edge]", "[egde]"), "evaluate", "study.yaml:3:12: clusters.0: egde: unknown name"),
+        (EVALUATE.replace("zoo:resnet18", "zoo:resnet81"), "evaluate", "study.yaml:2:10: models.0: zoo:resnet81: "),
+        (EVALUATE.replace("zoo:resnet18", "zoo:resnet18?bach=2"), "evaluate", "unknown parameter 'bach'; did you mean"),
+        (EVALUATE.replace("zoo:resnet18", "resnet18"), "evaluate", "beside the study; did you mean 'zoo:resnet18'?"),
+        (EVALUATE.replace("zoo:resnet18", "nett.onnx"), "evaluate", "did you mean 'net.onnx'?"),
+        (EVALUATE.replace("zoo:resnet18", "light_zfnet512"), "evaluate", "light_zfnet512: there is no such file"),
+        (
+            "kind: validate\nmodels:\n  - light_zfnet512\n  - light_zfnet521\n",
+            "validate",
+            "study.yaml:4:5: models.1: light_zfnet521: there is no such file, here or beside the study; did you mean "
+            "'light_zfnet512'?",
+        ),
+        (WHATIF.replace("cluster: edge", "cluster: egde"), "whatif", "study.yaml:3:1: cluster: egde: unknown name"),
+        (WHATIF + "policy: hefft\n", "whatif", "study.yaml:10:1: policy: unknown policy 'hefft'; did you mean 'heft'?"),
+        (
+            WHATIF.replace("both: [fast, more]", "both: [more, fats]"),
+            "whatif",
+            "study.yaml:9:16: scenarios.both.1: unknown override 'fats'; did you mean 'fast'?",
+        ),
+    ],
+)
+def test_what_a_study_names_must_exist(tmp_path, text, kind, complaint):
+    (tmp_path / "net.onnx").write_bytes(b"x")
+    with pytest.raises(InputError) as caught:
+        read_study(_write(tmp_path, text), kind)
+    assert complaint in str(caught.value)
+    assert len(caught.value.problems) == 1
 
 
 @pytest.mark.parametrize("values", ["[]", "{from: 3, to: 1, step: 1, unit: us}"])

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from moirai_sim.errors import InputError
-from moirai_sim.placement import placement_from_timeline
+from moirai_sim.placement import Placement, placement_from_timeline
 from moirai_sim.problem import PlacementProblem
+from moirai_sim.simulation.engine import simulate
 from moirai_sim.timeline import Span, Timeline, read_timeline
 
 SPANS = (
@@ -98,3 +99,20 @@ def test_orders_come_back_from_the_spans():
     missing = Timeline(status="feasible", policy="", network="one-port", makespan_ns=0, placement={"a": "d0"})
     with pytest.raises(InputError, match="1 operators have no device: b"):
         placement_from_timeline(problem, missing)
+
+
+@pytest.mark.parametrize(("sizes", "times"), [([-1, -1, -1], [3, 4, 4]), ([300, 400, 600], [3, 4, 6])])
+def test_orders_come_back_where_several_tensors_go_the_same_way(sizes, times):
+    """``a`` gives three tensors to ``b``, the first of which ``c`` reads too; the last goes first."""
+    problem = PlacementProblem(
+        name="tied", operators=("a", "b", "c"), operator_ns=np.array([[5], [2], [1]]), weight_bytes=np.zeros(3, int),
+        devices=("d0", "d1"), device_type=np.array([0, 0]), memory_bytes=np.array([1, 1]),
+        edges=np.array([[0, 1], [0, 1], [0, 1], [0, 2]]), edge_tensor=np.array([0, 1, 2, 0]),
+        tensor_bytes=np.array(sizes), route_class=np.array([[-1, 0], [0, -1]]), transfer_ns=np.array(times)[:, None],
+    )  # fmt: skip
+    wanted = Placement(np.array([0, 1, 1]), np.array([0, 5, 4]), np.array([2, 3, 1, -1]))
+    timeline = simulate(problem, wanted)
+    assert [span.start_ns for span in timeline.spans if span.kind == "transfer"] == [5, 5 + times[2], 8 + times[2]]
+    found = placement_from_timeline(problem, timeline)
+    assert found.order is not None
+    assert simulate(problem, found).spans == timeline.spans

@@ -1,11 +1,15 @@
 """What-if studies: a faster part never hurts, bounds prune, prices and errors are judged as they should be."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from moirai_sim import catalog
 from moirai_sim.clusters.cluster import Cluster, Device, DeviceType, Link
 from moirai_sim.errors import InputError
+from moirai_sim.studies import runs
 from moirai_sim.studies.prices import parts, price_eur
 from moirai_sim.studies.store import Store
 from moirai_sim.studies.uncertainty import Z90, difference_interval, interval
@@ -147,6 +151,30 @@ def test_a_mistake_of_the_file_is_told_once_and_blames_no_override(study, tmp_pa
         whatif(study, tmp_path / "out", jobs=1)
     (problem,) = caught.value.problems
     assert "pair.yaml:3:" in problem.split(": ")[0]
+
+
+def test_a_model_that_was_calibrated_again_runs_everything_again(study, tmp_path):
+    model = shutil.copytree(catalog.find("cost-models", "nccl-servers"), tmp_path / "links")
+    (tmp_path / "pair.yaml").write_text(f"{CLUSTER}link_model: {model}\n")
+    for content, resumed in (("{}", 0), ("{}", 5), ('{"format": "another"}', 0)):
+        (model / "card.json").write_text(content)
+        runs.model_files.cache_clear()
+        assert whatif(study, tmp_path / "out", jobs=1)["resumed"] == resumed
+
+
+def test_another_base_runs_everything_again_since_its_placement_is_tried_on_every_variant(study, tmp_path):
+    whatif(study, tmp_path / "out", jobs=1)
+    (tmp_path / "pair.yaml").write_text(CLUSTER.replace("1 GB/s", "3 GB/s"))
+    assert whatif(study, tmp_path / "out", jobs=1)["resumed"] == 0
+
+
+def test_a_study_that_was_moved_runs_nothing_again(study, tmp_path):
+    whatif(study, tmp_path / "out", jobs=1)
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for path in tmp_path.glob("*.yaml"):
+        path.rename(moved / path.name)
+    assert whatif(moved / "study.yaml", tmp_path / "out", jobs=1)["resumed"] == 5
 
 
 def test_pareto_front():

@@ -54,8 +54,30 @@ def zoo_model(name: str) -> ModelProto:
     InputError
         If the name or a parameter is unknown, or a value does not fit the model.
     """
+    values = _values(name)
+    name = name.partition("?")[0]
+    try:
+        return _model(name)(**values)
+    except (ValueError, KeyError, ZeroDivisionError, IndexError) as error:
+        given = "&".join(f"{key}={value}" for key, value in values.items())
+        defaults = zoo_parameters(name)
+        raise InputError(f"zoo:{name}: cannot be built with {given} ({error}); defaults: {defaults}") from error
+
+
+def check_zoo(name: str) -> None:
+    """Refuse a name that `zoo_model` could not read, without building anything.
+
+    Raises
+    ------
+    InputError
+        If the name or a parameter is unknown, or a value is no number.
+    """
+    _values(name)
+
+
+def _values(name: str) -> dict[str, int | str]:
+    """Return the parameters that a name gives."""
     name, _, query = name.partition("?")
-    build = _model(name)
     known = zoo_parameters(name)
     values: dict[str, int | str] = {}
     problems = []
@@ -71,11 +93,7 @@ def zoo_model(name: str) -> ModelProto:
             problems.append(f"zoo:{name}: cannot read {key} in '{item}'; write a whole number, e.g. {key}={known[key]}")
     if problems:
         raise InputError(problems)
-    try:
-        return build(**values)
-    except (ValueError, KeyError, ZeroDivisionError, IndexError) as error:
-        given = "&".join(f"{key}={value}" for key, value in values.items())
-        raise InputError(f"zoo:{name}: cannot be built with {given} ({error}); defaults: {known}") from error
+    return values
 
 
 def _model(name: str) -> Callable[..., ModelProto]:

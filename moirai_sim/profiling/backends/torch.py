@@ -273,19 +273,20 @@ def profile_models(models: Sequence[str | Path], device: str, *, budget_s: float
     """
     import pandas as pd
 
-    from moirai_sim.graphs.load import load_graph
+    from moirai_sim.graphs.load import load_graph, model_names
     from moirai_sim.profiling import telemetry
 
     target = TorchDevice(device)
     before = telemetry.snapshot()
     frames: list[pd.DataFrame] = []
     skipped: dict[str, int] = {}
-    for source in models:
-        graph = load_graph(str(source))
+    names = model_names(map(str, models))
+    for source in map(str, models):
+        graph = load_graph(source)
         distinct = list({operator_key(operator): operator for operator in graph}.values())
-        frame, missed = profile_graph_operators(target, distinct, budget_s / len(models), model=graph.name)
+        frame, missed = profile_graph_operators(target, distinct, budget_s / len(models), model=names[source])
         frames.append(frame)
-        skipped |= {f"{graph.name}: {reason}": count for reason, count in missed.items()}
+        skipped |= {f"{names[source]}: {reason}": count for reason, count in missed.items()}
     if not any(len(frame) for frame in frames):
         raise InputError(f"device '{device}': no operator of these models could run; {next(iter(skipped), '')}")
     sheet = target.device_type()
