@@ -100,7 +100,7 @@ def calibrate(
 def predict(
     operators: Annotated[Path, typer.Argument(help="A JSON Lines file; see 'schema operators'.")],
     cost_model: Annotated[str, typer.Option("--cost-model", help="A name of 'catalog cost-models' or a folder.")],
-    device: Annotated[str, typer.Option(help="A name of 'catalog devices' or a YAML file.")],
+    device: Annotated[str, typer.Option(help="A name of 'catalog devices', a device of the model, or a YAML file.")],
     out: OptionalOut = None,
     as_json: Json = False,
 ) -> None:
@@ -116,7 +116,7 @@ def predict(
 
     lines = read_operators(operators)
     model = load_cost_model(cost_model)
-    answer = model.predict([operator for _, operator in lines], read_device_type(device))
+    answer = model.predict([operator for _, operator in lines], read_device_type(device, cost_model=cost_model))
     say(f"{model.name}: {known_errors(model.card)}")
     columns = zip(answer.latency_s, answer.low_s, answer.high_s, answer.extrapolated, strict=True)
     keys = ("latency_s", "low_s", "high_s", "extrapolated")
