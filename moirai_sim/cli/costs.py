@@ -69,6 +69,9 @@ def calibrate(
     from_runs: Annotated[
         Path | None, typer.Option(help="Results of validate: correct its cost model by what was measured.")
     ] = None,
+    adapt: Annotated[
+        str | None, typer.Option(help="A cost model to sharpen by a few measurements of a device that it lacks.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: Json = False,
 ) -> None:
@@ -76,7 +79,10 @@ def calibrate(
     from moirai_sim.console import print_facts, print_json, print_table, print_text
     from moirai_sim.costs.calibrate import calibrate as run
     from moirai_sim.costs.card import known_errors
+    from moirai_sim.errors import InputError
 
+    if from_runs is not None and (adapt is not None or profiles):
+        raise InputError("--from-runs goes without profiles and --adapt; give one kind of measurements")
     if from_runs is not None:
         from moirai_sim.studies.feedback import calibrate_from_runs
 
@@ -86,11 +92,16 @@ def calibrate(
         else:
             print_facts(report)
         return
-    card = run(profiles or [], out, seed=seed)
+    if adapt is None:
+        card = run(profiles or [], out, seed=seed)
+    else:
+        from moirai_sim.costs.adapt import adapt as sharpen
+
+        card = sharpen(profiles or [], adapt, out, seed=seed)
     if as_json:
         print_json(card)
         return
-    rows = card["splits"]
+    rows = [row for row in card["splits"] if adapt is None or "left-out points" in row["split"]]
     if rows:
         print_table(list(rows[0]), (list(row.values()) for row in rows))
     print_text(known_errors(card))
