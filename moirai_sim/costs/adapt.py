@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moirai_sim.catalog import MODEL_FILES, find
-from moirai_sim.costs.calibrate import NOTHING_S, PROFILE, cpus_of, hashes, read_profiles, times_table
+from moirai_sim.costs.calibrate import NOTHING_S, PROFILE, cpus_of, hashes, output_shapes, read_profiles, times_table
 from moirai_sim.costs.card import FORMAT, error_rows, errors_of, licence
 from moirai_sim.costs.catalog_model import LearnedModel, save_cost_model
 from moirai_sim.costs.kernels import rows_of
@@ -96,8 +96,9 @@ def adapt(
     card = _card(model.card, name or out.name, splits, facts, frame)
     with folder_in_place_of(out, MODEL_FILES, [path for path in profiles if path.name != POINTS]) as work:
         save_cost_model(sharpened, work, card)
-        devices, cpus = read_table(folder) if (folder / FILE).is_file() else ({}, {})
-        write_table(work, devices | times_table(frame, keys), cpus | cpus_of(frame, metadata))
+        devices, cpus, outputs = read_table(folder) if (folder / FILE).is_file() else ({}, {}, {})
+        devices, cpus = devices | times_table(frame, keys), cpus | cpus_of(frame, metadata)
+        write_table(work, devices, cpus, outputs | output_shapes(frame))
         write_profile(frame, work / POINTS, metadata={"reconciled": True})
         for kept in ("links.json", PROFILE):
             if (folder / kept).is_file():

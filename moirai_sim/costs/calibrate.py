@@ -212,7 +212,7 @@ def _fit(frame: pd.DataFrame, metadata: list[dict[str, Any]], folder: Path, card
         ),
     }
     save_cost_model(estimator, folder, card)
-    write_table(folder, times_table(frame, keys), cpus_of(frame, metadata))
+    write_table(folder, times_table(frame, keys), cpus_of(frame, metadata), output_shapes(frame))
     kept = frame.sort_values(["device", "model", "family", "name"], kind="stable")
     write_profile(kept, folder / PROFILE, metadata={"reconciled": True, **_without_models(facts)})
 
@@ -328,6 +328,13 @@ def times_table(frame: pd.DataFrame, keys: NDArray[Any]) -> dict[str, dict[str, 
     for device, key, middle, low, high in means.itertuples(index=False, name=None):
         table.setdefault(str(device), {})[str(key)] = (float(middle), float(low), float(high))
     return table
+
+
+def output_shapes(frame: pd.DataFrame) -> dict[str, set[tuple[int, ...]]]:
+    """Return the shapes of the first outputs of what `times_table` holds, by device."""
+    own = frame[frame["source"] == "measured"]
+    texts = own.groupby("device", sort=True)["output_shapes"].unique()
+    return {str(device): {tuple((json.loads(text) or [()])[0]) for text in found} for device, found in texts.items()}
 
 
 def cpus_of(frame: pd.DataFrame, metadata: list[dict[str, Any]]) -> dict[str, str]:

@@ -61,7 +61,9 @@ COLUMNS = (
 def family(op_type: str, inputs: Sequence[Shape]) -> str:
     """Return the family of an operator; a MatMul is batched where both operands have a batch axis above 1."""
     name = FAMILY.get(op_type, "elementwise")
-    return "batched-matmul" if name == "gemm" and math.prod(_second(op_type, inputs)[:-2]) > 1 else name
+    if name == "gemm" and math.prod(_second(op_type, inputs)[:-2]) > 1:
+        return "batched-matmul"
+    return name
 
 
 def _second(op_type: str, inputs: Sequence[Shape]) -> Shape:

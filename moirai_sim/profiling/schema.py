@@ -142,7 +142,12 @@ def _work(operator: Operator) -> str:
 
 
 def _shapes(tensors: Sequence[Tensor]) -> str:
-    return "[" + ",".join(["[" + ",".join(map(str, tensor.shape)) + "]" for tensor in tensors]) + "]"
+    return "[" + ",".join([_form(len(tensor.shape)) % tensor.shape for tensor in tensors]) + "]"
+
+
+@cache
+def _form(rank: int) -> str:
+    return "[" + ",".join(["%d"] * rank) + "]"
 
 
 @cache

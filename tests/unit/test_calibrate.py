@@ -251,6 +251,21 @@ def test_a_core_of_this_machine_is_a_measured_one_only_where_units_and_cache_agr
     assert (model.predict(operators()[:2], local_core()).measured is not None) is same
 
 
+def test_an_older_table_without_the_shapes_of_outputs_answers_the_same(calibrated, tmp_path):
+    folder, frame, _ = calibrated
+    shutil.copytree(folder / "model", tmp_path / "m")
+    table = json.loads((tmp_path / "m" / "measured.json").read_text())
+    shapes = {tuple(json.loads(text)[0]) for text in frame["output_shapes"]}
+    assert set(map(tuple, table["outputs"][SHEET.name])) == shapes
+    del table["outputs"]
+    (tmp_path / "m" / "measured.json").write_text(json.dumps(table))
+    asked = [*operators(), make_operator("new", "MatMul", [(100, 101), (101, 102)], [(100, 102)])]
+    one, other = (load_cost_model(model).predict(asked, SHEET) for model in (folder / "model", tmp_path / "m"))
+    for name in ("latency_s", "low_s", "high_s", "extrapolated", "measured"):
+        assert (getattr(one, name) == getattr(other, name)).all()
+    assert one.measured.sum() == 60
+
+
 def test_a_broken_table_is_an_input_error(calibrated, tmp_path):
     folder, _, _ = calibrated
     import shutil
