@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -232,10 +232,18 @@ def build_problem(
 def transfer_table(cluster: Cluster, sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], str]:
     """Return route classes [k, k], transfer times [q, classes] in ns, and where the times come from.
 
-    ``sizes`` [q] are the bytes of the tensors. Times are of a tensor alone on the network.
+    ``sizes`` [q] are the bytes of the tensors. Times are of a tensor alone on the network. The cluster's link model
+    gives those between devices that it was measured on, and of copies between CPU and GPU; the links' figures the rest,
+    which the last value names.
+
+    Raises
+    ------
+    InputError
+        If the link model knows no transfer between any devices of the cluster.
     """
     route_class, classes, examples = route_classes(cluster)
-    columns = []
+    columns: list[NDArray[np.int64]] = []
+    unknown: list[str] = []
     if cluster.link_model is None:
         columns = [ns - np.floor_divide(-sizes * 1e9, rate).astype(np.int64) for ns, rate in classes]
         source = "data sheet"
@@ -246,25 +254,40 @@ def transfer_table(cluster: Cluster, sizes: NDArray[np.int64]) -> tuple[NDArray[
         if model.by_device:
             route_class, examples = _by_kind(cluster, route_class)
         for a, b in examples:
-            columns.append(_measured_transfers(model, cluster, sizes, cluster.devices[a], cluster.devices[b]))
-        source = cluster.link_model
+            one, other = cluster.devices[a], cluster.devices[b]
+            way = route(cluster, one.name, other.name)
+            known = _measured_as(model, one, other)
+            if known is None:
+                across = " of another server" if one.server != other.server else ""
+                unknown.append(f"{one.type.name} to {other.type.name}{across}")
+                columns.append(np.array([way.transfer_ns(int(size)) for size in sizes], dtype=np.int64))
+            else:
+                columns.append(model.transfer_ns(sizes, way, **known))
+        if unknown and len(unknown) == len(columns):
+            raise InputError(
+                f"cluster '{cluster.name}': link model '{model.name}' knows no transfer between its devices "
+                f"({', '.join(sorted(set(unknown)))}); it has {model.contents()}; "
+                "leave out link_model, or name one that does"
+            )
+        source = cluster.link_model + (f"; data sheet: {', '.join(sorted(set(unknown)))}" if unknown else "")
     table = np.stack(columns, axis=1) if columns else np.zeros((len(sizes), 0), dtype=np.int64)
     return route_class, table, source
 
 
-def _measured_transfers(
-    model: LinkModel, cluster: Cluster, sizes: NDArray[np.int64], one: Device, other: Device
-) -> NDArray[np.int64]:
-    """Return transfer times [q] in ns by a link model; by the data sheet between devices that it does not know."""
-    way = route(cluster, one.name, other.name)
-    kind = one.type.name if one.type.name == other.type.name else ""
+def _measured_as(model: LinkModel, one: Device, other: Device) -> dict[str, Any] | None:
+    """Return what `LinkModel.transfer_ns` takes for transfers between two devices; None where none was measured."""
+    from moirai_sim.costs.links import COPIES
+
     nodes = 1 if one.server == other.server else 2
-    if not model.serves(kind, nodes=nodes):
-        if not model.serves(""):
-            return np.array([way.transfer_ns(int(size)) for size in sizes], dtype=np.int64)
-        kind, nodes = "", 1  # a model without device types was measured over the very links of its cluster
-    found: NDArray[np.int64] = model.transfer_ns(sizes, way, device=kind, nodes=nodes)
-    return found
+    kinds = one.type.kind, other.type.kind
+    if kinds in COPIES and nodes == 1:
+        copy, gpu = COPIES[kinds], (one if kinds[0] == "gpu" else other).type.name
+        if model.serves(gpu, copy):
+            return {"collective": copy, "device": gpu}
+    kind = one.type.name if one.type.name == other.type.name else ""
+    if model.serves(kind, nodes=nodes):
+        return {"device": kind, "nodes": nodes}
+    return {} if model.serves("") else None  # without device types: measured over the very links of its cluster
 
 
 def _by_kind(cluster: Cluster, route_class: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[tuple[int, int]]]:

@@ -69,6 +69,9 @@ def calibrate(
     from_runs: Annotated[
         Path | None, typer.Option(help="Results of validate: correct its cost model by what was measured.")
     ] = None,
+    adapt: Annotated[
+        str | None, typer.Option(help="A cost model to sharpen by a few measurements of a device that it lacks.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: Json = False,
 ) -> None:
@@ -76,7 +79,10 @@ def calibrate(
     from moirai_sim.console import print_facts, print_json, print_table, print_text
     from moirai_sim.costs.calibrate import calibrate as run
     from moirai_sim.costs.card import known_errors
+    from moirai_sim.errors import InputError
 
+    if from_runs is not None and (adapt is not None or profiles):
+        raise InputError("--from-runs goes without profiles and --adapt; give one kind of measurements")
     if from_runs is not None:
         from moirai_sim.studies.feedback import calibrate_from_runs
 
@@ -87,11 +93,16 @@ def calibrate(
         else:
             print_facts(report)
         return
-    card = run(profiles or [], out, seed=seed)
+    if adapt is None:
+        card = run(profiles or [], out, seed=seed)
+    else:
+        from moirai_sim.costs.adapt import adapt as sharpen
+
+        card = sharpen(profiles or [], adapt, out, seed=seed)
     if as_json:
         print_json(card)
         return
-    rows = card["splits"]
+    rows = [row for row in card["splits"] if adapt is None or "left-out points" in row["split"]]
     if rows:
         print_table(list(rows[0]), (list(row.values()) for row in rows))
     print_text(known_errors(card))
@@ -101,7 +112,7 @@ def calibrate(
 def predict(
     operators: Annotated[Path, typer.Argument(help="A JSON Lines file; see 'schema operators'.")],
     cost_model: Annotated[str, typer.Option("--cost-model", help="A name of 'catalog cost-models' or a folder.")],
-    device: Annotated[str, typer.Option(help="A name of 'catalog devices' or a YAML file.")],
+    device: Annotated[str, typer.Option(help="A name of 'catalog devices', a device of the model, or a YAML file.")],
     out: OptionalOut = None,
     as_json: Json = False,
 ) -> None:
@@ -117,7 +128,7 @@ def predict(
 
     lines = read_operators(operators)
     model = load_cost_model(cost_model)
-    answer = model.predict([operator for _, operator in lines], read_device_type(device))
+    answer = model.predict([operator for _, operator in lines], read_device_type(device, cost_model=cost_model))
     say(f"{model.name}: {known_errors(model.card)}")
     columns = zip(answer.latency_s, answer.low_s, answer.high_s, answer.extrapolated, strict=True)
     keys = ("latency_s", "low_s", "high_s", "extrapolated")

@@ -21,8 +21,23 @@ from moirai_sim.errors import InputError, did_you_mean
 from moirai_sim.yaml_files import Location, YamlDocument, plain
 
 
-def read_device_type(name: str | Path, *, beside: Path | None = None) -> DeviceType:
+def read_device_type(
+    name: str | Path, *, beside: Path | None = None, cost_model: str | Path | None = None
+) -> DeviceType:
     """Return a device type of the catalog, of a YAML file, or ``local-core`` for a core of this machine.
+
+    A cost model knows the devices that it was fitted to. One that its user profiled goes before the catalog's of that
+    name: it has the limits that were measured, with the data sheet's it would be another device. One of published
+    measurements comes after the catalog's, which is as new and may be the user's own.
+
+    Parameters
+    ----------
+    name
+        Of the catalog or the cost model, or a path.
+    beside
+        A file that names the device: a relative path is looked for next to it first.
+    cost_model
+        Name or folder of the model that will price it.
 
     Raises
     ------
@@ -33,8 +48,16 @@ def read_device_type(name: str | Path, *, beside: Path | None = None) -> DeviceT
         return local_core()
     if isinstance(name, str) and "/" not in name and not name.endswith((".yaml", ".yml")):
         known = device_names()
+        own: Mapping[str, DeviceType] = {}
+        profiled: frozenset[str] = frozenset()
+        if cost_model is not None:
+            from moirai_sim.costs.catalog_model import own_devices
+
+            own, profiled = own_devices(cost_model)
+        if name in own and (name in profiled or name not in known):
+            return own[name]
         if name not in known:
-            raise InputError(f"unknown device type '{name}'; {did_you_mean(name, known)}")
+            raise InputError(f"unknown device type '{name}'; {did_you_mean(name, sorted({*known, *own}))}")
     sheet = YamlDocument(find("devices", name, beside=beside)).validate(DeviceFile)
     return DeviceType(
         name=sheet.name,
@@ -85,8 +108,8 @@ def cluster_from_document(document: YamlDocument) -> Cluster:
         form = document.validate(ClusterFile)
     except InputError as error:
         problems += error.problems
-    types = _device_types(document, problems)
     models = _models(document, problems)
+    types = _device_types(document, models, problems)
     members = Members(document, problems)
     joined = list(members.links())
     if not members.devices and not problems:
@@ -112,20 +135,31 @@ def cluster_from_document(document: YamlDocument) -> Cluster:
     return replace(cluster, provenance={"cluster": cluster.name, "sha256": _digest(cluster)})
 
 
-def _device_types(document: YamlDocument, problems: list[str]) -> dict[str, DeviceType]:
-    """Return the device types that the document names; problems of their files are the document's."""
-    types: dict[str, DeviceType] = {}
-    for name, at in _named(document, "device").items():
+def _device_types(
+    document: YamlDocument, models: Mapping[str, str], problems: list[str]
+) -> dict[tuple[str, str | None], DeviceType]:
+    """Return the device types that the document names, by name and cost model; problems of their files are its own."""
+    types: dict[tuple[str, str | None], DeviceType] = {}
+    tried = set()
+    for at, entry in _device_entries(document):
+        name, model = entry.get("device"), entry.get("cost_model")
+        key = (name, model if isinstance(model, str) else None)
+        if not isinstance(name, str) or key in tried:
+            continue
+        tried.add(key)
         try:
-            types[name] = read_device_type(name, beside=document.path)
+            types[name, key[1]] = read_device_type(name, beside=document.path, cost_model=models.get(key[1] or ""))
         except InputError as error:
-            problems += [f"{document.place(at)}: {problem}" for problem in error.problems]
+            problems += [f"{document.place((*at, 'device'))}: {problem}" for problem in error.problems]
     return types
 
 
 def _models(document: YamlDocument, problems: list[str]) -> dict[str, str]:
     """Return the cost and link models that the document names: as named, or as a path where they lie beside it."""
-    named = _named(document, "cost_model")
+    named: dict[str, Location] = {}
+    for at, entry in _device_entries(document):
+        if isinstance(entry.get("cost_model"), str):
+            named.setdefault(entry["cost_model"], (*at, "cost_model"))
     link_model = document.data.get("link_model")
     if isinstance(link_model, str):
         named[link_model] = ("link_model",)
@@ -141,18 +175,15 @@ def _models(document: YamlDocument, problems: list[str]) -> dict[str, str]:
     return models
 
 
-def _named(document: YamlDocument, key: str) -> dict[str, Location]:
-    """Return every text that device entries give for a key, and where it stands first."""
-    found: dict[str, Location] = {}
+def _device_entries(document: YamlDocument) -> Iterator[tuple[Location, Mapping[str, Any]]]:
+    """Yield the place and content of every device entry, of servers too."""
     root = plain(document.data)
     servers = enumerate(_list(root.get("servers")))
     scopes: list[tuple[Location, Any]] = [((), root), *((("servers", i), server) for i, server in servers)]
     for place, scope in scopes:
         for i, entry in enumerate(_list(scope.get("devices")) if isinstance(scope, dict) else []):
-            name = entry.get(key) if isinstance(entry, dict) else None
-            if isinstance(name, str):
-                found.setdefault(name, (*place, "devices", i, key))
-    return found
+            if isinstance(entry, dict):
+                yield (*place, "devices", i), entry
 
 
 def _list(value: object) -> list[Any]:
@@ -167,8 +198,10 @@ def _entry(form: ClusterFile, at: Location) -> Any:  # noqa: ANN401 - the entry 
     return node
 
 
-def _device(entry: DeviceEntry, types: Mapping[str, DeviceType], models: Mapping[str, str], member: Member) -> Device:
-    kind = types[entry.device]
+def _device(
+    entry: DeviceEntry, types: Mapping[tuple[str, str | None], DeviceType], models: Mapping[str, str], member: Member
+) -> Device:
+    kind = types[entry.device, entry.cost_model]
     if kind.name == LOCAL_CORE and entry.backend == "torch":
         kind = replace(kind, name=LOCAL_CORE + TORCH_SUFFIX)
     if entry.address is not None:
@@ -238,10 +271,15 @@ def _unreached(document: YamlDocument, cluster: Cluster) -> list[str]:
 
 def _digest(cluster: Cluster) -> str:
     """Return a hash of all that the cluster says, whatever the order in which its file says it."""
-    types = {device.type.name: asdict(device.type) for device in cluster.devices}
+    sheets = [asdict(device.type) for device in cluster.devices]
+    types: dict[str, Any] = {}
+    for sheet in sheets:
+        types.setdefault(sheet["name"], sheet)
     devices = [
-        vars(device) | {"type": device.type.name, "cost_model": Path(device.cost_model or "").name}  # not where it lies
-        for device in cluster.devices
+        vars(device)
+        | {"type": sheet["name"] if types[sheet["name"]] == sheet else sheet}  # a cost model may know it by another
+        | {"cost_model": Path(device.cost_model or "").name}  # not where it lies
+        for device, sheet in zip(cluster.devices, sheets, strict=True)
     ]
     links = [vars(link) for link in cluster.links]
     content = [types, devices, links, cluster.switches, Path(cluster.link_model or "").name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moirai_sim.catalog import MODEL_FILES
-from moirai_sim.costs.card import FORMAT
+from moirai_sim.costs.card import FORMAT, licence
 from moirai_sim.costs.measured import Times, key_hash, write_table
 from moirai_sim.errors import InputError
 from moirai_sim.files import folder_in_place_of, sha256
@@ -24,10 +25,14 @@ if TYPE_CHECKING:
 PROFILE = "profile.parquet"
 """What a model was fitted to, in its folder."""
 _MIN_ROWS = 30
-_NOTHING_S = 20e-9
+NOTHING_S = 20e-9
 """Below what the clock and the spread of a session's overhead resolve (views): measured, but nothing to learn from."""
-_WITH_INTERVALS = ("random", "larger")
-"""Splits of one fit each: intervals take five more fits."""
+_MOST_WITH_INTERVALS = 4
+"""Most fits of a split for which intervals are fitted too, which take some five more each."""
+_SHARES = (0.125, 0.25, 0.5)
+"""Of the operators that the random split leaves to fit to: what fewer would have given."""
+_OF_LINKS = ("sources", "hardware", "stack", "rows", "learning_curve")
+"""Keys of a link model's card that go into that of the whole model."""
 _SPREAD = (0.4, 2.5)
 """Bounds of (sum of operators) / (whole model): outside of them the profile is not of what ran."""
 _UNDISTURBED = (0.85, 1.18)
@@ -66,13 +71,13 @@ def calibrate(profiles: Sequence[Path], out: Path, *, name: str | None = None, s
     InputError
         If a profile cannot be read, or there is too little to hold anything out: such a model is not called calibrated.
     """
-    operators, links, metadata, dropped = _read(profiles)
+    operators, links, metadata, dropped = read_profiles(profiles)
     name = name or out.name
     card: dict[str, Any] = {
         "format": FORMAT,
         "name": name,
         "seed": seed,
-        "inputs": {path.name: sha256(path) for path in profiles},
+        "inputs": hashes(profiles),
         "splits": [],
         "dropped": dropped,
     }
@@ -82,12 +87,12 @@ def calibrate(profiles: Sequence[Path], out: Path, *, name: str | None = None, s
 
             link_model = fit_links(links, name, seed=seed)
             link_model.write(folder)
-            card["links"] = {key: link_model.card[key] for key in ("sources", "hardware", "stack", "rows", "groups")}
+            card["links"] = {key: link_model.card[key] for key in _OF_LINKS}
             card["splits"] += link_model.card["splits"]
         if operators is not None:
             _fit(operators, metadata, folder, card, seed)
         else:
-            card["data"] = card["links"]["sources"]
+            card |= {"data": card["links"]["sources"], "licence": licence(card["links"]["sources"])}
             card["not_for"] = (
                 "devices and libraries other than those under 'links', links that others use at the same time, and "
                 "numbers of participants across other wires than those measured: see the split of those left out"
@@ -96,7 +101,13 @@ def calibrate(profiles: Sequence[Path], out: Path, *, name: str | None = None, s
     return card
 
 
-def _read(
+def hashes(profiles: Sequence[Path]) -> dict[str, str]:
+    """Return the SHA-256 of each profile by its name, or as it was given where others have the same name."""
+    times = Counter(path.name for path in profiles)
+    return {path.name if times[path.name] == 1 else path.as_posix(): sha256(path) for path in profiles}
+
+
+def read_profiles(
     profiles: Sequence[Path],
 ) -> tuple[pd.DataFrame | None, pd.DataFrame | None, list[dict[str, Any]], dict[str, float]]:
     """Return rows of operators and of links, the metadata of each profile, and the ratios of networks left out."""
@@ -164,7 +175,7 @@ def _fit(frame: pd.DataFrame, metadata: list[dict[str, Any]], folder: Path, card
 
     records: list[Any] = frame.to_dict("records")
     keys = np.array([key_hash(operator_key(row_operator(row))) for row in records])
-    lasting = (frame["median_s"] > _NOTHING_S).to_numpy()
+    lasting = (frame["median_s"] > NOTHING_S).to_numpy()
     learned = frame[lasting].reset_index(drop=True)
     if len(learned) < _MIN_ROWS:
         raise InputError(
@@ -183,6 +194,8 @@ def _fit(frame: pd.DataFrame, metadata: list[dict[str, Any]], folder: Path, card
     card |= {
         "rows": len(frame),
         "sources": sorted(frame["source"].unique()),
+        "licence": licence({*frame["source"], *card.get("links", {}).get("sources", ())}),
+        "learning_curve": learning_curve(learned, keys[lasting], seed),
         "models": sorted(model for model in frame["model"].unique() if model),
         "hardware": {device: json.loads(sheet) for device, sheet in _pairs(frame, "device", "device_type")},
         "stack": sorted(frame["stack"].unique()),
@@ -199,7 +212,7 @@ def _fit(frame: pd.DataFrame, metadata: list[dict[str, Any]], folder: Path, card
         ),
     }
     save_cost_model(estimator, folder, card)
-    write_table(folder, _table(frame, keys), _cpus(frame, metadata))
+    write_table(folder, times_table(frame, keys), cpus_of(frame, metadata), output_shapes(frame))
     kept = frame.sort_values(["device", "model", "family", "name"], kind="stable")
     write_profile(kept, folder / PROFILE, metadata={"reconciled": True, **_without_models(facts)})
 
@@ -226,16 +239,18 @@ def make_estimator(frame: pd.DataFrame, *, intervals: bool) -> Any:  # noqa: ANN
 def held_out(frame: pd.DataFrame, keys: NDArray[Any], seed: int) -> list[dict[str, Any]]:
     """Return errors on rows that the fit did not see, by split and family, with ``all`` for all families together.
 
-    Equal operators (``keys``) are never on both sides of a split.
+    Equal operators (``keys``) are never on both sides of a split but that by device: what they take on another one is
+    what such a fit carries over.
     """
     rows = []
     for split, masks in _splits(frame, keys, seed):
+        intervals = len(masks) <= _MOST_WITH_INTERVALS
         truth, guess, low, high, families = [], [], [], [], []
         for test in masks:
-            train = ~test & ~np.isin(keys, keys[test])
+            train = ~test if split == "device" else ~test & ~np.isin(keys, keys[test])
             if not test.any() or train.sum() < _MIN_ROWS:
                 continue
-            fitted = make_estimator(frame, intervals=split in _WITH_INTERVALS).fit(frame[train].reset_index(drop=True))
+            fitted = make_estimator(frame, intervals=intervals).fit(frame[train].reset_index(drop=True))
             predicted, below, above, _ = fitted.predict_interval(frame[test].reset_index(drop=True))
             truth.append(frame["median_s"].to_numpy()[test])
             families.append(frame["family"].to_numpy()[test])
@@ -257,11 +272,31 @@ def held_out(frame: pd.DataFrame, keys: NDArray[Any], seed: int) -> list[dict[st
                     "n": int(chosen.sum()),
                     "mean_ape": float(error[chosen].mean()),
                     "median_ape": float(np.median(error[chosen])),
-                    "coverage": float(inside[chosen].mean()) if split in _WITH_INTERVALS else None,
+                    "coverage": float(inside[chosen].mean()) if intervals else None,
                     "time_weighted_ape": float((error[chosen] * weight).sum()),
                 }
             )
     return rows
+
+
+def learning_curve(frame: pd.DataFrame, keys: NDArray[Any], seed: int) -> list[dict[str, Any]]:
+    """Return the errors on the random split's rows of fits to a share of the other operators: how many rows are enough.
+
+    Shares that lack a family, or have too few rows to fit to, are left out; all rows are the split itself.
+    """
+    test = next(_splits(frame, keys, seed))[1][0]
+    rest, asked = frame[~test], frame[test].reset_index(drop=True)
+    distinct, group = np.unique(keys[~test], return_inverse=True)
+    rank = np.random.default_rng(seed).permutation(len(distinct))[group] / len(distinct)
+    found = []
+    for share in _SHARES:
+        part = rest[rank < share].reset_index(drop=True)
+        if len(part) < _MIN_ROWS or set(asked["family"]) - set(part["family"]):
+            continue
+        fitted = make_estimator(frame, intervals=False).fit(part)
+        error = np.abs(fitted.predict(asked) / asked["median_s"].to_numpy() - 1)
+        found.append({"rows": len(part), "mean_ape": float(error.mean()), "median_ape": float(np.median(error))})
+    return found
 
 
 def _splits(frame: pd.DataFrame, keys: NDArray[Any], seed: int) -> Iterator[tuple[str, list[NDArray[np.bool_]]]]:
@@ -281,7 +316,7 @@ def _splits(frame: pd.DataFrame, keys: NDArray[Any], seed: int) -> Iterator[tupl
         yield "device", [(frame["device"] == device).to_numpy() for device in devices]
 
 
-def _table(frame: pd.DataFrame, keys: NDArray[Any]) -> dict[str, dict[str, Times]]:
+def times_table(frame: pd.DataFrame, keys: NDArray[Any]) -> dict[str, dict[str, Times]]:
     """Return the mean over models of the median, 10th and 90th percentile of each operator, by device and key.
 
     Only our own measurements: published ones are of other people's machines.
@@ -295,7 +330,15 @@ def _table(frame: pd.DataFrame, keys: NDArray[Any]) -> dict[str, dict[str, Times
     return table
 
 
-def _cpus(frame: pd.DataFrame, metadata: list[dict[str, Any]]) -> dict[str, str]:
+def output_shapes(frame: pd.DataFrame) -> dict[str, set[tuple[int, ...]]]:
+    """Return the shapes of the first outputs of what `times_table` holds, by device."""
+    own = frame[frame["source"] == "measured"]
+    texts = own.groupby("device", sort=True)["output_shapes"].unique()
+    return {str(device): {tuple((json.loads(text) or [()])[0]) for text in found} for device, found in texts.items()}
+
+
+def cpus_of(frame: pd.DataFrame, metadata: list[dict[str, Any]]) -> dict[str, str]:
+    """Return the CPU, as its maker spells it, of each device that is cores of it, where all profiles are of one."""
     names = {facts["hardware"]["cpu"] for facts in metadata if "hardware" in facts}
     if len(names) != 1:
         return {}

@@ -10,7 +10,7 @@ import numpy as np
 from moirai_sim.costs.families import FAMILIES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import pandas as pd
     from numpy.typing import NDArray
@@ -63,19 +63,23 @@ def gpu_held_out(profile: pd.DataFrame, estimator: TimeEstimator, *, seed: int =
             test = test & known
             if test.any() and len(train):
                 fitted = clone(estimator).fit(train.reset_index(drop=True))
-                pieces.append(_errors(fitted, profile[test].reset_index(drop=True)))
-        found += _summary(split, {key: np.concatenate([p[key] for p in pieces]) for key in pieces[0]} if pieces else {})
+                pieces.append(errors_of(fitted, profile[test].reset_index(drop=True)))
+        found += error_rows(
+            split, {key: np.concatenate([p[key] for p in pieces]) for key in pieces[0]} if pieces else {}
+        )
     return found
 
 
-def _errors(estimator: TimeEstimator, test: pd.DataFrame) -> dict[str, NDArray[Any]]:
+def errors_of(estimator: TimeEstimator, test: pd.DataFrame) -> dict[str, NDArray[Any]]:
+    """Return ``family``, absolute percentage error ``ape`` and whether the interval holds the time ``inside``, [n]."""
     seconds, low, high, _ = estimator.predict_interval(test)
     truth = test["median_s"].to_numpy()
     family = test["family"].to_numpy(dtype=str)
     return {"family": family, "ape": np.abs(seconds / truth - 1), "inside": (low <= truth) & (truth <= high)}
 
 
-def _summary(split: str, errors: Mapping[str, NDArray[Any]]) -> list[dict[str, Any]]:
+def error_rows(split: str, errors: Mapping[str, NDArray[Any]]) -> list[dict[str, Any]]:
+    """Return the errors of one split by family, and of ``all`` together: rows of a card's ``splits``."""
     rows = []
     for family in sorted(set(errors.get("family", ()))) + (["all"] if errors else []):
         chosen = errors["family"] == family if family != "all" else np.ones(len(errors["ape"]), dtype=bool)
@@ -88,6 +92,13 @@ def _summary(split: str, errors: Mapping[str, NDArray[Any]]) -> list[dict[str, A
             }
         )  # fmt: skip
     return rows
+
+
+def licence(sources: Iterable[str]) -> str:
+    """Return under which terms a model stands whose measurements have these sources (``measured``, or citations)."""
+    published = sorted(set(sources) - {"measured"})
+    own = "measurements by whoever ran 'calibrate' and parameters fitted to them, theirs to pass on"
+    return f"{own}; measurements of others under the licences of {'; '.join(published)}" if published else own
 
 
 def known_errors(card: Mapping[str, Any]) -> str:

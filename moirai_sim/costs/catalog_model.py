@@ -21,7 +21,7 @@ import numpy as np
 
 from moirai_sim.clusters.cluster import DeviceType
 from moirai_sim.costs.families import describe
-from moirai_sim.costs.kernels import FamilyModel, Rows, arithmetic, predict_rows
+from moirai_sim.costs.kernels import Booster, FamilyModel, Rows, arithmetic, predict_rows
 from moirai_sim.costs.model import CostModel, Prediction
 from moirai_sim.errors import InputError
 from moirai_sim.files import write_whole
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 FORMAT = "moirai-sim/cost-model@2"
 _READ = (FORMAT, "moirai-sim/cost-model@1")
 """Formats that can be read; in the first one sharp ensembles corrected shared ones, so a model of it must have none."""
+_BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)
+"""What reading a file of a model raises that does not hold what it should."""
 _KEY = re.compile(r"[a-z-]+")
 _CHUNK = 4096
 
@@ -59,36 +61,76 @@ def load_cost_model(name_or_dir: str | Path) -> CostModel:
     return MeasuredModel(learned, folder, learned.devices) if (folder / FILE).is_file() else learned
 
 
+def own_devices(name_or_dir: str | Path) -> tuple[dict[str, DeviceType], frozenset[str]]:
+    """Return the devices that a stored model was fitted to, by name, and the names of those that its user profiled.
+
+    Those of published measurements carry the catalog's data sheets. A model of links alone has no devices.
+
+    Raises
+    ------
+    InputError
+        If there is no such model, or it is broken.
+    """
+    from moirai_sim.catalog import find
+    from moirai_sim.costs.measured import FILE
+
+    if name_or_dir == "roofline":
+        return {}, frozenset()
+    folder = find("cost-models", name_or_dir)
+    try:
+        model, table = (
+            json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"devices": {}}
+            for path in (folder / "model.json", folder / FILE)
+        )
+        return _devices(model), frozenset(table["devices"])
+    except _BROKEN as error:
+        raise _broken(folder, error) from error
+
+
+def _devices(content: Mapping[str, Any]) -> dict[str, DeviceType]:
+    return {name: DeviceType(**sheet) for name, sheet in content["devices"].items()}
+
+
+def _broken(folder: Path, error: Exception) -> InputError:
+    return InputError(f"{folder}: does not hold a whole cost model ({error!r}); calibrate it again")
+
+
 def save_cost_model(estimator: TimeEstimator, folder: Path, card: Mapping[str, Any]) -> None:
-    """Write a fitted estimator and its card into a folder.
+    """Write a fitted estimator, or one of a stored model, and its card into a folder.
 
     Raises
     ------
     InputError
         If the folder cannot be written.
     """
-    from skl2onnx import convert_sklearn
-    from skl2onnx.common.data_types import FloatTensorType
-
     families = {}
     for key, model in estimator.models_.items():
         plain = {k: v for k, v in vars(model).items() if k not in ("shared", "sharp")}
         for part in ("shared", "sharp"):
-            predict = getattr(model, part)
             plain[part] = None
-            if predict is not None:
-                booster = predict.__self__  # the bound method of a scikit-learn ensemble
-                kind = [("x", FloatTensorType([None, booster.n_features_in_]))]
-                with warnings.catch_warnings():  # skl2onnx hands NumPy's integers to protobuf, which objects
-                    warnings.simplefilter("ignore")
-                    proto = convert_sklearn(booster, initial_types=kind, target_opset={"": 21, "ai.onnx.ml": 3})
-                plain[part] = f"{key}.{part}.onnx.gz"
-                write_whole(folder / plain[part], gzip.compress(proto.SerializeToString(), mtime=0))
+            if (booster := getattr(model, part)) is not None:
+                plain[part], ensemble = _stored(f"{key}.{part}.onnx", booster)
+                write_whole(folder / plain[part], ensemble)
         families[key] = plain
     devices = {name: dataclasses.asdict(device) for name, device in estimator.devices_.items()}
     content = {"format": FORMAT, "devices": devices, "families": families}
     write_whole(folder / "model.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
     write_whole(folder / "card.json", json.dumps(dict(card), indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def _stored(name: str, booster: Booster) -> tuple[str, bytes]:
+    """Return the name and content of the file of an ensemble: as it is stored already, or converted to ONNX."""
+    if isinstance(booster, Ensemble):
+        return booster.path.name, booster.path.read_bytes()
+    from skl2onnx import convert_sklearn
+    from skl2onnx.common.data_types import FloatTensorType
+
+    fitted = booster.__self__  # type: ignore[attr-defined]  # the bound method of a scikit-learn ensemble
+    kind = [("x", FloatTensorType([None, fitted.n_features_in_]))]
+    with warnings.catch_warnings():  # skl2onnx hands NumPy's integers to protobuf, which objects
+        warnings.simplefilter("ignore")
+        proto = convert_sklearn(fitted, initial_types=kind, target_opset={"": 21, "ai.onnx.ml": 3})
+    return f"{name}.gz", gzip.compress(proto.SerializeToString(), mtime=0)
 
 
 class LearnedModel:
@@ -117,10 +159,10 @@ class LearnedModel:
             sharp = any(plain["sharp"] for plain in content.get("families", {}).values())
             if content["format"] not in _READ[: 1 if sharp else 2]:
                 raise InputError(f"{folder}: format is {content['format']!r}, not '{FORMAT}'; calibrate it again")
-            self.devices = {name: DeviceType(**sheet) for name, sheet in content["devices"].items()}
-            self._families = {key: self._family(key, plain) for key, plain in content["families"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{folder}: does not hold a whole cost model ({error!r}); calibrate it again") from error
+            self.devices = _devices(content)
+            self.families = {key: self._family(key, plain) for key, plain in content["families"].items()}
+        except _BROKEN as error:
+            raise _broken(folder, error) from error
 
     def _family(self, key: str, plain: dict[str, Any]) -> FamilyModel:
         boosters = {}
@@ -153,7 +195,7 @@ class LearnedModel:
             index = np.array(members)
             op_types = np.array([operators[i].op_type for i in members])
             rows = Rows(table[index], op_types, device, dtype, self.stack, index)
-            found = predict_rows(self._families, self.devices, arithmetic(family, dtype, device.kind), rows)
+            found = predict_rows(self.families, self.devices, arithmetic(family, dtype, device.kind), rows)
             out[:, index], flag[index] = np.stack(found[:3]), found[3]
         return Prediction(out[0], out[1], out[2], flag)
 

@@ -34,6 +34,7 @@ from moirai_sim.costs.kernels import (
     predict_rows,
     rows_of,
     tiled,
+    unmasked,
 )
 from moirai_sim.errors import InputError
 
@@ -146,6 +147,7 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         for key, parts in rows_of(X).items():
             for name in sorted({part.device.name for part in parts}) if key in self.models_ else ():
                 own = [part for part in parts if part.device.name == name]
+                _answer_for(self.models_[key], name, own)
                 if tiled(key, own[0].device) and answering(self.models_[key], self.devices_, own[0]).group is None:
                     _adapt_tiles(self.models_[key], own, np.log(seconds))
                     continue
@@ -207,6 +209,7 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
             dtypes=sorted(set(samples.dtypes)),
             domain=[table.min(axis=0).tolist(), table.max(axis=0).tolist()],
             parts=int(samples.table[train, COLUMNS.index("parts")].max()),
+            unmasked=bool(unmasked(samples.key, samples.table[train]).any()),
             shared=shared.predict,
             sharp=None if sharp is None else sharp.predict,
             bins=np.quantile(load, [0.25, 0.5, 0.75]).tolist(),
@@ -242,6 +245,12 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
             if kind not in found:  # nothing of the kind to learn from: say that little is known
                 model.widths[kind] = [factor * w for w in at_least]
             model.widths[kind] = [max(a, b) for a, b in zip(model.widths[kind], at_least, strict=True)]
+
+
+def _answer_for(model: FamilyModel, device: str, parts: list[Rows]) -> None:
+    """Let the software stack with most points answer for a device that was not measured, where none is asked for."""
+    if model.defaults.get(device) not in model.groups:
+        model.defaults[device] = f"{device}|{max(parts, key=lambda part: len(part.index)).stack}"
 
 
 def _adapt_tiles(model: FamilyModel, parts: list[Rows], log_time: Array) -> None:

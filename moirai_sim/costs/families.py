@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moirai_sim.errors import InputError
+from moirai_sim.graphs.attention import attention_size
 from moirai_sim.graphs.operator import DTYPE_BITS
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ FAMILIES = (
 )  # fmt: skip
 """All families. A fused kernel belongs to the family of its main part and carries the work of all its parts."""
 
+_SECOND = {"QLinearMatMul": 3, "QLinearConv": 3}
+"""Position of the second operand where scale and zero point of the first stand before it."""
+
 COLUMNS = (
     "batch", "m", "n", "k", "width", "extra", "flops", "read_bytes", "write_bytes", "weight_bytes", "bits", "parts",
 )  # fmt: skip
@@ -57,9 +61,18 @@ COLUMNS = (
 def family(op_type: str, inputs: Sequence[Shape]) -> str:
     """Return the family of an operator; a MatMul is batched where both operands have a batch axis above 1."""
     name = FAMILY.get(op_type, "elementwise")
-    if name == "gemm" and len(inputs) > 1 and len(inputs[1]) > 2 and math.prod(inputs[1][:-2]) > 1:
+    if name == "gemm" and math.prod(_second(op_type, inputs)[:-2]) > 1:
         return "batched-matmul"
     return name
+
+
+def _second(op_type: str, inputs: Sequence[Shape]) -> Shape:
+    """Return the shape of the second operand of a product, () where it is missing.
+
+    That of `MatMulNBits` lies in blocks, (n, blocks, bytes), or as published data has it, (k, n): never in a batch.
+    """
+    at = _SECOND.get(op_type, 1)
+    return inputs[at] if len(inputs) > at and op_type != "MatMulNBits" else ()
 
 
 def dimensions(
@@ -72,13 +85,13 @@ def dimensions(
     elements = float(math.prod(out))
     last = float(out[-1]) if out else 1.0
     if rule == "gemm":  # batch x (m, k) times (k, n)
-        second = inputs[1] if len(inputs) > 1 else ()
+        second = _second(op_type, inputs)
         k = float(first[0 if attributes.get("transA") and len(first) == 2 else -1]) if first else 1.0
         n = last if len(second) > 1 or op_type == "MatMulNBits" else 1.0
         batch = float(math.prod(second[:-2])) if len(second) > 2 else 1.0
         return batch, max(elements / max(n * batch, 1.0), 1.0), n, k, 1.0, 0.0
     if rule == "conv":  # implicit matrix product per group; width: window, extra: stride
-        weight = inputs[1] if len(inputs) > 1 else (1, 1)
+        weight = _second(op_type, inputs)
         groups = float(attributes.get("group", 1) or 1)
         window = float(math.prod(weight[2:])) or 1.0
         channels = float(out[1]) if len(out) > 1 else 1.0
@@ -102,14 +115,9 @@ def dimensions(
         channels = float(first[1]) if len(first) > 1 else 1.0
         return 1.0, elements, channels, seen, float(first[-1]) if first else 1.0, float(strides[0])
     if rule == "attention":  # batch x width heads; m queries, n keys, k values a head; extra: key-value heads
-        key = inputs[1] if len(inputs) > 1 else first
-        if len(first) == 4:
-            return (float(first[0]), float(first[2]), float(key[2]), float(first[3]), float(first[1]), float(key[1]))
-        heads = float(attributes.get("q_num_heads", attributes.get("num_heads", 1)) or 1)
-        kv_heads = float(attributes.get("kv_num_heads", heads) or heads)
-        batch, m, hidden = (float(x) for x in ((1,) * 3 + tuple(first))[-3:])
-        n = float(key[-2]) if len(key) > 1 else m
-        return batch, m, n, hidden / heads, heads, kv_heads
+        core = attention_size(op_type, inputs, outputs, attributes)
+        kv_heads = core.kv_heads if core.causal else -core.kv_heads  # below 0 where every query sees every key
+        return core.batch, core.queries, core.keys, core.depth, core.heads, kv_heads
     if rule == "moe":  # m tokens of k values; batch local experts of n hidden values; width of them for each token
         experts = inputs[2] if len(inputs) > 2 else (1, 1, 1)
         share = float(attributes.get("local_share", 1.0))

@@ -222,10 +222,12 @@ class Design:
 
     def _attention(self) -> None:
         b, m, n, d = (np.maximum(self[c], 1.0) for c in ("batch", "m", "n", "k"))
-        heads, kv = np.maximum(self["width"], 1.0), np.maximum(self["extra"], 1.0)
-        # Decoder models mask what lies ahead of a query; no more queries than keys see the half of them.
-        causal = np.where(m > 1, np.maximum((2 * n - m) / (2 * n), 0.5), 1.0)
-        flops = 4 * b * heads * m * n * d * causal
+        heads, kv = np.maximum(self["width"], 1.0), np.maximum(np.abs(self["extra"]), 1.0)
+        # Where what lies ahead of a query is masked, no more queries than keys see the half of them.
+        seen = np.where((m > 1) & (self["extra"] > 0), np.maximum((2 * n - m) / (2 * n), 0.5), 1.0)
+        scores = b * heads * m * n
+        projection = np.maximum(self["flops"] - scores * (4 * d + 7), 0.0)  # where Q, K and V come packed
+        flops = 4 * scores * d * seen + projection
         tiles = b * heads * _whole(m / 128)
         waves = _whole(tiles / self.units)
         self._common(flops / self.peak, self._size / self.bandwidth)

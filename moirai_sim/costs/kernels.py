@@ -54,6 +54,13 @@ def design_of(key: str, table: Array, dtype: str, device: DeviceType) -> Design:
     return Design(family_of_key(key), table, dtype, device, cpu=key.endswith(_CPU))
 
 
+def unmasked(key: str, table: Array) -> NDArray[np.bool_]:
+    """Return which kernels are attention of several queries that all see every key, [n]."""
+    several = table[:, COLUMNS.index("m")] > 1
+    found: NDArray[np.bool_] = several & (table[:, COLUMNS.index("extra")] < 0)
+    return found & (family_of_key(key) == "attention")
+
+
 def tiled(key: str, device: DeviceType) -> bool:
     """Return whether the tile model prices what was not measured: matrix products on matrix units of GPUs."""
     return key == "gemm-tensor" and device.kind == "gpu"
@@ -95,10 +102,12 @@ class FamilyModel:
     """Half-widths of the 90 % interval in log time by kind of hold-out, one for each bin."""
     parts: int = 0
     """Most operators that one of the measured kernels does the work of."""
+    unmasked: bool = False
+    """Whether attention of several queries that all see every key was measured."""
     corrections: dict[str, list[float]] = field(default_factory=dict)
     """Coefficients of the few-shot correction, by device."""
     defaults: dict[str, str] = field(default_factory=dict)
-    """The group that answers for a device when no stack is asked for."""
+    """The group that answers for a device when no stack is asked for; of one known by a few points, their stack."""
     tiles: dict[str, list[float]] = field(default_factory=dict)
     """Parameters of the tile model, which prices GPUs that were not measured, by ``device|dtype``; see `tiled`."""
     tile_widths: dict[str, float] = field(default_factory=dict)
@@ -200,6 +209,8 @@ def predict_rows(
     outside = larger | (sizes < low * 0.9999).any(axis=1)
     outside |= np.array([op not in model.ops for op in op_types], dtype=bool)
     outside |= rows.table[:, COLUMNS.index("parts")] > model.parts
+    if not model.unmasked:
+        outside |= unmasked(stand_in, rows.table)
     outside |= (
         stand_in != key or rows.dtype not in model.dtypes or not seen or not _computes_in(rows.device, key, rows.dtype)
     )
@@ -235,24 +246,26 @@ def answering(model: FamilyModel, devices: Mapping[str, DeviceType], rows: Rows)
     """
     device = rows.device
 
-    def itself(other: DeviceType) -> bool:
-        # Size of memory, price and source do not say how fast it is.
-        plain = replace(other, memory_bytes=device.memory_bytes, price_eur=device.price_eur, source=device.source)
-        return plain == device
-
     def distance(other: DeviceType) -> tuple[bool, float, str]:
         ratio = other.memory_bandwidth_bytes_per_s / device.memory_bandwidth_bytes_per_s
-        return not itself(other), abs(np.log(ratio)), other.name
+        return not same_speed(other, device), abs(np.log(ratio)), other.name
 
     chip = _chip(device)
-    alike = [other for other in devices.values() if itself(other) or (chip is not None and _chip(other) == chip)]
+    alike = [
+        other for other in devices.values() if same_speed(other, device) or (chip is not None and _chip(other) == chip)
+    ]
     for other in sorted(alike, key=distance):
         group = f"{other.name}|{rows.stack}"
         if group not in model.groups:
             group = model.defaults.get(other.name, group)
         if group in model.groups:
-            return Answer(group, other, itself(other))
+            return Answer(group, other, same_speed(other, device))
     return Answer(None, device, False)
+
+
+def same_speed(one: DeviceType, other: DeviceType) -> bool:
+    """Return whether two data sheets say the same but for size of memory, price and source."""
+    return one == replace(other, memory_bytes=one.memory_bytes, price_eur=one.price_eur, source=one.source)
 
 
 def _chip(device: DeviceType) -> tuple[int, int, int] | None:
@@ -281,7 +294,10 @@ def _inputs(
     key: str, model: FamilyModel, design: Design, rows: Rows, answer: Answer
 ) -> tuple[NDArray[np.float32], Array, float]:
     """Return what ensembles read, the log time that they correct, and the floor under it, s."""
-    launch = launch_of(model.launch_s, answer.group or f"{rows.device.name}|{rows.stack}")
+    own = f"{rows.device.name}|{rows.stack}"
+    if not rows.stack:
+        own = model.defaults.get(rows.device.name, own)
+    launch = launch_of(model.launch_s, answer.group or own)
     read = design if answer.device == rows.device else design_of(key, rows.table, rows.dtype, answer.device)
     x, _ = inputs_of(read.features, read.limit_s, np.full(len(rows.table), launch))
     x[:, -1] = [model.ops.get(op, 0.0) for op in rows.op_type.tolist()]

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from moirai_sim.clusters.cluster import Route
 
 FORMAT = "moirai-sim/links@1"
+COPIES = {("cpu", "gpu"): "copy host-device pinned", ("gpu", "cpu"): "copy device-host pinned"}
+"""Collectives that price a transfer between devices of these kinds in one server: copies from and to pinned memory of
+the host, nothing else running. Their group's device type is the GPU's, or empty for the machine that was profiled."""
 _STEEPEST = 1.0
 """Most that log time is let to rise with log participants, at equal bytes: a ring's latency goes with their number."""
 
@@ -34,7 +37,7 @@ class Group:
     """Who takes part in a transfer or collective."""
 
     collective: str
-    """``send`` for point to point, ``part`` for the start of a part, else ``all-reduce``, ``all-gather``, ..."""
+    """``send`` for point to point, ``part`` for the start of a part, one of `COPIES`, else ``all-reduce``, ..."""
     participants: int
     """Devices; 2 for ``send``."""
     nodes: int = 1
@@ -97,8 +100,8 @@ class LinkModel:
 
     @property
     def by_device(self) -> bool:
-        """Whether any curve is of a type of devices, and not of the one machine that was profiled."""
-        return any(group.device for group in self.curves)
+        """Whether times depend on which devices are at the ends, and not on the one machine alone that was profiled."""
+        return any(group.device or group.collective in COPIES.values() for group in self.curves)
 
     def serves(self, device: str, collective: str = "send", nodes: int = 1) -> bool:
         """Return whether that collective was measured among devices of a type, or on the one machine of the model."""
@@ -120,13 +123,19 @@ class LinkModel:
         return found
 
     def transfer_ns(
-        self, size: int | NDArray[np.int64], route: Route | None = None, *, device: str = "", nodes: int = 1
+        self,
+        size: int | NDArray[np.int64],
+        route: Route | None = None,
+        *,
+        collective: str = "send",
+        device: str = "",
+        nodes: int = 1,
     ) -> Any:  # noqa: ANN401
-        """Return the time of point-to-point transfers, whole ns: an int for an int, an array [q] for an array [q].
+        """Return the time of transfers between two devices, whole ns: an int for an int, an array [q] for an array [q].
 
         ``route`` may be given where the caller has one: links slower than those measured then bound the bandwidth.
         """
-        curve = self.curve("send", nodes=nodes, device=device)
+        curve = self.curve(collective, nodes=nodes, device=device)
         nanoseconds = np.ceil(curve.seconds(np.atleast_1d(np.asarray(size))) * 1e9 - 1e-6).astype(np.int64)
         # Another kind of link than the one that was measured:
         if route is not None and route.bandwidth_bytes_per_s < curve.bandwidth_bytes_per_s / 4:
@@ -190,9 +199,14 @@ class LinkModel:
                 return {group.participants: curve for group, curve in found.items() if group.stack == wanted}
         return {}
 
+    def contents(self) -> str:
+        """Return what was measured, as text."""
+        return ", ".join(
+            sorted({f"{g.collective} among {g.participants} {g.device or 'devices'}" for g in self.curves})
+        )
+
     def _unknown(self, what: str) -> InputError:
-        known = sorted({f"{g.collective} among {g.participants} {g.device or 'devices'}" for g in self.curves})
-        return InputError(f"link model '{self.name}' has no {what}; it has {', '.join(known)}")
+        return InputError(f"link model '{self.name}' has no {what}; it has {self.contents()}")
 
     def write(self, folder: Path) -> None:
         """Write ``links.json`` into a folder."""

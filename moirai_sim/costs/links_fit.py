@@ -25,6 +25,8 @@ _FOLDS = 5
 _HOLD_OUT = 0.2
 _LARGEST = 0.1
 _LEAST_SIZES = 5
+_EVERY = (8, 4, 2)
+"""Steps through the sizes that are not held out at random: what fewer would have given."""
 
 
 def fit_curve(size: Sizes, time_s: Times) -> Curve:
@@ -83,6 +85,7 @@ def fit_links(frame: pd.DataFrame, name: str, *, seed: int = 0) -> LinkModel:
         raise InputError(problems)
     curves: dict[Group, Curve] = {}
     found: dict[str, list[tuple[Group, Times]]] = {"random": [], "larger": [], "left-out participants": []}
+    fewer: dict[int, list[Times]] = {every: [] for every in _EVERY}
     rng = np.random.default_rng(seed)
     for group, (size, time_s) in points.items():
         distinct = np.unique(size)
@@ -92,6 +95,12 @@ def fit_links(frame: pd.DataFrame, name: str, *, seed: int = 0) -> LinkModel:
             out = np.isin(size, held)
             guess = fit_curve(size[~out], time_s[~out]).seconds(size[out])
             found[split].append((group, np.array([guess, time_s[out]])))
+        others = np.setdiff1d(distinct, random)
+        for every in _EVERY:
+            if len(others[::every]) >= _LEAST_SIZES:
+                known, out = np.isin(size, others[::every]), np.isin(size, random)
+                guess = fit_curve(size[known], time_s[known]).seconds(size[out])
+                fewer[every].append(np.array([guess, time_s[out]]))
         curves[group] = fit_curve(size, time_s)
     for group, (size, time_s) in points.items():
         rest = LinkModel(name, {g: c for g, c in curves.items() if _others(g, group)}, {})
@@ -107,6 +116,11 @@ def fit_links(frame: pd.DataFrame, name: str, *, seed: int = 0) -> LinkModel:
         "hardware": sorted({group.device for group in points if group.device}),
         "stack": sorted({group.stack for group in points if group.stack}),
         "rows": len(frame),
+        "learning_curve": [
+            {"sizes": f"one in {every} of those not held out"} | _ape(*np.concatenate(pieces, axis=1))
+            for every, pieces in fewer.items()
+            if pieces
+        ],
     }
     return LinkModel(name, curves, card)
 
@@ -149,9 +163,12 @@ def _row(split: str, family: str, guess: Times, time_s: Times) -> dict[str, Any]
     return {
         "split": split,
         "family": family,
-        "n": len(error),
-        "mean_ape": float(error.mean()),
-        "median_ape": float(np.median(error)),
+        **_ape(guess, time_s),
         "coverage": None,
         "time_weighted_ape": float((error * time_s).sum() / time_s.sum()),
     }
+
+
+def _ape(guess: Times, time_s: Times) -> dict[str, Any]:
+    error = np.abs(guess / time_s - 1)
+    return {"n": len(error), "mean_ape": float(error.mean()), "median_ape": float(np.median(error))}

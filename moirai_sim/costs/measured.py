@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from moirai_sim.clusters.cluster import DeviceType
+from moirai_sim.costs.kernels import same_speed
 from moirai_sim.costs.model import CostModel, Prediction
 from moirai_sim.errors import InputError
 from moirai_sim.files import write_whole
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FILE = "measured.json"
 FORMAT = "moirai-sim/measured@1"
+Shape = tuple[int, ...]
 Times = tuple[float, float, float]
 """Median, 10th and 90th percentile of one operator, seconds."""
 
@@ -31,20 +32,59 @@ def key_hash(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()[:20]
 
 
-def write_table(folder: Path, devices: Mapping[str, Mapping[str, Times]], cpus: Mapping[str, str]) -> None:
+def write_table(
+    folder: Path,
+    devices: Mapping[str, Mapping[str, Times]],
+    cpus: Mapping[str, str],
+    outputs: Mapping[str, Set[Shape]],
+) -> None:
     """Write the table of measured operators: device -> hash of the operator's key -> times.
 
-    ``cpus`` names the CPU, as its maker spells it, of devices that are cores of some machine.
+    Parameters
+    ----------
+    folder
+        Of the model.
+    devices
+        The table.
+    cpus
+        The CPU, as its maker spells it, of devices that are cores of some machine.
+    outputs
+        By device the shapes that its operators' first outputs have, so that most others need not be looked up; a device
+        that is not named has no such list.
     """
     content = {
         "format": FORMAT,
         "cpus": dict(cpus),
+        "outputs": {device: sorted(shapes) for device, shapes in sorted(outputs.items())},
         "devices": {
             device: {key: [float(f"{t:.4g}") for t in times] for key, times in sorted(table.items())}
             for device, table in sorted(devices.items())
         },
     }
     write_whole(folder / FILE, json.dumps(content, separators=(",", ":")) + "\n")
+
+
+def read_table(folder: Path) -> tuple[dict[str, dict[str, Times]], dict[str, str], dict[str, Set[Shape]]]:
+    """Return what `write_table` wrote: the table, the CPUs of its devices, and the shapes of their outputs.
+
+    Raises
+    ------
+    InputError
+        If it is broken.
+    """
+    path = folder / FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        form, devices, cpus = content["format"], content["devices"], content["cpus"]
+        listed = content.get("outputs", {})  # older tables have none
+        outputs: dict[str, Set[Shape]] = {
+            device: {tuple(shape) for shape in shapes} for device, shapes in listed.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); calibrate the model again") from error
+    if form != FORMAT:
+        raise InputError(f"{path}: format is {form!r}, not '{FORMAT}'; calibrate the model again")
+    return devices, cpus, outputs
 
 
 class MeasuredModel:
@@ -68,16 +108,7 @@ class MeasuredModel:
     def __init__(self, learned: CostModel, folder: Path, sheets: Mapping[str, DeviceType]) -> None:
         self.learned = learned
         self.name = learned.name
-        path = folder / FILE
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            form = content["format"]
-            self.devices: dict[str, dict[str, list[float]]] = content["devices"]
-            self.cpus: dict[str, str] = content["cpus"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: cannot be read ({error}); calibrate the model again") from error
-        if form != FORMAT:
-            raise InputError(f"{path}: format is {form!r}, not '{FORMAT}'; calibrate the model again")
+        self.devices, self.cpus, self._outputs = read_table(folder)
         self.sheets = sheets
 
     @property
@@ -88,26 +119,26 @@ class MeasuredModel:
     def predict(self, operators: Sequence[Operator], device: DeviceType) -> Prediction:
         """Return measured times where the same operator was measured on this device, else predicted ones."""
         device = self._same(device)
-        predicted = self.learned.predict(operators, device)
-        table = self.devices.get(device.name)
-        if not table or self.sheets.get(device.name) != device:
-            return predicted
-        found = [table.get(key_hash(operator_key(operator))) for operator in operators]
+        table, sheet = self.devices.get(device.name), self.sheets.get(device.name)
+        if not table or sheet is None or not same_speed(sheet, device):
+            return self.learned.predict(operators, device)
+        shapes = self._outputs.get(device.name)
+        found = [
+            table.get(key_hash(operator_key(operator)))
+            if shapes is None or (operator.outputs[0].shape if operator.outputs else ()) in shapes
+            else None
+            for operator in operators
+        ]
         known = np.array([times is not None for times in found], dtype=bool)
+        rest = self.learned.predict([op for op, times in zip(operators, found, strict=True) if times is None], device)
         if not known.any():
-            return predicted
-        times = np.array([times for times in found if times is not None], dtype=np.float64)
-        columns = [np.array(column) for column in (predicted.latency_s, predicted.low_s, predicted.high_s)]
-        for column, values in zip(columns, times.T, strict=True):
-            column[known] = values
-        return replace(
-            predicted,
-            latency_s=columns[0],
-            low_s=columns[1],
-            high_s=columns[2],
-            extrapolated=predicted.extrapolated & ~known,
-            measured=known,
-        )
+            return rest
+        columns = np.empty((3, len(operators)))
+        columns[:, known] = np.array([times for times in found if times is not None], dtype=np.float64).T
+        columns[:, ~known] = rest.latency_s, rest.low_s, rest.high_s
+        extrapolated = np.zeros(len(operators), dtype=bool)
+        extrapolated[~known] = rest.extrapolated
+        return Prediction(columns[0], columns[1], columns[2], extrapolated, rest.source, known)
 
     def _same(self, device: DeviceType) -> DeviceType:
         """Return the measured device that a core of this machine is, where its CPU was measured; else ``device``.

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from moirai_sim.errors import InputError
+from moirai_sim.graphs.attention import attention_size
 from moirai_sim.graphs.operator import DTYPE_BITS, Operator, Tensor
 
 ABSENT = Tensor("", (0,))
@@ -175,50 +176,30 @@ def _einsum(inputs: _Shapes, outputs: _Shapes, attributes: Mapping[str, object])
     return space * (len(inputs) if space > outputs[0].elements or len(inputs) > 1 else 0)
 
 
-def _scores(batch: int, heads: int, queries: int, keys: int, depth: int, value_depth: int) -> int:
-    """Attention core: scores, scaling and masking (2), softmax (5), weighted values."""
-    return batch * heads * queries * keys * (2 * depth + 2 * value_depth + 7)
-
-
 def _attention(inputs: _Shapes, outputs: _Shapes, attributes: Mapping[str, object]) -> int:
     """``com.microsoft.Attention`` (one packed projection) and ``ai.onnx.Attention`` (separate Q, K, V)."""
-    query = inputs[0].shape
+    projection = 0
     if "num_heads" in attributes:
-        batch, length, hidden = query
-        heads = _number(attributes, "num_heads", 1)
-        packed = inputs[1].shape[1]
-        value = outputs[0].shape[-1]
-        key = (packed - value) // 2
-        past = inputs[4].shape[-2] if _present(inputs, 4) else 0
-        projection = batch * length * packed * (2 * hidden + _present(inputs, 2))
-        return projection + _scores(batch, heads, length, length + past, key // heads, value // heads)
-    keys = inputs[1].shape[-2] + (inputs[4].shape[-2] if _present(inputs, 4) else 0)
-    value_depth = inputs[2].shape[-1]
-    if len(query) == 4:
-        return _scores(query[0], query[1], query[2], keys, query[3], value_depth)
-    heads, kv_heads = _number(attributes, "q_num_heads", 1), _number(attributes, "kv_num_heads", 1)
-    return _scores(query[0], heads, query[1], keys, query[2] // heads, value_depth // kv_heads)
+        batch, length, hidden = inputs[0].shape
+        projection = batch * length * inputs[1].shape[1] * (2 * hidden + _present(inputs, 2))
+    return projection + _scores("Attention", inputs, outputs, attributes)
 
 
 def _multi_head_attention(inputs: _Shapes, outputs: _Shapes, attributes: Mapping[str, object]) -> int:
-    batch, length = inputs[0].shape[:2]
-    heads = _number(attributes, "num_heads", 1)
-    hidden = outputs[0].shape[-1]
-    keys = length
-    if _present(inputs, 1):
-        keys = inputs[1].shape[1 if len(inputs[1].shape) == 3 else 2]
-    past = inputs[6].shape[-2] if _present(inputs, 6) else 0
     bias = sum(t.elements for t in inputs[:3]) if _present(inputs, 3) else 0
-    return bias + _scores(batch, heads, length, keys + past, hidden // heads, hidden // heads)
+    return bias + _scores("MultiHeadAttention", inputs, outputs, attributes)
 
 
 def _grouped_query_attention(inputs: _Shapes, outputs: _Shapes, attributes: Mapping[str, object]) -> int:
-    batch, length = inputs[0].shape[:2]
-    heads = _number(attributes, "num_heads", 1)
-    depth = outputs[0].shape[-1] // heads
-    keys = outputs[1].shape[-2] if _present(outputs, 1) else length
     rotary = 3 * sum(t.elements for t in inputs[:2]) if _number(attributes, "do_rotary", 0) else 0
-    return rotary + _scores(batch, heads, length, keys, depth, depth)
+    return rotary + _scores("GroupQueryAttention", inputs, outputs, attributes)
+
+
+def _scores(op_type: str, inputs: _Shapes, outputs: _Shapes, attributes: Mapping[str, object]) -> int:
+    """Attention core: scores, scaling and masking (2), softmax (5), weighted values."""
+    size = attention_size(op_type, [t.shape for t in inputs], [t.shape for t in outputs], attributes)
+    scores = size.batch * size.heads * size.queries * size.keys
+    return scores * (2 * size.depth + 2 * size.value_depth + 7)
 
 
 def _mixture_of_experts(inputs: _Shapes, _outputs: _Shapes, attributes: Mapping[str, object]) -> int:

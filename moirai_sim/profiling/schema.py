@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from moirai_sim.clusters.cluster import DeviceType
@@ -12,7 +13,7 @@ from moirai_sim.files import write_whole
 from moirai_sim.graphs.operator import Operator, Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import pandas as pd
@@ -127,11 +128,31 @@ def row_operator(row: Mapping[str, Any]) -> Operator:
 
 def operator_key(operator: Operator) -> str:
     """Return a text that is equal for operators that are the same work: all but their names."""
-    own = _document(operator)
-    parts = [_document(part) for part in operator.parts]
-    for document in (own, *parts):
-        del document["name"]
-    return _json({**own, "parts": parts})
+    parts = ",".join(["{" + _work(part) + "}" for part in operator.parts])
+    return "{" + _work(operator) + f',"parts":[{parts}]' + "}"
+
+
+def _work(operator: Operator) -> str:
+    """Return the members of `_document` but the name, as `_json` has them: by hand, since every price asks for them."""
+    attributes = _json(dict(operator.attributes)) if operator.attributes else "{}"
+    return (
+        f'"attributes":{attributes},"dtype":{_text(operator.dtype)},"input_shapes":{_shapes(operator.inputs)},'
+        f'"op_type":{_text(operator.op_type)},"output_shapes":{_shapes(operator.outputs)}'
+    )
+
+
+def _shapes(tensors: Sequence[Tensor]) -> str:
+    return "[" + ",".join([_form(len(tensor.shape)) % tensor.shape for tensor in tensors]) + "]"
+
+
+@cache
+def _form(rank: int) -> str:
+    return "[" + ",".join(["%d"] * rank) + "]"
+
+
+@cache
+def _text(word: str) -> str:
+    return json.dumps(word)
 
 
 def _document(operator: Operator) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +10,12 @@ import pandas as pd
 import pytest
 
 from moirai_sim.clusters.cluster import DeviceType
-from moirai_sim.costs.calibrate import calibrate, held_out
-from moirai_sim.costs.card import known_errors
+from moirai_sim.clusters.reader import read_cluster, read_device_type
+from moirai_sim.costs.calibrate import calibrate, held_out, learning_curve
+from moirai_sim.costs.card import known_errors, licence
 from moirai_sim.costs.catalog_model import load_cost_model
 from moirai_sim.errors import InputError
+from moirai_sim.files import sha256
 from moirai_sim.graphs.work import make_operator
 from moirai_sim.profiling.schema import device_type_json, operator_row, statistics, write_profile
 
@@ -57,6 +59,21 @@ def test_card_holds_out_and_says_what_it_is_for(calibrated):
     assert not list(folder.glob(".model*"))
 
 
+def test_card_names_terms_and_what_fewer_rows_would_have_given(calibrated):
+    _, _, card = calibrated
+    assert "whoever ran 'calibrate'" in card["licence"]
+    assert "licences of" not in card["licence"]
+    assert licence(["measured", "NeuSight"]).endswith("licences of NeuSight")
+    assert card["learning_curve"] == []  # an eighth, a quarter and half of 48 are below what is fitted to
+
+
+def test_fewer_rows_are_counted_and_no_better(tmp_path):
+    frame = write(tmp_path / "p", operators(400))
+    curve = learning_curve(frame, np.arange(400).astype(str), 0)
+    assert [row["rows"] for row in curve] == [40, 80, 160]
+    assert curve[0]["mean_ape"] > curve[-1]["mean_ape"] > 0
+
+
 def test_only_a_hold_out_makes_a_model_calibrated(calibrated):
     _, _, card = calibrated
     figure = next(row["median_ape"] for row in card["splits"] if (row["split"], row["family"]) == ("random", "all"))
@@ -82,6 +99,47 @@ def test_measured_operators_are_answered_by_their_reconciled_measurement(calibra
     mixed = model.predict([known[0], other], SHEET)
     assert mixed.measured.tolist() == [True, False]
     assert set(mixed.seconds_by_source()) == {"measured", "predicted"}
+
+
+def test_a_model_can_be_asked_about_the_device_that_it_was_calibrated_on(calibrated, cli, tmp_path):
+    folder, frame, _ = calibrated
+    lines = [
+        {"op_type": op.op_type, "input_shapes": [t.shape for t in op.inputs], "output_shapes": [op.outputs[0].shape]}
+        for op in operators()[:3]
+    ]
+    (tmp_path / "ops.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    asked = "predict", str(tmp_path / "ops.jsonl"), "--cost-model", str(folder / "model"), "--json", "--device"
+    found = json.loads(cli(*asked, "test-cpu").out)
+    times = [line["latency_s"] for line in found]
+    assert times == pytest.approx(frame["median_s"].to_numpy()[:3] / 0.8, rel=1e-3)
+    assert not any(line["extrapolated"] for line in found)
+    assert "test-cpu" in cli(*asked, "test-cpus").err  # did you mean
+
+
+def test_a_cluster_names_devices_that_its_cost_model_was_calibrated_on(calibrated, tmp_path):
+    folder, _, _ = calibrated
+    shutil.copytree(folder / "model", tmp_path / "model")
+    path = tmp_path / "cluster.yaml"
+    path.write_text("name: c\ndevices: [{name: x, device: test-cpu, cost_model: model}]\n")
+    assert read_cluster(path).devices[0].type == SHEET
+    path.write_text("name: c\ndevices: [{name: x, device: test-cpu}]\n")
+    with pytest.raises(InputError, match="unknown device type 'test-cpu'"):
+        read_cluster(path)
+
+
+def test_a_profiled_device_goes_before_the_catalogs_and_a_published_one_after_it(tmp_path):
+    own = replace(read_device_type("nvidia-l4"), memory_bandwidth_bytes_per_s=2.5e11, source="measured")
+    (tmp_path / "card.json").write_text("{}")
+    (tmp_path / "model.json").write_text(json.dumps({"devices": {"nvidia-l4": asdict(own)}}))
+    assert read_device_type("nvidia-l4", cost_model=tmp_path) == read_device_type("nvidia-l4") != own
+    (tmp_path / "measured.json").write_text(json.dumps({"devices": {"nvidia-l4": {}}}))
+    assert read_device_type("nvidia-l4", cost_model=tmp_path) == own
+
+
+def test_memory_and_price_do_not_make_another_device(calibrated):
+    folder, _, _ = calibrated
+    board = replace(SHEET, memory_bytes=1 << 31, price_eur=9.0, source="elsewhere")
+    assert load_cost_model(folder / "model").predict(operators()[:3], board).measured.all()
 
 
 def test_the_table_is_silent_about_other_devices(calibrated):
@@ -153,6 +211,24 @@ def test_equal_operators_are_never_on_both_sides_of_a_split(tmp_path):
     assert all(row["split"] != "model" for row in held_out(frame, keys, 0))
 
 
+def test_a_device_is_left_out_though_the_other_ran_the_same_operators(tmp_path):
+    one = write(tmp_path / "p", operators(40))
+    other = replace(SHEET, name="other-cpu", memory_bandwidth_bytes_per_s=2e10)
+    two = one.assign(device=other.name, device_type=device_type_json(other))
+    keys = np.array([str(i) for i in range(40)] * 2)
+    rows = [row for row in held_out(pd.concat([one, two], ignore_index=True), keys, 0) if row["split"] == "device"]
+    assert [(row["family"], row["n"]) for row in rows] == [("gemm", 80), ("all", 80)]
+    assert all(row["mean_ape"] < 0.5 and 0.5 < row["coverage"] <= 1 for row in rows)
+
+
+def test_profiles_of_one_name_keep_a_hash_each(tmp_path):
+    for folder, part in (("a", operators(60)[:30]), ("b", operators(60)[30:])):
+        write(tmp_path / folder / "operators.parquet", part)
+    paths = [tmp_path / folder / "operators.parquet" for folder in "ab"]
+    card = calibrate(paths, tmp_path / "model")
+    assert card["inputs"] == {path.as_posix(): sha256(path) for path in paths}
+
+
 def test_networks_of_a_sweep_that_were_disturbed_are_left_out_and_named(calibrated):
     _, frame, card = calibrated
     assert card["dropped"] == {"sweep-2": 0.7}
@@ -173,6 +249,21 @@ def test_a_core_of_this_machine_is_a_measured_one_only_where_units_and_cache_agr
     model.sheets, model.cpus = {measured: sheet}, {measured: cpu_model()}
     model.devices = {measured: model.devices[SHEET.name]}
     assert (model.predict(operators()[:2], local_core()).measured is not None) is same
+
+
+def test_an_older_table_without_the_shapes_of_outputs_answers_the_same(calibrated, tmp_path):
+    folder, frame, _ = calibrated
+    shutil.copytree(folder / "model", tmp_path / "m")
+    table = json.loads((tmp_path / "m" / "measured.json").read_text())
+    shapes = {tuple(json.loads(text)[0]) for text in frame["output_shapes"]}
+    assert set(map(tuple, table["outputs"][SHEET.name])) == shapes
+    del table["outputs"]
+    (tmp_path / "m" / "measured.json").write_text(json.dumps(table))
+    asked = [*operators(), make_operator("new", "MatMul", [(100, 101), (101, 102)], [(100, 102)])]
+    one, other = (load_cost_model(model).predict(asked, SHEET) for model in (folder / "model", tmp_path / "m"))
+    for name in ("latency_s", "low_s", "high_s", "extrapolated", "measured"):
+        assert (getattr(one, name) == getattr(other, name)).all()
+    assert one.measured.sum() == 60
 
 
 def test_a_broken_table_is_an_input_error(calibrated, tmp_path):

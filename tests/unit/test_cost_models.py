@@ -19,6 +19,7 @@ from moirai_sim.costs.kernels import design_of
 from moirai_sim.costs.model import Prediction
 from moirai_sim.costs.roofline import LAUNCH_S, Roofline
 from moirai_sim.errors import CheckError, InputError
+from moirai_sim.graphs.load import load_graph
 from moirai_sim.graphs.work import make_operator
 from moirai_sim.profiling.published.table import device_json, profile
 from moirai_sim.testing import check_cost_model
@@ -151,6 +152,55 @@ def test_more_queries_than_keys_never_take_less():
     device = gpu()
     limits = [design_of("attention-tensor", describe([op])[1], "float32", device).limit_s[0] for op in (one, more)]
     assert limits[1] > limits[0]
+
+
+def limits(*operators, dtype="float16"):
+    design = design_of("attention-tensor", describe(operators)[1], dtype, gpu())
+    return design.limit_s
+
+
+def test_a_decoding_step_reads_and_attends_to_the_whole_cache():
+    step, alone = (
+        next(op for op in load_graph(f"zoo:llama3-8b?seq=1{past}") if op.op_type == "Attention")
+        for past in ("&past=2047", "")
+    )
+    batch, queries, keys, depth, heads, kv_heads = describe([step])[1][0][:6]
+    assert (batch, queries, keys, depth, heads, kv_heads) == (1, 1, 2048, 128, 32, 8)
+    longer, shorter = limits(step, alone)
+    assert longer > 100 * shorter
+
+
+def test_attention_that_masks_nothing_computes_twice_what_causal_attention_does():
+    shapes = [(4, 8, 4096, 64)] * 3
+    whole, causal = (make_operator("a", "Attention", shapes, shapes[:1], {"is_causal": i}) for i in (0, 1))
+    every, half = limits(whole, causal)
+    assert every == pytest.approx(2 * half)
+
+
+def test_the_projection_of_packed_attention_is_work_too():
+    attributes = {"num_heads": 16}
+    packed = make_operator("a", "Attention", [(8, 16, 1024), (1024, 3072), (3072,)], [(8, 16, 1024)], attributes)
+    assert limits(packed)[0] >= 2 * 8 * 16 * 1024 * 3072 / 10e12
+
+
+def attended(device: DeviceType, attributes: str, rows: int = 60):
+    lengths = 16 * (1 + np.arange(rows))
+    flops = 8 * lengths * lengths * (4 * 64 + 7)
+    columns = {
+        "name": "x", "op_type": "Attention", "family": "attention", "dtype": "float32", "device": device.name,
+        "device_type": device_json(device), "backend": "b", "stack": "s 1", "source": "synthetic",
+        "attributes": attributes, "input_shapes": [f"[{', '.join([f'[1, 8, {n}, 64]'] * 3)}]" for n in lengths],
+        "output_shapes": [f"[[1, 8, {n}, 64]]" for n in lengths], "flops": flops,
+        "read_bytes": 3 * 4 * 8 * 64 * lengths, "write_bytes": 4 * 8 * 64 * lengths, "time_s": 5e-6 + flops / 5e12,
+    }  # fmt: skip
+    return profile(columns, rows)
+
+
+@pytest.mark.parametrize("measured", ['{"is_causal": 1}', "{}"])
+def test_prefill_that_masks_nothing_is_flagged_where_none_was_measured(measured):
+    fitted = clone(SMALL).set_params(intervals=False).fit(attended(gpu(), measured))
+    assert not fitted.predict_interval(attended(gpu(), '{"is_causal": 1}'))[3].any()
+    assert fitted.predict_interval(attended(gpu(), "{}"))[3].all() == (measured != "{}")
 
 
 def test_stored_and_fitted_estimators_agree(fitted, tmp_path: Path):
@@ -298,7 +348,63 @@ def test_generations_by_what_they_compute_in():
         ("Add", [(2, 8, 3, 3), (2, 8, 3, 3)], (2, 8, 3, 3), {}, (1, 144, 2, 3, 144, 0)),
         ("Transpose", [(2, 3, 4, 5)], (3, 2, 4, 5), {"perm": [1, 0, 2, 3]}, (1, 120, 1, 5, 20, 4)),
         ("Concat", [(2, 3, 5), (2, 4, 5)], (2, 7, 5), {"axis": 1}, (1, 70, 2, 5, 15, 3)),
-        ("Attention", [(2, 8, 1, 64), (2, 4, 99, 64)], (2, 8, 1, 64), {}, (2, 1, 99, 64, 8, 4)),
+        (
+            "MatMulNBits",
+            [(2, 16, 512), (1024, 16, 16), (16384,), (8192,)],
+            (2, 16, 1024),
+            {"K": 512, "N": 1024, "bits": 4, "block_size": 32},
+            (1, 32, 1024, 512, 1, 0),
+        ),
+        ("MatMulNBits", [(8, 512), (512, 1024)], (8, 1024), {"K": 512, "N": 1024}, (1, 8, 1024, 512, 1, 0)),
+        ("QLinearMatMul", [(2, 4, 8), (), (), (8, 16), (16,), (16,), (), ()], (2, 4, 16), {}, (1, 8, 16, 8, 1, 0)),
+        ("QLinearMatMul", [(2, 4, 8), (), (), (2, 8, 16), (), (), (), ()], (2, 4, 16), {}, (2, 4, 16, 8, 1, 0)),
+        (
+            "QLinearConv",
+            [(2, 8, 10, 10), (), (), (16, 4, 3, 3), (16,), (16,), (), (), (16,)],
+            (2, 16, 8, 8),
+            {"group": 2},
+            (2, 128, 8, 36, 9, 1),
+        ),
+        ("Attention", [(2, 8, 1, 64), (2, 4, 99, 64)], (2, 8, 1, 64), {"is_causal": 1}, (2, 1, 99, 64, 8, 4)),
+        ("Attention", [(2, 8, 9, 64), (2, 4, 99, 64)], (2, 8, 9, 64), {}, (2, 9, 99, 64, 8, -4)),
+        (
+            "Attention",
+            [(2, 1, 512), (2, 1, 256), (2, 1, 256), (0,), (2, 4, 99, 64), (2, 4, 99, 64)],
+            (2, 1, 512),
+            {"q_num_heads": 8, "kv_num_heads": 4, "is_causal": 1},
+            (2, 1, 100, 64, 8, 4),
+        ),
+        ("Attention", [(2, 5, 512), (512, 1536), (1536,)], (2, 5, 512), {"num_heads": 8}, (2, 5, 5, 64, 8, -8)),
+        (
+            "Attention",
+            [(2, 1, 512), (512, 1536), (1536,), (0,), (2, 2, 8, 99, 64)],
+            (2, 1, 512),
+            {"num_heads": 8, "unidirectional": 1},
+            (2, 1, 100, 64, 8, 8),
+        ),
+        (
+            "MultiHeadAttention",
+            [(2, 1, 512), (2, 1, 512), (2, 1, 512), (0,), (0,), (0,), (2, 8, 99, 64), (2, 8, 99, 64)],
+            (2, 1, 512),
+            {"num_heads": 8},
+            (2, 1, 100, 64, 8, -8),
+        ),
+        ("MultiHeadAttention", [(2, 5, 8, 3, 64)], (2, 5, 512), {"num_heads": 8}, (2, 5, 5, 64, 8, -8)),
+        ("MultiHeadAttention", [(2, 5, 512), (2, 7, 8, 2, 64)], (2, 5, 512), {"num_heads": 8}, (2, 5, 7, 64, 8, -8)),
+        (
+            "GroupQueryAttention",
+            [(2, 1, 1024), (0,), (0,), (2, 4, 99, 64), (2, 4, 99, 64)],
+            (2, 1, 512),
+            {"num_heads": 8, "kv_num_heads": 4},
+            (2, 1, 99, 64, 8, 4),
+        ),
+        (
+            "PagedAttention",
+            [(5, 512), (5, 256), (5, 256), (9, 16, 4, 64)],
+            (5, 512),
+            {"num_heads": 8, "kv_num_heads": 4},
+            (1, 5, 5, 64, 8, 4),
+        ),
     ],
 )
 def test_dimensions(op, inputs, output, attributes, expected):
@@ -308,6 +414,12 @@ def test_dimensions(op, inputs, output, attributes, expected):
 def test_a_product_with_a_weight_is_not_batched():
     assert family("MatMul", [(8, 4, 4), (4, 4)]) == "gemm"
     assert family("MatMul", [(8, 4, 4), (8, 4, 4)]) == "batched-matmul"
+
+
+def test_blocks_scales_and_zero_points_are_no_batch():
+    assert family("MatMulNBits", [(8, 64), (32, 2, 16), (64,)]) == "gemm"
+    assert family("QLinearMatMul", [(8, 4, 4), (), (), (4, 4), (), (), (), ()]) == "gemm"
+    assert family("QLinearMatMul", [(8, 4, 4), (), (), (8, 4, 4), (), (), (), ()]) == "batched-matmul"
 
 
 class Liar:

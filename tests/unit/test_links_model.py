@@ -60,6 +60,15 @@ def test_hold_outs_are_reported_and_required():
         fit_links(frame(sizes=SIZES[:4]), "x")
 
 
+def test_fewer_sizes_are_no_better():
+    sizes = np.unique(np.logspace(3, 9, 120).astype(np.int64))
+    bumpy = fit_links(frame(sizes=sizes, time=lambda s: seconds(s) * (1 + 0.3 * np.sin(3 * np.log(s)) ** 2)), "x")
+    curve = bumpy.card["learning_curve"]
+    assert len(curve) == 3
+    assert curve[0]["mean_ape"] > curve[-1]["mean_ape"] > 0
+    assert fit_links(frame(sizes=SIZES[:5]), "x").card["learning_curve"] == []
+
+
 def test_errors_are_of_rows_that_the_fit_did_not_see():
     jump = fit_links(frame(time=lambda s: np.where(s == SIZES[-1], 1.0, seconds(s))), "x")
     larger = next(row for row in jump.card["splits"] if row["split"] == "larger")

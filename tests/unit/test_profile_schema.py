@@ -1,5 +1,7 @@
 """The profile file: what comes back is what went in, and what no clock gives is refused."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -47,6 +49,16 @@ def test_operator_survives_its_row():
     assert operator_key(again) == operator_key(operator)
     assert (again.flops, again.read_bytes, again.write_bytes, again.weight_bytes) == (9, 8, 7, 6)
     assert [part.op_type for part in again.parts] == ["Conv", "Relu"]
+
+
+def test_key_is_the_json_of_what_is_computed():
+    plain = make_operator("a", "Gather", [(), (3,), (2, 5)], [(3, 5)], {"axis": 0, "text": '"\u00e9', "raw": b"x"})
+    for operator in (plain, fused()):
+        row = operator_row(operator)
+        parts = [{key: part[key] for key in part if key != "name"} for part in json.loads(row["parts"])]
+        own = {key: json.loads(row[key]) for key in ("input_shapes", "output_shapes", "attributes")}
+        own |= {"op_type": operator.op_type, "dtype": operator.dtype, "parts": parts}
+        assert operator_key(operator) == json.dumps(own, sort_keys=True, separators=(",", ":"))
 
 
 def test_key_tells_work_apart_and_not_names():

@@ -1,5 +1,6 @@
 """Models priced on clusters: tensors, fusion, memory, sources of the costs, options."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,13 @@ from onnx import TensorProto, helper
 
 from moirai_sim.clusters.cluster import Cluster, Device, DeviceType, Link
 from moirai_sim.clusters.reader import read_cluster
+from moirai_sim.costs.links import Curve, Group, LinkModel
 from moirai_sim.costs.roofline import Roofline
 from moirai_sim.errors import InputError
 from moirai_sim.graphs.fusion import fuse
 from moirai_sim.graphs.onnx_reader import read_onnx
 from moirai_sim.problem import UNLIMITED
-from moirai_sim.sources import build_problem, load_problem, recognise
+from moirai_sim.sources import build_problem, load_problem, recognise, transfer_table
 
 
 @pytest.fixture
@@ -114,3 +116,53 @@ def test_models_are_recognised_without_their_suffix(model, tmp_path):
     assert recognise("zoo:gpt3-1.3b") == "model"
     with pytest.raises(InputError, match="cannot read it"):
         recognise(tmp_path / "absent.onnx")
+
+
+LINE = (1 << 10, 1 << 20, 1 << 30)
+
+
+def copies(tmp_path, *groups):
+    """Write a link model: time is the size over the rate of each group, bytes/s."""
+    curves = {group: Curve(LINE, tuple(size / rate for size in LINE)) for group, rate in groups}
+    tmp_path.mkdir(exist_ok=True)
+    LinkModel("m", curves, {}).write(tmp_path)
+    return str(tmp_path)
+
+
+def mixed(link_model, server=""):
+    """A CPU and two GPUs, whose wires carry 1 GB/s."""
+    cpu = DeviceType("c", "cpu", 1000, 1e9, {"float32": 1e9})
+    gpu = DeviceType("g", "gpu", 1000, 1e9, {"float32": 1e9})
+    devices = (Device("cpu", cpu), Device("gpu0", gpu), Device("gpu1", gpu, server=server))
+    links = tuple(Link(f"l{i}", (a, "bus"), 2e9, 0) for i, a in enumerate(("cpu", "gpu0", "gpu1")))
+    return Cluster("c", devices, links, ("bus",), link_model=link_model)
+
+
+TO_GPU, TO_CPU = Group("copy host-device pinned", 2), Group("copy device-host pinned", 2)
+
+
+@pytest.mark.parametrize("device", ["", "g"])
+def test_measured_copies_price_transfers_between_cpu_and_gpu(tmp_path, device):
+    to_gpu, to_cpu = (replace(group, device=device) for group in (TO_GPU, TO_CPU))
+    cluster = mixed(copies(tmp_path, (to_gpu, 4e9), (to_cpu, 8e9)))
+    classes, times, source = transfer_table(cluster, np.array([1 << 20]))
+    taken = (1 << 20) / (times[0][classes] / 1e9) / 1e9
+    assert taken[0, 1:] == pytest.approx([4, 4], rel=1e-4)
+    assert taken[1:, 0] == pytest.approx([8, 8], rel=1e-4)
+    assert taken[1, 2] == taken[2, 1] == pytest.approx(2, rel=1e-4)
+    assert source == f"{cluster.link_model}; data sheet: g to g"
+
+
+def test_what_a_link_model_was_not_measured_on_is_named(tmp_path):
+    folder = copies(tmp_path, (TO_GPU, 4e9), (TO_CPU, 8e9), (Group("send", 2, device="g"), 5e9))
+    assert transfer_table(mixed(folder), np.array([1 << 20]))[2] == folder
+    source = transfer_table(mixed(folder, server="other"), np.array([1 << 20]))[2]
+    assert source == (
+        f"{folder}; data sheet: c to g of another server, g to c of another server, g to g of another server"
+    )
+
+
+def test_a_link_model_that_knows_no_transfer_of_the_cluster_is_refused(tmp_path):
+    folder = copies(tmp_path, (Group("all-reduce", 2, device="g"), 4e9))
+    with pytest.raises(InputError, match=r"'m' knows no transfer .*c to g.* it has all-reduce among 2 g; leave out"):
+        transfer_table(mixed(folder), np.array([1 << 20]))
