@@ -28,7 +28,8 @@ from moirai_sim.files import write_whole
 from moirai_sim.graphs.operator import Operator
 from moirai_sim.graphs.work import make_operator
 from moirai_sim.profiling import telemetry
-from moirai_sim.profiling.backends.torch import TorchDevice, Unsupported, finish, profile_graph_operators, stack
+from moirai_sim.profiling.backends.torch import TorchDevice, finish, profile_graph_operators, stack
+from moirai_sim.profiling.backends.torch_calls import Unsupported
 from moirai_sim.profiling.schema import (
     device_type_from_json,
     device_type_json,

@@ -15,7 +15,8 @@ pytest.importorskip("torch", reason="PyTorch is not installed; pip install 'moir
 
 import torch
 
-from moirai_sim.profiling.backends.torch import TorchDevice, Unsupported, _call, profile_graph_operators
+from moirai_sim.profiling.backends.torch import TorchDevice, profile_graph_operators
+from moirai_sim.profiling.backends.torch_calls import Unsupported, call_of
 
 IMAGE, ROWS, HEADS = (1, 4, 15, 14), (5, 7), (1, 2, 6, 8)
 KERNEL = (6, 4, 3, 3)
@@ -65,7 +66,7 @@ def test_what_runs_is_the_operator(case):
     feeds = {f"i{n}": rng.standard_normal(shape).astype(np.float32) for n, shape in enumerate(shapes)}
     want = expected(op_type, feeds, attributes)
     operator = make_operator("one", op_type, shapes, [want.shape], attributes)
-    found = _call(torch, operator)(*(torch.from_numpy(value) for value in feeds.values())).numpy()
+    found = call_of(torch, operator)(*(torch.from_numpy(value) for value in feeds.values())).numpy()
     assert found.shape == want.shape
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-6)
     assert (TorchDevice("cpu:0").time_operator(operator, 0.001) > 0).all()
