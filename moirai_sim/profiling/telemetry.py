@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import os
 import platform
+import statistics
+import threading
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 _LIBRARIES = ("moirai-sim", "onnxruntime", "onnx", "numpy", "torch")
 
@@ -80,44 +84,129 @@ def hardware() -> dict[str, Any]:
 
 
 def gpu_snapshot() -> list[dict[str, Any]]:
-    """Return model, driver, clocks, temperature, power, throttle reasons and energy so far of every GPU.
+    """Return the state of every GPU that NVML sees (`Board.state`), in its order; empty without pynvml or NVML."""
+    nvml = _nvml()
+    if nvml is None:
+        return []
+    found = range(nvml.nvmlDeviceGetCount())
+    return [{"index": index, **Board(nvml, nvml.nvmlDeviceGetHandleByIndex(index)).state()} for index in found]
 
-    A figure that a board does not report is None. Without pynvml, NVML or a GPU the list is empty.
+
+def board(uuid: str | None) -> Board | None:
+    """Return the GPU with a UUID as CUDA gives it, with or without "GPU-"; numbers of CUDA and NVML need not agree.
+
+    Where there is no UUID or NVML does not know it (that of a slice of a GPU), it is the only GPU that NVML sees. None
+    where that does not say which, or pynvml or NVML is missing.
     """
+    nvml = _nvml()
+    if nvml is None:
+        return None
+    try:
+        if uuid:
+            name = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
+            return Board(nvml, nvml.nvmlDeviceGetHandleByUUID(name.encode()))  # text does not do in old versions
+    except nvml.NVMLError:
+        pass
+    try:
+        return Board(nvml, nvml.nvmlDeviceGetHandleByIndex(0)) if nvml.nvmlDeviceGetCount() == 1 else None
+    except nvml.NVMLError:
+        return None
+
+
+def _nvml() -> Any:  # noqa: ANN401  # the module, which has no type
+    """Return pynvml, ready until the process ends; None without it or without a driver."""
     try:
         import pynvml
     except ImportError:
-        return []
+        return None
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
-        return []
-    try:
-        return [_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
-    finally:
-        pynvml.nvmlShutdown()
+        return None
+    return pynvml
 
 
-def _gpu(nvml: Any, index: int) -> dict[str, Any]:  # noqa: ANN401  # the module, which has no type
-    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+class Board:
+    """One GPU as NVML sees it; a figure that it does not report is None."""
 
-    def ask(function: str, *arguments: Any) -> Any:  # noqa: ANN401
+    def __init__(self, nvml: Any, handle: Any) -> None:  # noqa: ANN401
+        self._nvml, self._handle = nvml, handle
+
+    def _ask(self, function: str, *arguments: Any) -> Any:  # noqa: ANN401
         try:
-            value = getattr(nvml, function)(handle, *arguments)
-        except (nvml.NVMLError, AttributeError):
+            value = getattr(self._nvml, function)(self._handle, *arguments)
+        except (self._nvml.NVMLError, AttributeError):
             return None
         return value.decode() if isinstance(value, bytes) else value
 
-    milliwatts, millijoules = ask("nvmlDeviceGetPowerUsage"), ask("nvmlDeviceGetTotalEnergyConsumption")
-    driver = nvml.nvmlSystemGetDriverVersion()
-    return {
-        "index": index,
-        "model": ask("nvmlDeviceGetName"),
-        "driver": driver.decode() if isinstance(driver, bytes) else driver,
-        "sm_clock_mhz": ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM),
-        "memory_clock_mhz": ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM),
-        "temperature_c": ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
-        "power_w": None if milliwatts is None else milliwatts / 1e3,
-        "throttle_reasons": ask("nvmlDeviceGetCurrentClocksThrottleReasons"),
-        "energy_j": None if millijoules is None else millijoules / 1e3,
-    }
+    def energy_j(self) -> float | None:
+        """Return the energy since the driver was loaded, joules."""
+        millijoules = self._ask("nvmlDeviceGetTotalEnergyConsumption")
+        return None if millijoules is None else millijoules / 1e3
+
+    def now(self) -> dict[str, Any]:
+        """Return what changes from moment to moment: clocks, temperature, power, throttle reasons, PCIe link."""
+        milliwatts = self._ask("nvmlDeviceGetPowerUsage")
+        return {
+            "sm_clock_mhz": self._ask("nvmlDeviceGetClockInfo", self._nvml.NVML_CLOCK_SM),
+            "memory_clock_mhz": self._ask("nvmlDeviceGetClockInfo", self._nvml.NVML_CLOCK_MEM),
+            "temperature_c": self._ask("nvmlDeviceGetTemperature", self._nvml.NVML_TEMPERATURE_GPU),
+            "power_w": None if milliwatts is None else milliwatts / 1e3,
+            "throttle_reasons": self._ask("nvmlDeviceGetCurrentClocksThrottleReasons"),
+            "pcie_generation": self._ask("nvmlDeviceGetCurrPcieLinkGeneration"),
+            "pcie_width": self._ask("nvmlDeviceGetCurrPcieLinkWidth"),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Return model, driver, the fastest PCIe link, what `now` says, and the energy so far."""
+        driver = self._nvml.nvmlSystemGetDriverVersion()
+        return {
+            "model": self._ask("nvmlDeviceGetName"),
+            "driver": driver.decode() if isinstance(driver, bytes) else driver,
+            "pcie_generation_max": self._ask("nvmlDeviceGetMaxPcieLinkGeneration"),
+            "pcie_width_max": self._ask("nvmlDeviceGetMaxPcieLinkWidth"),
+            **self.now(),
+            "energy_j": self.energy_j(),
+        }
+
+
+class Watch:
+    """Samples a GPU from a thread while a block runs; an idle GPU before and after it says nothing of the block.
+
+    Without a GPU there is nothing to sample, and the summary is empty.
+    """
+
+    def __init__(self, watched: Board | None, every_s: float = 0.2) -> None:
+        self._board, self._every_s = watched, every_s
+        self._samples: list[dict[str, Any]] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._board is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._board is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            self._samples.append(self._board.now())  # type: ignore[union-attr]  # there is no thread without one
+            if self._stop.wait(self._every_s):
+                return
+
+    def summary(self) -> dict[str, Any]:
+        """Return the number of samples, minimum, median and maximum of each figure, and every throttle reason met."""
+        if not self._samples:
+            return {}
+        found: dict[str, Any] = {"samples": len(self._samples)}
+        for key in self._samples[0]:
+            values = [sample[key] for sample in self._samples if sample[key] is not None]
+            if key == "throttle_reasons":
+                found[key] = functools.reduce(operator.or_, values) if values else None
+            else:
+                found[key] = [min(values), statistics.median(values), max(values)] if values else None
+        return found
