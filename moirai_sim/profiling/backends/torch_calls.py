@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from moirai_sim.graphs.operator import Operator
 
+DTYPES: dict[str, str] = {
+    "float32": "float32", "tf32": "float32", "float16": "float16", "bfloat16": "bfloat16", "float64": "float64",
+    "float8": "float8_e4m3fn", "int64": "int64", "int32": "int32", "int8": "int8", "uint8": "uint8", "bool": "bool",
+}  # fmt: skip
+"""PyTorch's type of the tensors that hold each data type; tf32 is float32 whose products run on tensor cores."""
 _FP8_MULTIPLE = 16
 
 
@@ -213,6 +218,72 @@ def _gather(torch: Any, op: Operator, at: Attributes) -> Callable[..., object]: 
     return lambda x, index: torch.index_select(x, axis, index).view(result)
 
 
+def _slice(_torch: Any, op: Operator, at: Attributes) -> Callable[..., object]:  # noqa: ANN401
+    """Return a copy of a block: from the starts where they are attributes, else from the first element.
+
+    Newer models give starts and ends as inputs, whose values an operator of a graph does not carry.
+    """
+    size, axes = op.outputs[0].shape, at.ints("axes", range(len(op.inputs[0].shape)))
+    first = dict(zip(axes, at.ints("starts", []), strict=False))
+    whole = op.inputs[0].shape
+    start = [first.get(axis, 0) + (n if first.get(axis, 0) < 0 else 0) for axis, n in enumerate(whole)]
+    if any(s + n > all_ for s, n, all_ in zip(start, size, whole, strict=True)):
+        raise Unsupported(f"{op.op_type}: {size} from {start} is outside of {whole}")
+    block = tuple(slice(s, s + n) for s, n in zip(start, size, strict=True))
+    return lambda x, *_: _copy(x[block])
+
+
+def _split(torch: Any, op: Operator, at: Attributes) -> Callable[..., object]:  # noqa: ANN401
+    axis = at.int("axis", 0)
+    sizes = [tensor.shape[axis] for tensor in op.outputs]
+    return lambda x, *_: tuple(_copy(part) for part in torch.split(x, sizes, axis))
+
+
+def _copy(x: Any) -> Any:  # noqa: ANN401
+    """Return a tensor of its own memory: what the operator of ONNX writes, where PyTorch gives a view."""
+    return x.new_empty(x.shape).copy_(x)
+
+
+def _pad(torch: Any, op: Operator, at: Attributes) -> Callable[..., object]:  # noqa: ANN401
+    """Return constant padding: of the attribute where it is one, else all of it behind; see `_slice`."""
+    whole, size = op.inputs[0].shape, op.outputs[0].shape
+    if str(at.values.get("mode", "constant")) != "constant":
+        raise Unsupported(f"{op.op_type}: only constant padding is timed")
+    behind = [0] * len(whole) + [n - m for m, n in zip(whole, size, strict=True)]
+    pads = at.ints("pads", behind)
+    around, value = _around(pads[: len(whole)], pads[len(whole) :]), float(at.values.get("value", 0))
+    return lambda x, *_: torch.nn.functional.pad(x, around, value=value)
+
+
+def _clip(torch: Any, _op: Operator, at: Attributes) -> Callable[..., object]:  # noqa: ANN401
+    low, high = at.values.get("min"), at.values.get("max")
+
+    def run(x: Any, *bounds: Any) -> object:  # noqa: ANN401
+        given = [bound if bound.numel() else None for bound in bounds]
+        return torch.clamp(x, *(given or (low, high)))
+
+    return run
+
+
+def _cast(torch: Any, op: Operator, _at: Attributes) -> Callable[..., object]:  # noqa: ANN401
+    if op.outputs[0].dtype not in DTYPES:
+        raise Unsupported(f"{op.op_type}: not timed to {op.outputs[0].dtype}")
+    kind = getattr(torch, DTYPES[op.outputs[0].dtype])
+    return lambda x: x.to(kind, copy=True)
+
+
+def _rms_norm(torch: Any, op: Operator, at: Attributes) -> Callable[..., object]:  # noqa: ANN401
+    shape, epsilon = op.inputs[0].shape[at.int("axis", -1) :], float(at.values.get("epsilon", 1e-5))
+    return lambda x, scale: torch.nn.functional.rms_norm(x, shape, scale, epsilon)
+
+
+def _int_mm(torch: Any, op: Operator, _at: Attributes) -> Callable[..., object]:  # noqa: ANN401
+    shapes = [tensor.shape for tensor in op.inputs]
+    if [len(shape) for shape in shapes] != [2, 2] or {t.dtype for t in op.inputs} != {"int8"}:
+        raise Unsupported(f"{op.op_type}: only products of two signed matrices without zero points are timed")
+    return lambda a, b: torch._int_mm(a, b)
+
+
 _CALLS: dict[str, Callable[[Any, Operator, Attributes], Callable[..., object]]] = {
     "MatMul": lambda torch, _op, _at: torch.matmul,
     "Gemm": _gemm,
@@ -231,4 +302,13 @@ _CALLS: dict[str, Callable[[Any, Operator, Attributes], Callable[..., object]]] 
     "Transpose": _transpose,
     "Concat": lambda torch, _op, at: lambda *xs: torch.cat(xs, at.int("axis", 0)),
     "Gather": _gather,
+    "Slice": _slice,
+    "Split": _split,
+    "Pad": _pad,
+    "Clip": _clip,
+    "Cast": _cast,
+    "Expand": lambda _torch, op, _at: lambda x, *_: _copy(x.expand(op.outputs[0].shape)),
+    "Where": lambda torch, _op, _at: torch.where,
+    "RMSNormalization": _rms_norm,
+    "MatMulInteger": _int_mm,
 }
