@@ -420,7 +420,9 @@ def main() -> None:
     if given.list_operators:
         import pandas as pd
 
-        rows = [operator_row(one) | {"model": model} for model, ops in real_operators(small=False).items() for one in ops]
+        rows = [
+            operator_row(one) | {"model": model} for model, ops in real_operators(small=False).items() for one in ops
+        ]
         pd.DataFrame(rows).to_parquet(LISTED, compression="zstd", index=False)
         return
     if given.out is None:

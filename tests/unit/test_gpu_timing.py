@@ -15,7 +15,9 @@ import pytest
 from moirai_sim.errors import InputError
 from moirai_sim.profiling import telemetry
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed; pip install 'moirai-sim[torch]'")
+pytest.importorskip("torch", reason="PyTorch is not installed; pip install 'moirai-sim[torch]'")
+
+import torch
 
 from moirai_sim.graphs.work import make_operator
 from moirai_sim.profiling.backends import torch as backend

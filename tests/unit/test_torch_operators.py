@@ -98,7 +98,7 @@ REFUSED = [
     make_operator("uneven pads", "AveragePool", [IMAGE], [(1, 4, 7, 7)], POOL | {"pads": [0, 0, 1, 1]}),
     make_operator("outside", "Slice", [ROWS], [(3, 7)], {"axes": [0], "starts": [4], "ends": [9]}),
     make_operator("mirrored", "Pad", [ROWS], [(7, 9)], {"mode": "reflect"}),
-    make_operator("batches", "MatMulInteger", [HEADS, HEADS[:2] + (8, 6)], [(1, 2, 6, 6)], dtype="int8"),
+    make_operator("batches", "MatMulInteger", [HEADS, (*HEADS[:2], 8, 6)], [(1, 2, 6, 6)], dtype="int8"),
     make_operator("a sum of one", "Sum", [ROWS], [ROWS]),
     make_operator("no window", "Conv", [(1, 4), (6, 4)], [(1, 6)]),
     make_operator("past keys", "Attention", [HEADS] * 3 + [(0,), HEADS, HEADS], [HEADS], {"is_causal": 1}),
