@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -340,9 +341,11 @@ def section(name: str, device_name: str, seconds: float, out: Path, seed: int) -
 def _section(name: str, device: TorchDevice, seconds: float, out: Path, seed: int) -> dict[str, Any]:
     if name == "limits":
         return {"sheet": json.loads(device_type_json(device.device_type()))}
-    cuda, rows = device.kind == "cuda", sections.Rows(out / f"{name}-rows.json", seconds, device.synchronize)
+    cuda = device.kind == "cuda"
+    kept = partial(sections.Rows, out / f"{name}-rows.json", seconds, device.synchronize)
     whole = {"links": sections.links, "whole-models": sections.whole_models, "placements": sections.placements}
     if name in whole:
+        rows = kept()
         whole[name](device, rows, seconds)
         return {"rows": rows.rows}
     known = json.loads((out / "limits.json").read_text())["sheet"]
@@ -364,6 +367,7 @@ def _section(name: str, device: TorchDevice, seconds: float, out: Path, seed: in
     frame = measured(out, "filling")
     frame = frame[frame["median_s"] > 2e-5] if cuda else frame
     picked = frame.groupby(["family", "dtype"]).head(2)
+    rows = kept()
     sections.energy(device, [row_operator(row) for _, row in picked.iterrows()], rows, seconds)
     return {"rows": rows.rows}
 
