@@ -38,6 +38,8 @@ CASES = [
     ("AveragePool", [IMAGE], POOL | {"pads": [1, 1, 1, 1]}),
     ("AveragePool", [IMAGE], POOL | {"pads": [1, 1, 1, 1], "count_include_pad": 1}),
     ("GlobalAveragePool", [IMAGE], {}),
+    ("LRN", [IMAGE], {"size": 3, "alpha": 0.1}),
+    ("Einsum", [ROWS, (7, 3)], {"equation": "ij,jk->ki"}),
     ("Sum", [ROWS, ROWS, ROWS], {}),
     ("Max", [ROWS, ROWS, (7,), ROWS], {}),
     ("Add", [ROWS, (7,)], {}),

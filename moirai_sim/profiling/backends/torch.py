@@ -414,6 +414,7 @@ def profile_models(models: Sequence[str | Path], device: str, *, budget_s: float
         "versions": telemetry.versions(),
         "telemetry": {"before": before, "during": watch.summary(), "after": telemetry.snapshot()},
         "threads": target.threads,
+        "launch_s": None if target.kind == "cpu" else float(frame["launch_s"].median()),
         "skipped": skipped,
     }
     return frame

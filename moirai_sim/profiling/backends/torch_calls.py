@@ -277,6 +277,11 @@ def _rms_norm(torch: Any, op: Operator, at: Attributes) -> Callable[..., object]
     return lambda x, scale: torch.nn.functional.rms_norm(x, shape, scale, epsilon)
 
 
+def _lrn(torch: Any, _op: Operator, at: Attributes) -> Callable[..., object]:  # noqa: ANN401
+    alpha, beta, bias = (float(at.values.get(*item)) for item in (("alpha", 1e-4), ("beta", 0.75), ("bias", 1.0)))
+    return lambda x: torch.nn.functional.local_response_norm(x, at.int("size", 1), alpha, beta, bias)
+
+
 def _int_mm(torch: Any, op: Operator, _at: Attributes) -> Callable[..., object]:  # noqa: ANN401
     shapes = [tensor.shape for tensor in op.inputs]
     if [len(shape) for shape in shapes] != [2, 2] or {t.dtype for t in op.inputs} != {"int8"}:
@@ -311,4 +316,6 @@ _CALLS: dict[str, Callable[[Any, Operator, Attributes], Callable[..., object]]] 
     "Where": lambda torch, _op, _at: torch.where,
     "RMSNormalization": _rms_norm,
     "MatMulInteger": _int_mm,
+    "LRN": _lrn,
+    "Einsum": lambda torch, _op, at: lambda *xs: torch.einsum(str(at.values["equation"]), *xs),
 }
