@@ -253,7 +253,7 @@ def placements(device: TorchDevice, rows: Rows, budget_s: float) -> None:
     """
     torch, cuda = device.torch, device.kind == "cuda"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    threads = (1, os.cpu_count() or 1) if cuda else (1,)
+    threads = (1, len(os.sched_getaffinity(0))) if cuda else (1,)
     batches = (1, 8) if cuda else (1,)
     found = {k: v for k, v in networks(torch, small=not cuda).items() if k in ("resnet", "bert", "gpt2")}
     cases = list(itertools.product(batches, sorted(set(threads), reverse=True), found.items()))  # quick ones first

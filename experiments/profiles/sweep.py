@@ -52,7 +52,7 @@ CUDA_DTYPES = ("float32", "tf32", "float16", "bfloat16")
 LISTED = Path(__file__).with_name("real-operators.parquet")
 GROUP = 100
 """Operators in a file."""
-ENERGY_EVERY = 16
+ENERGY_EVERY = 25
 """Of so many operators one is repeated until its energy is known."""
 SHARES = {
     "limits": 0.03, "links": 0.1, "filling": 0.32, "whole-models": 0.12, "placements": 0.1, "real": 0.12,

@@ -339,3 +339,27 @@ def test_a_copy_is_timed_while_kernels_run(gpu, sweep, monkeypatch, copy_s):
     assert all(running[-7:])
     with pytest.raises(RuntimeError, match="outlasts"):
         busy.times(lambda: copy(10.0))
+
+
+def test_operators_of_a_network_are_those_that_pytorch_calls(sweep):
+    found = sweep.networks(torch, small=True)
+    stages, shape = found["resnet"]
+    called = sweep.called(torch, stages, torch.randn(2, *shape))
+    assert Counter(operator.op_type for operator in called) == {
+        "Conv": 9, "BatchNormalization": 9, "Relu": 7, "Add": 2, "MaxPool": 1, "GlobalAveragePool": 1, "Gemm": 1
+    }  # fmt: skip
+    assert called[0].attributes["strides"] == [2, 2]
+    stages, shape = found["gpt2"]
+    masks = [op.attributes for op in sweep.called(torch, stages, torch.randn(2, *shape)) if op.op_type == "Attention"]
+    assert masks == [{"is_causal": 1}] * 2
+
+
+def test_sums_of_operators_stand_beside_the_whole(sweep):
+    sums = {"bert?batch=8": {"operators_s": 0.9}, "gpt2?batch=8": {"operators_s": 2.0}}
+    rows = [{"model": "bert", "batch": 8, "mode": "eager", "median_s": 1.0},
+            {"model": "bert", "batch": 8, "mode": "compiled", "error": "no time left"},
+            {"model": "resnet", "batch": 8, "mode": "eager", "median_s": 1.0}]  # fmt: skip
+    sweep._compare({"real": {"sums": sums}, "whole-models": {"rows": rows}})
+    assert sums["bert?batch=8"] == {"operators_s": 0.9, "eager_s": 1.0, "eager_ratio": 0.9}
+    assert sums["gpt2?batch=8"] == {"operators_s": 2.0}
+    sweep._compare({"real": {"error": "did not end"}, "whole-models": {"error": "did not end"}})
