@@ -145,14 +145,14 @@ FAMILIES: tuple[tuple[Callable[[np.ndarray, str, int], Operator], float], ...] =
 )  # fmt: skip
 
 
-def design(count: int, seed: int, device: TorchDevice, memory: int) -> list[Operator]:
-    """Return a space-filling (scrambled Sobol) design over families, data types and sizes that fit the device.
+def design(count: int, seed: int, device: TorchDevice, sheet: DeviceType) -> list[Operator]:
+    """Return a space-filling (scrambled Sobol) design over families, and over data types and sizes that the device has.
 
     Family and data type have dimensions of their own: a turn by position would give each data type one part of the
     sizes, since neighbours of the sequence lie in opposite halves.
     """
     side = 16384 if device.kind == "cuda" else 1024
-    dtypes = CUDA_DTYPES if device.kind == "cuda" else ("float32",)
+    dtypes = [dtype for dtype in CUDA_DTYPES if dtype in sheet.peak_flops]
     points = device.torch.quasirandom.SobolEngine(9, scramble=True, seed=seed).draw(count).numpy().clip(0, 1 - 1e-6)
     shares = np.cumsum([share for _, share in FAMILIES])
     limit = 2e13 if device.kind == "cuda" else 2e9
@@ -160,7 +160,7 @@ def design(count: int, seed: int, device: TorchDevice, memory: int) -> list[Oper
     for point in points:
         draw = FAMILIES[int(np.searchsorted(shares, point[7], side="right").clip(0, len(FAMILIES) - 1))][0]
         operator = draw(point[:7], dtypes[int(point[8] * len(dtypes))], side)
-        if operator.flops < limit and 3 * (operator.read_bytes + operator.write_bytes) < memory:
+        if operator.flops < limit and 3 * (operator.read_bytes + operator.write_bytes) < sheet.memory_bytes:
             chosen.append(operator)
     return chosen
 
@@ -351,9 +351,9 @@ def _section(name: str, device: TorchDevice, seconds: float, out: Path, seed: in
     known = json.loads((out / "limits.json").read_text())["sheet"]
     sheet, count = device_type_from_json(json.dumps(known)), 7000 if cuda else 60
     if name == "filling":
-        return operators(device, design(count, seed, device, sheet.memory_bytes), name, out, seconds)
+        return operators(device, design(count, seed, device, sheet), name, out, seconds)
     if name == "uncertain":
-        candidates, how = design(count, seed + 1, device, sheet.memory_bytes), "widest intervals of a first fit"
+        candidates, how = design(count, seed + 1, device, sheet), "widest intervals of a first fit"
         try:
             first = measured(out, "filling")
             chosen = least_certain(first, candidates, count // 2, sheet, stack(device.torch))

@@ -255,16 +255,25 @@ def sweep(monkeypatch):
     return sweep
 
 
+def sheet(dtypes):
+    return SimpleNamespace(memory_bytes=1 << 60, peak_flops=dict.fromkeys(dtypes, 1e12))
+
+
 def test_every_data_type_meets_small_and_large_sides_alike(sweep):
-    chosen = sweep.design(2000, 0, SimpleNamespace(kind="cuda", torch=torch), 1 << 60)
+    chosen = sweep.design(2000, 0, SimpleNamespace(kind="cuda", torch=torch), sheet(sweep.CUDA_DTYPES))
     products = [op for op in chosen if op.name == "matmul" and op.dtype in sweep.CUDA_DTYPES]
     cells = Counter((op.dtype, op.inputs[0].shape[0] < 128, op.inputs[1].shape[1] < 128) for op in products)
     assert len(cells) == 4 * len(sweep.CUDA_DTYPES)
     assert min(cells.values()) > 0.3 * max(cells.values())
 
 
+def test_only_data_types_that_the_device_has_are_drawn(sweep):
+    chosen = sweep.design(200, 0, SimpleNamespace(kind="cuda", torch=torch), sheet(("float32", "float16")))
+    assert {op.dtype for op in chosen} == {"float32", "float16", "int8"}
+
+
 def test_prefill_is_drawn_with_and_without_a_causal_mask_and_decoding_without(sweep):
-    chosen = sweep.design(2000, 0, SimpleNamespace(kind="cuda", torch=torch), 1 << 60)
+    chosen = sweep.design(2000, 0, SimpleNamespace(kind="cuda", torch=torch), sheet(sweep.CUDA_DTYPES))
     drawn = Counter(
         (op.inputs[0].shape[2] > 1, op.attributes.get("is_causal", 0)) for op in chosen if op.op_type == "Attention"
     )
