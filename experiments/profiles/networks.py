@@ -3,7 +3,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from moirai_sim.graphs.work import make_operator
+
+if TYPE_CHECKING:
+    from moirai_sim.graphs.operator import Operator
 
 
 def networks(torch: Any, *, small: bool) -> dict[str, tuple[list[Any], tuple[int, ...]]]:
@@ -76,3 +82,72 @@ def networks(torch: Any, *, small: bool) -> dict[str, tuple[list[Any], tuple[int
         "evoformer-axial": ([Attend(64, 4), Swap(), Attend(64, 4), Swap()], (8, 16, 64) if small else (128, 256, 64)),
     }
     return {name: ([stage.eval() for stage in stages], shape) for name, (stages, shape) in found.items()}
+
+
+def called(torch: Any, stages: Sequence[Any], x: Any) -> list[Operator]:
+    """Return the operators that PyTorch calls when a chain of stages runs, in this order; views are none.
+
+    A linear layer is one product of two matrices with its bias, as PyTorch runs it.
+    """
+    found: list[Operator] = []
+
+    class Record(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = function(*args, **(kwargs or {}))
+            rule = _RULES.get(getattr(function, "__name__", ""))
+            if rule is not None:
+                found.extend(rule(args, kwargs or {}, result))
+            return result
+
+    with torch.no_grad(), Record():
+        torch.nn.Sequential(*stages)(x)
+    return found
+
+
+def _one(op_type: str, inputs: Sequence[Any], result: Any, attributes: Mapping[str, object] | None = None) -> Any:
+    shapes = [tuple(given.shape) if hasattr(given, "shape") else tuple(given) for given in inputs if given is not None]
+    return [make_operator(op_type, op_type, shapes, [tuple(result.shape)], attributes)]
+
+
+def _conv(args: Any, _kwargs: Any, y: Any) -> Any:
+    kernel, (stride, pads, dilation, group) = args[1].shape[2:], args[3:7]
+    attributes = {"kernel_shape": list(kernel), "strides": list(stride), "pads": [*pads, *pads],
+                  "dilations": list(dilation), "group": group}  # fmt: skip
+    return _one("Conv", args[:3], y, attributes)
+
+
+def _max_pool(args: Any, kwargs: Any, y: Any) -> Any:
+    kernel, stride, pads = ([size] * 2 for size in (args[1], kwargs["stride"], kwargs["padding"]))
+    return _one("MaxPool", args[:1], y, {"kernel_shape": kernel, "strides": stride, "pads": pads * 2})
+
+
+def _linear(args: Any, _kwargs: Any, y: Any) -> Any:
+    x, weight, *bias = args
+    flat = y.reshape(-1, y.shape[-1])
+    return _one("Gemm", [(flat.shape[0], x.shape[-1]), weight, *bias], flat, {"transB": 1})
+
+
+def _attention(args: Any, kwargs: Any, y: Any) -> Any:
+    return _one("Attention", args[:3], y, {"is_causal": 1} if kwargs.get("is_causal") else {})
+
+
+def _reshape(args: Any, _kwargs: Any, y: Any) -> Any:
+    x = args[0]
+    if y.data_ptr() == x.data_ptr():
+        return []
+    return _one("Transpose", [x.transpose(1, 2)], x, {"perm": [0, 2, 1, *range(3, x.dim())]})
+
+
+_RULES: dict[str, Callable[[Any, Any, Any], Any]] = {
+    "conv2d": _conv,
+    "batch_norm": lambda args, _, y: _one("BatchNormalization", [args[0], *[(y.shape[1],)] * 4], y),
+    "relu": lambda args, _, y: _one("Relu", args[:1], y),
+    "max_pool2d": _max_pool,
+    "adaptive_avg_pool2d": lambda args, _, y: _one("GlobalAveragePool", args[:1], y),
+    "linear": _linear,
+    "layer_norm": lambda args, _, y: _one("LayerNormalization", [args[0], *[(y.shape[-1],)] * 2], y, {"axis": -1}),
+    "scaled_dot_product_attention": _attention,
+    "gelu": lambda args, _, y: _one("Gelu", args[:1], y),
+    "add": lambda args, _, y: _one("Add", args[:2], y),
+    "reshape": _reshape,
+}

@@ -16,19 +16,21 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import sections
+from networks import called, networks
 
 from moirai_sim.files import write_whole
-from moirai_sim.graphs.operator import Operator
+from moirai_sim.graphs.operator import Operator, Tensor
 from moirai_sim.graphs.work import make_operator
 from moirai_sim.profiling import telemetry
-from moirai_sim.profiling.backends.torch import TorchDevice, Unsupported, finish, profile_graph_operators, stack
+from moirai_sim.profiling.backends.torch import TorchDevice, finish, profile_graph_operators, stack
+from moirai_sim.profiling.backends.torch_calls import Unsupported
 from moirai_sim.profiling.schema import (
     device_type_from_json,
     device_type_json,
@@ -50,6 +52,8 @@ CUDA_DTYPES = ("float32", "tf32", "float16", "bfloat16")
 LISTED = Path(__file__).with_name("real-operators.parquet")
 GROUP = 100
 """Operators in a file."""
+ENERGY_EVERY = 25
+"""Of so many operators one is repeated until its energy is known."""
 SHARES = {
     "limits": 0.03, "links": 0.1, "filling": 0.32, "whole-models": 0.12, "placements": 0.1, "real": 0.12,
     "uncertain": 0.14, "noise": 0.03, "energy": 0.04,
@@ -72,6 +76,10 @@ def matmul(u: np.ndarray, dtype: str, side: int) -> Operator:
     m, n, k = (log_uniform(x, 1, side) for x in u[:3])
     if dtype == "bfloat16" and u[3] < 0.4 and side > 4096:  # 8-bit floats where the device has them, sides that fit
         dtype, (m, n, k) = "float8", (16 * -(-size // 16) for size in (m, n, k))
+    if dtype == "float16" and u[3] < 0.2 and side > 4096:  # 8-bit integers, of the sides that cuBLAS takes
+        m, n, k = (32 * -(-size // 32) for size in (m, n, k))
+        result = Tensor("product", (m, n), "int32")
+        return make_operator("matmul", "MatMulInteger", [(m, k), (k, n)], [result], dtype="int8")
     return make_operator("matmul", "MatMul", [(m, k), (k, n)], [(m, n)], dtype=dtype)
 
 
@@ -123,12 +131,13 @@ def streaming(u: np.ndarray, dtype: str, side: int) -> Operator:
 
 
 def attention(u: np.ndarray, dtype: str, side: int) -> Operator:
-    """Draw prefill (as many queries as keys) or decode (one query)."""
+    """Draw prefill (as many queries as keys; causal in half of the cases) or decode (one query)."""
     top = 8192 if side > 4096 else 512
     batch, heads, keys = log_uniform(u[0], 1, 32), log_uniform(u[1], 1, 64), log_uniform(u[2], 16, top)
     depth, queries = (64, 128)[int(u[3] * 2)], 1 if u[4] < 0.5 else keys
     q, kv = (batch, heads, queries, depth), (batch, heads, keys, depth)
-    return make_operator("attention", "Attention", [q, kv, kv], [q], {}, dtype)
+    attributes = {"is_causal": 1} if queries > 1 and u[5] < 0.5 else {}
+    return make_operator("attention", "Attention", [q, kv, kv], [q], attributes, dtype)
 
 
 FAMILIES: tuple[tuple[Callable[[np.ndarray, str, int], Operator], float], ...] = (
@@ -136,18 +145,22 @@ FAMILIES: tuple[tuple[Callable[[np.ndarray, str, int], Operator], float], ...] =
 )  # fmt: skip
 
 
-def design(count: int, seed: int, device: TorchDevice, memory: int) -> list[Operator]:
-    """Return a space-filling (scrambled Sobol) design over families, data types and sizes that fit the device."""
+def design(count: int, seed: int, device: TorchDevice, sheet: DeviceType) -> list[Operator]:
+    """Return a space-filling (scrambled Sobol) design over families, and over data types and sizes that the device has.
+
+    Family and data type have dimensions of their own: a turn by position would give each data type one part of the
+    sizes, since neighbours of the sequence lie in opposite halves.
+    """
     side = 16384 if device.kind == "cuda" else 1024
-    dtypes = CUDA_DTYPES if device.kind == "cuda" else ("float32",)
-    points = device.torch.quasirandom.SobolEngine(8, scramble=True, seed=seed).draw(count).numpy().clip(0, 1 - 1e-6)
+    dtypes = [dtype for dtype in CUDA_DTYPES if dtype in sheet.peak_flops]
+    points = device.torch.quasirandom.SobolEngine(9, scramble=True, seed=seed).draw(count).numpy().clip(0, 1 - 1e-6)
     shares = np.cumsum([share for _, share in FAMILIES])
     limit = 2e13 if device.kind == "cuda" else 2e9
     chosen = []
-    for index, point in enumerate(points):
+    for point in points:
         draw = FAMILIES[int(np.searchsorted(shares, point[7], side="right").clip(0, len(FAMILIES) - 1))][0]
-        operator = draw(point[:7], dtypes[index % len(dtypes)], side)
-        if operator.flops < limit and 3 * (operator.read_bytes + operator.write_bytes) < memory:
+        operator = draw(point[:7], dtypes[int(point[8] * len(dtypes))], side)
+        if operator.flops < limit and 3 * (operator.read_bytes + operator.write_bytes) < sheet.memory_bytes:
             chosen.append(operator)
     return chosen
 
@@ -169,24 +182,14 @@ def least_certain(
     return [candidates[i] for i in order[:count]]
 
 
-def limits(device: TorchDevice) -> dict[str, Any]:
-    """Measure copy bandwidth and large-product rates; 8-bit floats where the device has them."""
-    sheet = device.device_type()
-    facts: dict[str, Any] = {"float8": "not on this device"}
-    if device.kind == "cuda":
-        side = 8192
-        try:
-            product = make_operator("mm", "MatMul", [(side, side), (side, side)], [(side, side)], dtype="float8")
-            rate = round(2 * side**3 / float(device.time_operator(product, 1.0).min()), -9)
-            sheet = replace(sheet, peak_flops={**sheet.peak_flops, "float8": rate})
-            facts["float8"] = rate
-        except Exception as error:  # noqa: BLE001 - older boards have none; the run goes on
-            facts["float8"] = str(error)[:300]
-    return facts | {"sheet": json.loads(device_type_json(sheet))}
+def operators(
+    device: TorchDevice, todo: Sequence[Operator], name: str, out: Path, budget_s: float,
+    models: Mapping[str, str] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Time operators in groups, a file each; a group that ended the process before is left out when run again.
 
-
-def operators(device: TorchDevice, todo: Sequence[Operator], name: str, out: Path, budget_s: float) -> dict[str, Any]:
-    """Time operators in groups, a file each; a group that ended the process before is left out when run again."""
+    ``models`` names the model of operators by their key.
+    """
     sheet = device_type_from_json(json.dumps(json.loads((out / "limits.json").read_text())["sheet"]))
     end, done, skipped = time.perf_counter() + budget_s, 0, {}
     groups = [todo[i : i + GROUP] for i in range(0, len(todo), GROUP)]
@@ -199,47 +202,99 @@ def operators(device: TorchDevice, todo: Sequence[Operator], name: str, out: Pat
             skipped["no time left"] = len(todo) - number * GROUP
             break
         write_whole(mark, "")
-        frame, missed = profile_graph_operators(device, group, left / (len(groups) - number))
-        device.synchronize()
+        with telemetry.Watch(device.board) as watch:
+            frame, missed = profile_graph_operators(
+                device, group, left / (len(groups) - number), energy_every=ENERGY_EVERY
+            )
+            device.synchronize()
         for reason, count in missed.items():
             skipped[reason] = skipped.get(reason, 0) + count
         if len(frame):
-            write_profile(finish(frame, sheet, stack(device.torch)), path, metadata={"telemetry": telemetry.snapshot()})
+            if models:
+                frame["model"] = [models.get(operator_key(row_operator(row)), "") for _, row in frame.iterrows()]
+            facts = {"telemetry": watch.summary()}
+            if device.kind == "cuda":
+                facts["launch_s"] = frame["launch_s"].tolist()
+            write_profile(finish(frame, sheet, stack(device.torch)), path, metadata=facts)
         done += len(frame)
         print(f"{name}: group {number + 1} of {len(groups)}, {done} operators, {max(left, 0):.0f} s left", flush=True)
     return {"operators": done, "skipped": skipped}
+
+
+def parts(out: Path, *names: str) -> list[Path]:
+    """Return the files of the groups of some sections."""
+    return [path for name in names for path in sorted((out / "parts").glob(f"{name}-*.parquet"))]
 
 
 def measured(out: Path, *names: str) -> pd.DataFrame:
     """Return what the groups of some sections hold so far."""
     import pandas as pd
 
-    paths = [path for name in names for path in sorted((out / "parts").glob(f"{name}-*.parquet"))]
-    return pd.concat([read_profile(path)[0] for path in paths], ignore_index=True) if paths else pd.DataFrame()
+    frames = [read_profile(path)[0] for path in parts(out, *names)]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def real_operators(*, small: bool) -> list[Operator]:
-    """Return every distinct operator of the light ONNX models and of the zoo's.
+def real_operators(*, small: bool) -> dict[str, list[Operator]]:
+    """Return the distinct operators of the light ONNX models and of the zoo's, by the model where each is met first.
 
     Without the ``onnx`` package they are read from ``real-operators.parquet`` beside this file (``--list-operators``).
     """
     import pandas as pd
 
+    found: dict[str, list[Operator]] = {}
     if importlib.util.find_spec("onnx") is None:
-        return [row_operator(row) for _, row in pd.read_parquet(LISTED).iterrows()][: 20 if small else None]
+        listed = pd.read_parquet(LISTED)[: 20 if small else None]
+        for _, row in listed.iterrows():
+            found.setdefault(row["model"], []).append(row_operator(row))
+        return found
     from moirai_sim.graphs.light import light_models
     from moirai_sim.graphs.load import load_graph
 
     sources = [str(path) for path in light_models().values()][: 1 if small else None]
     for batch in () if small else (1, 8, 32):
         sources += [source.format(batch=batch) for source in ZOO]
-    found: dict[str, Operator] = {}
+    seen: set[str] = set()
     for source in sources:
         try:
-            found |= {operator_key(operator): operator for operator in load_graph(source)}
+            graph = load_graph(source)
         except Exception as error:  # noqa: BLE001 - one model that cannot be read takes no other with it
             print(f"real: {source}: {type(error).__name__}: {error}", flush=True)
-    return list(found.values())
+            continue
+        distinct = {key: operator for operator in graph if (key := operator_key(operator)) not in seen}
+        seen |= distinct.keys()
+        found[graph.name] = list(distinct.values())
+    return found
+
+
+def called_operators(device: TorchDevice) -> dict[str, list[Operator]]:
+    """Return the operators of every network that is timed whole, by network and batch; see `networks.called`."""
+    torch, cuda = device.torch, device.kind == "cuda"
+    found = {}
+    for name, (stages, shape) in networks(torch, small=not cuda).items():
+        for batch in sections.BATCHES if cuda else (1,):
+            moved = [stage.to(device.device) for stage in stages]
+            found[f"{name}?batch={batch}"] = called(torch, moved, torch.randn(batch, *shape, device=device.device))
+    return found
+
+
+def real(device: TorchDevice, out: Path, budget_s: float) -> dict[str, Any]:
+    """Time the operators of the networks that are timed whole, then those of the ONNX models; return their sums."""
+    whole = called_operators(device)
+    first: dict[str, str] = {}
+    todo: dict[str, Operator] = {}
+    for model, found in (*whole.items(), *real_operators(small=device.kind != "cuda").items()):
+        for operator in found:
+            key = operator_key(operator)
+            first.setdefault(key, model)
+            todo.setdefault(key, operator)
+    done = operators(device, list(todo.values()), "real", out, budget_s, first)
+    known = {operator_key(row_operator(row)): row["median_s"] for _, row in measured(out, "real").iterrows()}
+    return done | {"sums": {model: _sum(found, known) for model, found in whole.items()}}
+
+
+def _sum(found: Sequence[Operator], known: Mapping[str, float]) -> dict[str, Any]:
+    times = [known.get(operator_key(operator)) for operator in found]
+    return {"calls": len(times), "not_timed": times.count(None), "operators_s": sum(t for t in times if t is not None)}
 
 
 def noise(device: TorchDevice, out: Path, budget_s: float) -> dict[str, Any]:
@@ -275,38 +330,30 @@ def shares(out: Path) -> dict[str, Any]:
     }
 
 
-def collect(rows: Iterable[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
-    """Write rows as they come, so that what ends the process loses none of them; return them."""
-    kept = []
-    for row in rows:
-        kept.append(row)
-        write_whole(path, json.dumps(kept, indent=1) + "\n")
-        if len(kept) % 20 == 0:
-            print(f"{path.stem}: {len(kept)} rows", flush=True)
-    return kept
-
-
 def section(name: str, device_name: str, seconds: float, out: Path, seed: int) -> dict[str, Any]:
     """Run one section in this process; return what is to be remembered of it."""
-    import pandas as pd
-
     device = TorchDevice(device_name)
+    with telemetry.Watch(device.board) as watch:
+        found = _section(name, device, seconds, out, seed)
+    return found | {"telemetry": watch.summary()}
+
+
+def _section(name: str, device: TorchDevice, seconds: float, out: Path, seed: int) -> dict[str, Any]:
     if name == "limits":
-        return limits(device)
+        return {"sheet": json.loads(device_type_json(device.device_type()))}
     cuda = device.kind == "cuda"
-    if name == "links":
-        rows = collect(sections.links(device, seconds), out / "links-rows.json")
-        write_profile(pd.DataFrame(rows), out / "links.parquet", kind="links", metadata=telemetry.versions())
-        return {"rows": len(rows)}
-    whole = {"whole-models": sections.whole_models, "placements": sections.placements}
+    kept = partial(sections.Rows, out / f"{name}-rows.json", seconds, device.synchronize)
+    whole = {"links": sections.links, "whole-models": sections.whole_models, "placements": sections.placements}
     if name in whole:
-        return {"rows": collect(whole[name](device, seconds), out / f"{name}-rows.json")}
+        rows = kept()
+        whole[name](device, rows, seconds)
+        return {"rows": rows.rows}
     known = json.loads((out / "limits.json").read_text())["sheet"]
     sheet, count = device_type_from_json(json.dumps(known)), 7000 if cuda else 60
     if name == "filling":
-        return operators(device, design(count, seed, device, sheet.memory_bytes), name, out, seconds)
+        return operators(device, design(count, seed, device, sheet), name, out, seconds)
     if name == "uncertain":
-        candidates, how = design(count, seed + 1, device, sheet.memory_bytes), "widest intervals of a first fit"
+        candidates, how = design(count, seed + 1, device, sheet), "widest intervals of a first fit"
         try:
             first = measured(out, "filling")
             chosen = least_certain(first, candidates, count // 2, sheet, stack(device.torch))
@@ -314,18 +361,22 @@ def section(name: str, device_name: str, seconds: float, out: Path, seed: int) -
             chosen, how = candidates[: count // 2], f"space-filling: {type(error).__name__}: {error}"
         return operators(device, chosen, name, out, seconds) | {"chosen": how}
     if name == "real":
-        return operators(device, real_operators(small=not cuda), name, out, seconds)
+        return real(device, out, seconds)
     if name == "noise":
         return noise(device, out, seconds)
     frame = measured(out, "filling")
     frame = frame[frame["median_s"] > 2e-5] if cuda else frame
     picked = frame.groupby(["family", "dtype"]).head(2)
-    return {"rows": collect(sections.energy(device, [row_operator(r) for _, r in picked.iterrows()], seconds),
-                            out / "energy-rows.json")}  # fmt: skip
+    rows = kept()
+    sections.energy(device, [row_operator(row) for _, row in picked.iterrows()], rows, seconds)
+    return {"rows": rows.rows}
 
 
 def gather(out: Path, minutes: float, seed: int, device_name: str) -> dict[str, Any]:
-    """Join the groups into ``operators.parquet`` and all facts into ``facts.json``."""
+    """Join the groups into ``operators.parquet``, the copies into ``links.parquet`` and all facts into ``facts.json``.
+
+    Both profiles have the facts as metadata: hardware, driver, PCIe link, and what was sampled during each part.
+    """
     import pandas as pd
 
     facts: dict[str, Any] = {"hardware": telemetry.hardware(), "versions": telemetry.versions(), "minutes": minutes,
@@ -336,14 +387,28 @@ def gather(out: Path, minutes: float, seed: int, device_name: str) -> dict[str, 
         rows = out / f"{name}-rows.json"
         if not path.exists() and rows.exists():
             facts[name]["rows"] = json.loads(rows.read_text())
-    if not (out / "links.parquet").exists() and "rows" in facts["links"]:
-        write_profile(pd.DataFrame(facts["links"]["rows"]), out / "links.parquet", kind="links", metadata={})
+    copies = [row for row in facts["links"].get("rows", []) if "error" not in row]
+    if copies:
+        known = {key: facts[key] for key in ("hardware", "versions", "device", "telemetry")}
+        known["during"] = facts["links"].get("telemetry", {})
+        write_profile(pd.DataFrame(copies), out / "links.parquet", kind="links", metadata=known)
+    _compare(facts)
+    facts["parts"] = {path.stem: read_profile(path)[1] for path in parts(out, "filling", "uncertain", "real")}
     frame = measured(out, "filling", "uncertain", "real")
     if len(frame):
         facts["shares_of_limits"] = shares(out)
         write_profile(frame, out / "operators.parquet", metadata=facts)
     write_whole(out / "facts.json", json.dumps(facts, indent=1) + "\n")
     return facts | {"operators": len(frame)}
+
+
+def _compare(facts: dict[str, Any]) -> None:
+    """Write beside the sums of operators what the whole networks took: eager, and as a CUDA graph without launches."""
+    for row in facts["whole-models"].get("rows", []):
+        found = facts["real"].get("sums", {}).get(f"{row['model']}?batch={row['batch']}")
+        if found is not None and "median_s" in row:
+            found[f"{row['mode']}_s"] = row["median_s"]
+            found[f"{row['mode']}_ratio"] = found["operators_s"] / row["median_s"]
 
 
 def main() -> None:
@@ -359,7 +424,9 @@ def main() -> None:
     if given.list_operators:
         import pandas as pd
 
-        rows = [operator_row(operator) for operator in real_operators(small=False)]
+        rows = [
+            operator_row(one) | {"model": model} for model, ops in real_operators(small=False).items() for one in ops
+        ]
         pd.DataFrame(rows).to_parquet(LISTED, compression="zstd", index=False)
         return
     if given.out is None:

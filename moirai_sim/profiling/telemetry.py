@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
+import operator
 import os
 import platform
+import statistics
+import threading
 from collections.abc import Sequence
-from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 _RUNTIMES = ("moirai-sim", "onnxruntime", "onnx", "numpy", "torch")
 """What runs or times operators."""
@@ -23,7 +25,7 @@ def versions(libraries: Sequence[str] = _RUNTIMES) -> dict[str, str]:
     return {"python": platform.python_version()} | {library: version for library, version in known if version}
 
 
-@cache
+@functools.cache
 def _version(library: str) -> str:
     try:
         return metadata.version(library)
@@ -89,44 +91,46 @@ def hardware() -> dict[str, Any]:
 
 
 def gpu_snapshot() -> list[dict[str, Any]]:
-    """Return model, driver, clocks, temperature, power, throttle reasons and energy so far of every GPU.
+    """Return the state of every GPU that NVML sees (`Board.state`), in its order; empty without pynvml or NVML.
 
-    A figure that a board does not report is None; of a board that does not answer only index and driver are known.
-    Without pynvml, NVML or a GPU the list is empty.
+    Of a board that does not answer only index and driver are known.
     """
+    nvml = _nvml()
+    if nvml is None:
+        return []
+    found = range(_ask(nvml, "nvmlDeviceGetCount") or 0)
+    return [{"index": index, **Board(nvml, _ask(nvml, "nvmlDeviceGetHandleByIndex", index)).state()} for index in found]
+
+
+def board(uuid: str | None) -> Board | None:
+    """Return the GPU with a UUID as CUDA gives it, with or without "GPU-"; numbers of CUDA and NVML need not agree.
+
+    Where there is no UUID or NVML does not know it (that of a slice of a GPU), it is the only GPU that NVML sees. None
+    where that does not say which, or pynvml or NVML is missing.
+    """
+    nvml = _nvml()
+    if nvml is None:
+        return None
+    handle = None
+    if uuid:
+        name = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
+        handle = _ask(nvml, "nvmlDeviceGetHandleByUUID", name.encode())  # text does not do in old versions
+    if handle is None and _ask(nvml, "nvmlDeviceGetCount") == 1:
+        handle = _ask(nvml, "nvmlDeviceGetHandleByIndex", 0)
+    return None if handle is None else Board(nvml, handle)
+
+
+def _nvml() -> Any:  # noqa: ANN401  # the module, which has no type
+    """Return pynvml, ready until the process ends; None without it or without a driver."""
     try:
         import pynvml
     except ImportError:
-        return []
+        return None
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
-        return []
-    try:
-        return [_gpu(pynvml, index) for index in range(_ask(pynvml, "nvmlDeviceGetCount") or 0)]
-    finally:
-        with contextlib.suppress(pynvml.NVMLError):
-            pynvml.nvmlShutdown()
-
-
-def _gpu(nvml: Any, index: int) -> dict[str, Any]:  # noqa: ANN401  # the module, which has no type
-    handle = _ask(nvml, "nvmlDeviceGetHandleByIndex", index)
-
-    def ask(function: str, *arguments: Any) -> Any:  # noqa: ANN401
-        return None if handle is None else _ask(nvml, function, handle, *arguments)
-
-    milliwatts, millijoules = ask("nvmlDeviceGetPowerUsage"), ask("nvmlDeviceGetTotalEnergyConsumption")
-    return {
-        "index": index,
-        "model": ask("nvmlDeviceGetName"),
-        "driver": _ask(nvml, "nvmlSystemGetDriverVersion"),
-        "sm_clock_mhz": ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM),
-        "memory_clock_mhz": ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM),
-        "temperature_c": ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
-        "power_w": None if milliwatts is None else milliwatts / 1e3,
-        "throttle_reasons": ask("nvmlDeviceGetCurrentClocksThrottleReasons"),
-        "energy_j": None if millijoules is None else millijoules / 1e3,
-    }
+        return None
+    return pynvml
 
 
 def _ask(nvml: Any, function: str, *arguments: Any) -> Any:  # noqa: ANN401  # as above
@@ -136,3 +140,84 @@ def _ask(nvml: Any, function: str, *arguments: Any) -> Any:  # noqa: ANN401  # a
     except (nvml.NVMLError, AttributeError):
         return None
     return value.decode() if isinstance(value, bytes) else value
+
+
+class Board:
+    """One GPU as NVML sees it; a figure that it does not report is None, all of them without a handle."""
+
+    def __init__(self, nvml: Any, handle: Any) -> None:  # noqa: ANN401
+        self._nvml, self._handle = nvml, handle
+
+    def _ask(self, function: str, *arguments: Any) -> Any:  # noqa: ANN401
+        return None if self._handle is None else _ask(self._nvml, function, self._handle, *arguments)
+
+    def energy_j(self) -> float | None:
+        """Return the energy since the driver was loaded, joules."""
+        millijoules = self._ask("nvmlDeviceGetTotalEnergyConsumption")
+        return None if millijoules is None else millijoules / 1e3
+
+    def now(self) -> dict[str, Any]:
+        """Return what changes from moment to moment: clocks, temperature, power, throttle reasons, PCIe link."""
+        milliwatts = self._ask("nvmlDeviceGetPowerUsage")
+        return {
+            "sm_clock_mhz": self._ask("nvmlDeviceGetClockInfo", self._nvml.NVML_CLOCK_SM),
+            "memory_clock_mhz": self._ask("nvmlDeviceGetClockInfo", self._nvml.NVML_CLOCK_MEM),
+            "temperature_c": self._ask("nvmlDeviceGetTemperature", self._nvml.NVML_TEMPERATURE_GPU),
+            "power_w": None if milliwatts is None else milliwatts / 1e3,
+            "throttle_reasons": self._ask("nvmlDeviceGetCurrentClocksThrottleReasons"),
+            "pcie_generation": self._ask("nvmlDeviceGetCurrPcieLinkGeneration"),
+            "pcie_width": self._ask("nvmlDeviceGetCurrPcieLinkWidth"),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Return model, driver, the fastest PCIe link, what `now` says, and the energy so far."""
+        return {
+            "model": self._ask("nvmlDeviceGetName"),
+            "driver": _ask(self._nvml, "nvmlSystemGetDriverVersion"),
+            "pcie_generation_max": self._ask("nvmlDeviceGetMaxPcieLinkGeneration"),
+            "pcie_width_max": self._ask("nvmlDeviceGetMaxPcieLinkWidth"),
+            **self.now(),
+            "energy_j": self.energy_j(),
+        }
+
+
+class Watch:
+    """Samples a GPU from a thread while a block runs; an idle GPU before and after it says nothing of the block.
+
+    Without a GPU there is nothing to sample, and the summary is empty.
+    """
+
+    def __init__(self, watched: Board | None, every_s: float = 0.2) -> None:
+        self._board, self._every_s = watched, every_s
+        self._samples: list[dict[str, Any]] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._board is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._board is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            self._samples.append(self._board.now())  # type: ignore[union-attr]  # there is no thread without one
+            if self._stop.wait(self._every_s):
+                return
+
+    def summary(self) -> dict[str, Any]:
+        """Return the number of samples, minimum, median and maximum of each figure, and every throttle reason met."""
+        if not self._samples:
+            return {}
+        found: dict[str, Any] = {"samples": len(self._samples)}
+        for key in self._samples[0]:
+            values = [sample[key] for sample in self._samples if sample[key] is not None]
+            if key == "throttle_reasons":
+                found[key] = functools.reduce(operator.or_, values) if values else None
+            else:
+                found[key] = [min(values), statistics.median(values), max(values)] if values else None
+        return found

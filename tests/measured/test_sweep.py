@@ -32,6 +32,8 @@ def test_sections_run_without_the_solvers(tmp_path):
     assert run("limits", tmp_path)["sheet"]["memory_bandwidth_bytes_per_s"] > 0
     assert run("filling", tmp_path)["operators"] > 20
     assert run("filling", tmp_path)["operators"] == 0
+    sums = run("real", tmp_path)["sums"]
+    assert all(found["calls"] > 1 and found["not_timed"] == 0 and found["operators_s"] > 0 for found in sums.values())
     frame, _ = read_profile(tmp_path / "parts" / "filling-000.parquet")
     assert len(frame) > 20
     cases = run("placements", tmp_path)["rows"]

@@ -2,24 +2,27 @@
 
 An operator of the graph becomes one call of PyTorch's eager mode. On a GPU it is timed by device events around a batch
 of calls whose inputs rotate through more memory than the last-level cache holds, so that nothing is read twice from it.
+The stream sleeps until the host has enqueued the batch, so that a kernel shorter than its launch does not wait for it.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
+import math
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from moirai_sim.clusters.cluster import DeviceType
 from moirai_sim.clusters.local import TORCH_SUFFIX
 from moirai_sim.errors import InputError
+from moirai_sim.graphs.work import make_operator
+from moirai_sim.profiling import telemetry
+from moirai_sim.profiling.backends.torch_calls import DTYPES, Attributes, Unsupported, call_of
 from moirai_sim.profiling.schema import device_type_json, operator_key, operator_row, statistics
 
 if TYPE_CHECKING:
@@ -28,20 +31,33 @@ if TYPE_CHECKING:
 
     from moirai_sim.graphs.operator import Operator
 
-DTYPES: dict[str, str] = {
-    "float32": "float32", "tf32": "float32", "float16": "float16", "bfloat16": "bfloat16", "float64": "float64",
-    "float8": "float8_e4m3fn", "int64": "int64", "int32": "int32", "int8": "int8", "uint8": "uint8", "bool": "bool",
-}  # fmt: skip
-"""PyTorch's type of the tensors that hold each data type; tf32 is float32 whose products run on tensor cores."""
 _WARM_UP = 3
 _BATCHES = 15
 _MIN_BATCH_S = 200e-6
 _TICK_MS = 5e-4
 """Resolution of device events (CUDA's documentation): less than a tick may read as nothing."""
+_MAX_ENQUEUED = 128
+"""Calls of a batch: a stream holds about a thousand kernels, then the host waits."""
+_CYCLES_PER_S = 2e9
+"""About the clock of a GPU, from above."""
+_MAX_SLEEP_S = 0.02
+_ENERGY_BATCH_S, _ENERGY_LOOP_S, _ENERGY_LIMIT_S = 5e-3, 0.1, 2.0
 _MAX_COPIES = 1024
 _ALIGNMENT = 256
-_FP8_MULTIPLE = 16
 _COPY_BYTES, _GEMM = 512 << 20, {"cuda": 8192, "cpu": 1536}
+_SINCE = {"tf32": (8, 0), "bfloat16": (8, 0), "int8": (8, 0), "float8": (8, 9)}
+"""Compute capability that multiplies a data type on tensor cores; where there is less, it is emulated or refused."""
+
+
+class Measured(NamedTuple):
+    """What was measured of one operator."""
+
+    samples: NDArray[np.float64]
+    """Seconds of one call each."""
+    launch_s: float
+    """Host's time for one call, seconds: what a stream of calls takes at least; NaN on a CPU."""
+    energy_j: float
+    """Joules of one call; NaN where no counter was read."""
 
 
 class TorchDevice:
@@ -50,7 +66,7 @@ class TorchDevice:
     Parameters
     ----------
     name
-        ``cuda:INDEX`` or ``cpu:CORE``; a CPU runs on one thread, pinned by the caller.
+        ``cuda:INDEX``, ``cpu:CORE`` (one thread) or ``cpu:FIRST-LAST`` (as many as cores; the caller pins them).
 
     Raises
     ------
@@ -65,18 +81,25 @@ class TorchDevice:
             raise InputError("PyTorch is not installed; pip install 'moirai-sim[torch]'") from error
         self.torch = torch
         self._pool: dict[str, Any] = {}
-        if re.fullmatch(r"cuda(:[0-9]+)?|cpu(:.*)?", name) is None:
-            raise InputError(f"device '{name}': write cuda:INDEX, such as cuda:0, or cpu:CORE")
-        self.kind, _, index = name.partition(":")
-        if self.kind == "cuda" and not (torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count()):
+        match = re.fullmatch(r"(cuda|cpu)(?::([0-9]+)(?:-([0-9]+))?)?", name)
+        first, last = (0, 0) if match is None else (int(match[2] or 0), int(match[3] or match[2] or 0))
+        if match is None or last < first or (match[1] == "cuda" and match[3]):
+            raise InputError(f"device '{name}': write cuda:INDEX, such as cuda:0, cpu:CORE or cpu:FIRST-LAST")
+        self.kind = match[1]
+        if self.kind == "cuda" and not (torch.cuda.is_available() and first < torch.cuda.device_count()):
             raise InputError(f"device '{name}': PyTorch sees {torch.cuda.device_count()} CUDA devices")
-        self.device = torch.device("cuda", int(index or 0)) if self.kind == "cuda" else torch.device("cpu")
+        self.device = torch.device("cuda", first) if self.kind == "cuda" else torch.device("cpu")
+        self.threads = last - first + 1
+        self.board: telemetry.Board | None = None
+        """What NVML tells of the device."""
         if self.kind == "cpu":
-            torch.set_num_threads(1)
-            self.cache_bytes = 4 << 20
+            torch.set_num_threads(self.threads)
+            self.cache_bytes = self.threads * (4 << 20)
         else:
             torch.cuda.set_device(self.device)
-            self.cache_bytes = int(torch.cuda.get_device_properties(self.device).L2_cache_size)
+            facts = torch.cuda.get_device_properties(self.device)
+            self.cache_bytes = int(facts.L2_cache_size)
+            self.board = telemetry.board(str(getattr(facts, "uuid", "")))
 
     def synchronize(self) -> None:
         """Wait until all work is done; raises what a kernel failed with."""
@@ -91,34 +114,103 @@ class TorchDevice:
         return self.torch.randint(0, 2, tuple(shape), device=self.device).to(kind)
 
     def time(self, run: Callable[[], object], budget_s: float) -> NDArray[np.float64]:
-        """Return timings of one call each, seconds: each the mean over a batch of calls long enough for the clock."""
+        """Return timings of one call each, seconds: each the mean over a batch of calls long enough for the clock.
+
+        On a GPU it is the device's time, without waiting for the host wherever that can run ahead.
+        """
+        return self._time(run, budget_s)[0]
+
+    def _time(self, run: Callable[[], object], budget_s: float) -> tuple[NDArray[np.float64], float]:
+        """Return what `time` does, and the host's time for one call, seconds; NaN on a CPU."""
         for _ in range(_WARM_UP):
             run()
         self.synchronize()
+        if self.kind == "cuda":
+            once, launch_s, sleep = self._ahead(run, 1)
+            batch = int(np.clip(np.ceil(_MIN_BATCH_S / once), 1, _MAX_ENQUEUED))
+            if batch > 1:
+                once, launch_s, sleep = self._ahead(run, batch)
+            count = int(np.clip(budget_s / (batch * (once + 2 * launch_s)), 5, _BATCHES))
+            return np.array([self._enqueued(run, batch, sleep)[0] for _ in range(count)]), launch_s
         start = time.perf_counter()
         run()
-        self.synchronize()
         once = max(time.perf_counter() - start, 1e-7)
         batch = max(1, int(np.ceil(_MIN_BATCH_S / once)))
         count = int(np.clip(budget_s / (once * batch), 5, _BATCHES))
-        return np.array([self._batch(run, batch) for _ in range(count)])
-
-    def _batch(self, run: Callable[[], object], batch: int) -> float:
-        if self.kind == "cpu":
+        samples = []
+        for _ in range(count):
             start = time.perf_counter()
             for _ in range(batch):
                 run()
-            return (time.perf_counter() - start) / batch
+            samples.append((time.perf_counter() - start) / batch)
+        return np.array(samples), math.nan
+
+    def _ahead(self, run: Callable[[], object], batch: int) -> tuple[float, float, int]:
+        """Return the device's and the host's time of a call in a batch, seconds, and how long to sleep before it.
+
+        That is in cycles, and 0 where the host cannot run ahead: calls that wait for the device, such as copies of
+        pageable memory.
+        """
+        start = time.perf_counter()
+        for _ in range(batch):
+            run()
+        launch_s = (time.perf_counter() - start) / batch
+        self.synchronize()
+        for slack in (2, 8):
+            sleep_s = slack * launch_s * batch + 20e-6
+            if sleep_s > _MAX_SLEEP_S:
+                break
+            once, ahead = self._enqueued(run, batch, int(sleep_s * _CYCLES_PER_S))
+            if ahead:
+                return once, launch_s, int(sleep_s * _CYCLES_PER_S)
+        return self._enqueued(run, batch, 0)[0], launch_s, 0
+
+    def _enqueued(self, run: Callable[[], object], batch: int, sleep: int) -> tuple[float, bool]:
+        """Return the device's time of a call, seconds, and whether the stream slept until the last was enqueued."""
         begin, end = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
+        if sleep:
+            self.torch.cuda._sleep(sleep)
         begin.record()
         for _ in range(batch):
             run()
         end.record()
+        ahead = not begin.query()
         end.synchronize()
-        return max(float(begin.elapsed_time(end)), _TICK_MS) * 1e-3 / batch
+        return max(float(begin.elapsed_time(end)), _TICK_MS) * 1e-3 / batch, ahead
+
+    def energy(self, run: Callable[[], object], once_s: float, loop_s: float = _ENERGY_LOOP_S) -> float:
+        """Return the joules of one call by the board's counter over calls of ``loop_s``; NaN where it has none.
+
+        The counter moves in steps that may be as long as the loop, so the loop begins and ends with one.
+        """
+        if self.board is None or (last := self.board.energy_j()) is None:
+            return math.nan
+        batch, count = int(np.clip(_ENERGY_BATCH_S / once_s, 1, 1000)), 0
+        begin: tuple[float, float, int] | None = None
+        limit = time.perf_counter() + loop_s + _ENERGY_LIMIT_S
+        while (now := time.perf_counter()) < limit:
+            for _ in range(batch):
+                run()
+            self.synchronize()
+            count += batch
+            read = self.board.energy_j()
+            if read is None:
+                break
+            if read != last and begin is None:
+                begin = (now, read, count)
+            elif begin is not None and read != last and now - begin[0] >= loop_s:
+                return (read - begin[1]) / (count - begin[2])
+            last = read
+        return math.nan
 
     def time_operator(self, operator: Operator, budget_s: float) -> NDArray[np.float64]:
-        """Return timings of an operator on rotating random inputs, seconds.
+        """Return timings of an operator on rotating random inputs, seconds; see `measure_operator`."""
+        return self.measure_operator(operator, budget_s).samples
+
+    def measure_operator(self, operator: Operator, budget_s: float, *, energy: bool = False) -> Measured:
+        """Time an operator on rotating random inputs, and read its energy if asked to.
+
+        An operator shorter than its launch gets no energy: the board would mostly idle.
 
         Raises
         ------
@@ -129,10 +221,15 @@ class TorchDevice:
         try:
             run = self.prepare(operator)
             with self.torch.no_grad():
-                found, wanted = tuple(run().shape), operator.outputs[0].shape  # type: ignore[attr-defined]
+                result: Any = run()
+                found = tuple((result[0] if isinstance(result, tuple) else result).shape)
+                wanted = operator.outputs[0].shape
                 if found != wanted:  # whatever ran, it is not what would be booked
                     raise Unsupported(f"{operator.op_type}: PyTorch gives {found}, the model {wanted}")
-                return self.time(run, budget_s)
+                del result
+                samples, launch_s = self._time(run, budget_s)
+                once = float(np.median(samples))
+                return Measured(samples, launch_s, self.energy(run, once) if energy and once > launch_s else math.nan)
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             if self.kind == "cuda":
                 self._pool.clear()
@@ -150,7 +247,7 @@ class TorchDevice:
         Unsupported
             If there is no PyTorch call for it, or no PyTorch type for one of its inputs.
         """
-        call = _call(self.torch, operator)
+        call = call_of(self.torch, operator)
         dtypes = [tensor.dtype for tensor in operator.inputs]
         if not DTYPES.keys() >= set(dtypes):
             raise Unsupported(f"{operator.op_type}: not timed on {', '.join(sorted(set(dtypes) - DTYPES.keys()))}")
@@ -165,10 +262,12 @@ class TorchDevice:
             for _ in range(copies)
         ]
         if operator.op_type == "Gather":  # a row that is not there would end the CUDA context, and the run with it
-            rows = operator.inputs[0].shape[_Attributes(operator.attributes).int("axis", 0)]
+            rows = operator.inputs[0].shape[Attributes(operator.attributes).int("axis", 0)]
             count = (int(np.prod(operator.inputs[1].shape)),)
             indices = self.torch.randint(0, rows, (copies, *count), device=self.device)
             sets = [[given[0], indices[i]] for i, given in enumerate(sets)]
+        if operator.op_type == "Where":  # a profile does not keep that the condition is of another type
+            sets = [[given[0] > 0, *given[1:]] for given in sets]
         if operator.op_type == "BatchNormalization":  # no variance is negative
             sets = [[*given[:4], given[4].abs()] for given in sets]
         turn = itertools.cycle(sets)
@@ -188,33 +287,29 @@ class TorchDevice:
         return self._pool[key][start : start + count].view(tuple(shape))
 
     def device_type(self) -> DeviceType:
-        """Return the data sheet with measured limits: memory bandwidth by a copy, FLOP/s by a large product."""
+        """Return the data sheet with measured limits: memory bandwidth by a copy, FLOP/s by large products.
+
+        Raises
+        ------
+        InputError
+            If none of the products runs.
+        """
         torch = self.torch
         source = self.tensor((_COPY_BYTES // 4,), "float32")
         target = torch.empty_like(source)
         copy_s = self.time(lambda a=target, b=source: a.copy_(b), 1.0).min()  # type: ignore[misc]
         del source, target
-        side = _GEMM[self.kind]
-        peaks = {}
-        for dtype in ("float32", "tf32", "float16", "bfloat16") if self.kind == "cuda" else ("float32",):
-            torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
-            left, right = self.tensor((side, side), dtype), self.tensor((side, side), dtype)
-            product_s = self.time(lambda a=left, b=right: torch.mm(a, b), 1.0).min()  # type: ignore[misc]
-            peaks[dtype] = round(2 * side**3 / float(product_s), -9)
-        bandwidth = round(2 * _COPY_BYTES / float(copy_s), -8)
+        bandwidth, peaks = round(2 * _COPY_BYTES / float(copy_s), -8), self._product_rates()
         source_text = "measured: copy of 512 MiB (read and write counted), large square matrix product"
         if self.kind == "cpu":
-            from moirai_sim.profiling import telemetry
-
             try:
                 from moirai_sim.profiling.cpu import device_type_name, l2_cache_bytes
 
-                name, l2_bytes = device_type_name(), l2_cache_bytes()
+                name, l2_bytes = device_type_name(self.threads), l2_cache_bytes()
             except ImportError:  # a bare machine without ONNX
-                name, l2_bytes = telemetry.cpu_model().lower().replace(" ", "-"), None
-            memory = _host_memory()
+                name, l2_bytes = f"{telemetry.cpu_model().lower().replace(' ', '-')}-{self.threads}t", None
             return DeviceType(
-                name + TORCH_SUFFIX, "cpu", memory, bandwidth, peaks, 1,
+                name + TORCH_SUFFIX, "cpu", int(telemetry.hardware()["memory_bytes"]), bandwidth, peaks, self.threads,
                 l2_cache_bytes=l2_bytes, source=source_text,
             )  # fmt: skip
         facts = torch.cuda.get_device_properties(self.device)
@@ -225,15 +320,23 @@ class TorchDevice:
             int(facts.L2_cache_size), source=source_text,
         )  # fmt: skip
 
-
-class Unsupported(Exception):  # noqa: N818 - says what it is
-    """An operator that PyTorch cannot run here; it is left out of the profile and counted."""
-
-
-def _host_memory() -> int:
-    from moirai_sim.profiling import telemetry
-
-    return int(telemetry.hardware()["memory_bytes"])
+    def _product_rates(self) -> dict[str, float]:
+        """Return FLOP/s of a large product by data type; those that the device lacks, or refuses, are left out."""
+        side, kinds = _GEMM[self.kind], ("float32", "tf32", "float16", "bfloat16", "int8", "float8")
+        level = self.torch.cuda.get_device_capability(self.device) if self.kind == "cuda" else (0, 0)
+        found = {}
+        for dtype in kinds if self.kind == "cuda" else ("float32",):
+            if level < _SINCE.get(dtype, (0, 0)):
+                continue
+            kind = "MatMulInteger" if dtype == "int8" else "MatMul"
+            product = make_operator("product", kind, [(side, side)] * 2, [(side, side)], dtype=dtype)
+            try:
+                found[dtype] = round(2 * side**3 / float(self.time_operator(product, 1.0).min()), -9)
+            except Unsupported:
+                continue
+        if not found:
+            raise InputError(f"device '{self.device}': no product of {side} x {side} matrices runs; is it in use?")
+        return found
 
 
 def stack(torch: Any) -> str:  # noqa: ANN401
@@ -243,9 +346,22 @@ def stack(torch: Any) -> str:  # noqa: ANN401
 
 
 def profile_graph_operators(
-    device: TorchDevice, operators: Sequence[Operator], budget_s: float, *, model: str = ""
+    device: TorchDevice,
+    operators: Sequence[Operator],
+    budget_s: float,
+    *,
+    model: str = "",
+    energy_every: int = 1,
 ) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Time operators one by one; return their rows and, by reason, how many could not run."""
+    """Time operators one by one; return their rows and, by reason, how many could not run.
+
+    Rows have one column more than a profile, ``launch_s``: the host's time for one call, NaN on a CPU.
+
+    Parameters
+    ----------
+    energy_every
+        Energy is read of the first of so many operators: it takes 0.1 s of calls and more each.
+    """
     import pandas as pd
 
     rows: list[dict[str, Any]] = []
@@ -254,12 +370,15 @@ def profile_graph_operators(
     for index, operator in enumerate(operators):
         left = max(deadline - time.perf_counter(), 0.0) / (len(operators) - index)
         try:
-            samples = device.time_operator(operator, left)
+            found = device.measure_operator(operator, left, energy=index % energy_every == 0)
         except Unsupported as error:
             reason = str(error).splitlines()[0][:120]
             skipped[reason] = skipped.get(reason, 0) + 1
             continue
-        rows.append(operator_row(operator) | statistics(samples) | {"model": model})
+        rows.append(
+            operator_row(operator) | statistics(found.samples)
+            | {"model": model, "energy_j": found.energy_j, "launch_s": found.launch_s}
+        )  # fmt: skip
     return pd.DataFrame(rows), skipped
 
 
@@ -274,27 +393,29 @@ def profile_models(models: Sequence[str | Path], device: str, *, budget_s: float
     import pandas as pd
 
     from moirai_sim.graphs.load import load_graph, model_names
-    from moirai_sim.profiling import telemetry
 
     target = TorchDevice(device)
     before = telemetry.snapshot()
     frames: list[pd.DataFrame] = []
     skipped: dict[str, int] = {}
     names = model_names(map(str, models))
-    for source in map(str, models):
-        graph = load_graph(source)
-        distinct = list({operator_key(operator): operator for operator in graph}.values())
-        frame, missed = profile_graph_operators(target, distinct, budget_s / len(models), model=names[source])
-        frames.append(frame)
-        skipped |= {f"{names[source]}: {reason}": count for reason, count in missed.items()}
-    if not any(len(frame) for frame in frames):
-        raise InputError(f"device '{device}': no operator of these models could run; {next(iter(skipped), '')}")
-    sheet = target.device_type()
+    with telemetry.Watch(target.board) as watch:
+        for source in map(str, models):
+            graph = load_graph(source)
+            distinct = list({operator_key(operator): operator for operator in graph}.values())
+            frame, missed = profile_graph_operators(target, distinct, budget_s / len(models), model=names[source])
+            frames.append(frame)
+            skipped |= {f"{names[source]}: {reason}": count for reason, count in missed.items()}
+        if not any(len(frame) for frame in frames):
+            raise InputError(f"device '{device}': no operator of these models could run; {next(iter(skipped), '')}")
+        sheet = target.device_type()
     frame = finish(pd.concat(frames, ignore_index=True), sheet, stack(target.torch))
     frame.attrs["metadata"] = {
         "hardware": telemetry.hardware(),
         "versions": telemetry.versions(),
-        "telemetry": {"before": before, "after": telemetry.snapshot()},
+        "telemetry": {"before": before, "during": watch.summary(), "after": telemetry.snapshot()},
+        "threads": target.threads,
+        "launch_s": None if target.kind == "cpu" else float(frame["launch_s"].median()),
         "skipped": skipped,
     }
     return frame
@@ -307,210 +428,3 @@ def finish(frame: pd.DataFrame, sheet: DeviceType, versions: str) -> pd.DataFram
     if "energy_j" not in frame:
         frame["energy_j"] = np.nan
     return frame
-
-
-@dataclass(frozen=True)
-class _Attributes:
-    values: Mapping[str, Any]
-
-    def ints(self, name: str, default: Sequence[int]) -> list[int]:
-        return [int(x) for x in self.values.get(name, default)]
-
-    def int(self, name: str, default: int) -> int:
-        return int(self.values.get(name, default))
-
-
-def _call(torch: Any, operator: Operator) -> Callable[..., object]:  # noqa: ANN401
-    """Return the PyTorch call of an operator; it takes the inputs in ONNX order."""
-    if operator.dtype == "float8":
-        return _scaled_mm(torch, operator)
-    make = _CALLS.get(operator.op_type)
-    if make is not None:
-        return make(torch, operator, _Attributes(operator.attributes))
-    simple = _UNARY.get(operator.op_type) or _BINARY.get(operator.op_type)
-    if simple is None:
-        raise Unsupported(f"{operator.op_type}: no PyTorch call is known")
-    function = torch
-    for part in simple.split("."):
-        function = getattr(function, part)
-    if operator.op_type in _UNARY:
-        return lambda x, *_: function(x)
-    if len(operator.inputs) < 2:
-        raise Unsupported(f"{operator.op_type}: of one input it does nothing")
-    return lambda *inputs: functools.reduce(function, inputs)  # Sum, Max and Min take any number
-
-
-_UNARY = {
-    "Relu": "relu", "Sigmoid": "sigmoid", "Tanh": "tanh", "Exp": "exp", "Erf": "erf",
-    "Sqrt": "sqrt", "Neg": "neg", "Log": "log", "Abs": "abs", "Identity": "clone", "Softplus": "nn.functional.softplus",
-    "HardSwish": "nn.functional.hardswish", "LeakyRelu": "nn.functional.leaky_relu", "Reciprocal": "reciprocal",
-}  # fmt: skip
-_BINARY = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div", "Pow": "pow", "Max": "maximum", "Min": "minimum",
-           "Sum": "add"}  # fmt: skip
-
-
-def _scaled_mm(torch: Any, op: Operator) -> Callable[..., object]:  # noqa: ANN401
-    """Return a product of 8-bit floats with a 16-bit result; the second operand lies column by column, as it must."""
-    shapes = [tensor.shape for tensor in op.inputs]
-    if op.op_type != "MatMul" or [len(shape) for shape in shapes] != [2, 2] or not hasattr(torch, "_scaled_mm"):
-        raise Unsupported(f"{op.op_type} {op.dtype}: only products of two matrices are timed")
-    if any(side % _FP8_MULTIPLE for side in (*shapes[0], *shapes[1])):
-        raise Unsupported(f"{op.op_type} {op.dtype}: sides must be multiples of {_FP8_MULTIPLE}")
-    scales: list[Any] = []
-
-    def run(a: Any, b: Any) -> object:  # noqa: ANN401
-        if not scales:
-            scales.append(torch.ones((), device=a.device))
-        columns = b.view(b.shape[1], b.shape[0]).t()
-        return torch._scaled_mm(a, columns, scale_a=scales[0], scale_b=scales[0], out_dtype=torch.bfloat16)
-
-    return run
-
-
-def _gemm(torch: Any, _op: Operator, at: _Attributes) -> Callable[..., object]:  # noqa: ANN401
-    def run(a: Any, b: Any, *c: Any) -> object:  # noqa: ANN401
-        a = a.t() if at.int("transA", 0) else a
-        b = b.t() if at.int("transB", 0) else b
-        return torch.addmm(c[0], a, b) if c and c[0].numel() else torch.mm(a, b)
-
-    return run
-
-
-def _window(op: Operator, at: _Attributes, kernel: Sequence[int]) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Return strides, dilations, and the pads before and after each spatial axis."""
-    axes = len(kernel)
-    stride, dilation = at.ints("strides", [1] * axes), at.ints("dilations", [1] * axes)
-    auto, pads = str(at.values.get("auto_pad", "NOTSET")), [0] * 2 * axes
-    if auto == "NOTSET":
-        pads = at.ints("pads", pads)
-    elif auto.startswith("SAME"):
-        sides = zip(op.inputs[0].shape[2:], kernel, stride, dilation, strict=True)
-        total = [max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0) for n, k, s, d in sides]
-        less, more = [t // 2 for t in total], [t - t // 2 for t in total]
-        pads = less + more if auto == "SAME_UPPER" else more + less
-    if len(pads) != 2 * axes:
-        raise Unsupported(f"{op.op_type}: {len(pads)} pads for {axes} spatial axes")
-    return stride, dilation, pads[:axes], pads[axes:]
-
-
-def _around(before: Sequence[int], after: Sequence[int]) -> list[int]:
-    """Return pads as PyTorch's ``pad`` takes them: last axis first."""
-    return [pad for pair in zip(reversed(before), reversed(after), strict=True) for pad in pair]
-
-
-def _conv(torch: Any, op: Operator, at: _Attributes) -> Callable[..., object]:  # noqa: ANN401
-    kernel, functional = op.inputs[1].shape[2:], torch.nn.functional
-    function = getattr(functional, f"conv{len(kernel)}d")
-    stride, dilation, before, after = _window(op, at, kernel)
-    around = _around(before, after) if before != after else None
-    pads, group = 0 if around else before, at.int("group", 1)
-
-    def run(x: Any, w: Any, *b: Any) -> object:  # noqa: ANN401
-        bias = b[0] if b and b[0].dim() == 1 and b[0].numel() else None
-        return function(functional.pad(x, around) if around else x, w, bias, stride, pads, dilation, group)
-
-    return run
-
-
-def _max_pool(torch: Any, op: Operator, at: _Attributes) -> Callable[..., object]:  # noqa: ANN401
-    kernel, functional = at.ints("kernel_shape", []), torch.nn.functional
-    function = getattr(functional, f"max_pool{len(kernel)}d")
-    stride, dilation, before, after = _window(op, at, kernel)
-    own = before == after and all(2 * p <= k for p, k in zip(before, kernel, strict=True))  # PyTorch's limit
-    around, pads, up = None if own else _around(before, after), before if own else 0, bool(at.int("ceil_mode", 0))
-
-    def run(x: Any) -> object:  # noqa: ANN401
-        padded = functional.pad(x, around, value=-torch.inf) if around else x
-        return function(padded, kernel, stride, pads, dilation, up)
-
-    return run
-
-
-def _average_pool(torch: Any, op: Operator, at: _Attributes) -> Callable[..., object]:  # noqa: ANN401
-    kernel = at.ints("kernel_shape", [])
-    function = getattr(torch.nn.functional, f"avg_pool{len(kernel)}d")
-    stride, dilation, before, after = _window(op, at, kernel)
-    if before != after or max(dilation) > 1:
-        raise Unsupported(f"{op.op_type}: uneven pads and dilations are not timed")
-    up, inside = (bool(at.int(name, 0)) for name in ("ceil_mode", "count_include_pad"))
-    return lambda x: function(x, kernel, stride, before, up, inside)
-
-
-def _reduce(name: str) -> Callable[..., Callable[..., object]]:
-    def make(torch: Any, op: Operator, at: _Attributes) -> Callable[..., object]:  # noqa: ANN401
-        source, result = op.inputs[0].shape, op.outputs[0].shape
-        if "axes" in at.values:
-            axes = at.ints("axes", [])
-        elif len(source) == len(result):
-            axes = [i for i, (a, b) in enumerate(zip(source, result, strict=True)) if a != b]
-        else:
-            axes = list(range(len(result), len(source)))
-        function, keep = getattr(torch, name), len(source) == len(result)
-        return lambda x, *_: function(x, dim=tuple(axes) or (len(source) - 1,), keepdim=keep)
-
-    return make
-
-
-def _layer_norm(torch: Any, op: Operator, at: _Attributes) -> Callable[..., object]:  # noqa: ANN401
-    shape = op.inputs[0].shape[at.int("axis", -1) :]
-    return lambda x, *rest: torch.nn.functional.layer_norm(x, shape, *rest[:2])
-
-
-def _batch_norm(torch: Any, _op: Operator, _at: _Attributes) -> Callable[..., object]:  # noqa: ANN401
-    return lambda x, scale, bias, mean, var: torch.nn.functional.batch_norm(x, mean, var, scale, bias)
-
-
-def _attention(torch: Any, op: Operator, at: _Attributes) -> Callable[..., object]:  # noqa: ANN401
-    if len(op.inputs) < 3 or len(op.inputs[0].shape) != 4:
-        raise Unsupported(f"{op.op_type}: only separate (batch, heads, length, depth) inputs are timed")
-    if any(tensor.elements for tensor in op.inputs[4:]) or at.values.get("softcap"):
-        raise Unsupported(f"{op.op_type}: past keys and a soft cap are not timed")
-    attend = torch.nn.functional.scaled_dot_product_attention
-    grouped = op.inputs[0].shape[1] != op.inputs[1].shape[1]
-    causal = bool(at.int("is_causal", 0))
-
-    def run(q: Any, k: Any, v: Any, *mask: Any) -> object:  # noqa: ANN401
-        given = mask[0] if mask and mask[0].numel() else None
-        return attend(q, k, v, attn_mask=given, is_causal=causal, enable_gqa=grouped)
-
-    return run
-
-
-def _gelu(torch: Any, _op: Operator, at: _Attributes) -> Callable[..., object]:  # noqa: ANN401
-    approximate = str(at.values.get("approximate", "none"))
-    return lambda x: torch.nn.functional.gelu(x, approximate=approximate)
-
-
-def _transpose(_torch: Any, op: Operator, at: _Attributes) -> Callable[..., object]:  # noqa: ANN401
-    order = at.ints("perm", list(range(len(op.inputs[0].shape)))[::-1])
-    return lambda x: x.permute(order).contiguous()
-
-
-def _gather(torch: Any, op: Operator, at: _Attributes) -> Callable[..., object]:  # noqa: ANN401
-    (shape, picked), axis = (tensor.shape for tensor in op.inputs), at.int("axis", 0)
-    if len(picked) == 1:
-        return lambda x, index: torch.index_select(x, axis, index)
-    axis %= len(shape)
-    result = (*shape[:axis], *picked, *shape[axis + 1 :])
-    return lambda x, index: torch.index_select(x, axis, index).view(result)
-
-
-_CALLS: dict[str, Callable[[Any, Operator, _Attributes], Callable[..., object]]] = {
-    "MatMul": lambda torch, _op, _at: torch.matmul,
-    "Gemm": _gemm,
-    "Conv": _conv,
-    "MaxPool": _max_pool,
-    "AveragePool": _average_pool,
-    "GlobalAveragePool": lambda _torch, _op, _at: lambda x: x.mean(dim=tuple(range(2, x.dim())), keepdim=True),
-    "ReduceSum": _reduce("sum"),
-    "ReduceMean": _reduce("mean"),
-    "ReduceMax": _reduce("amax"),
-    "LayerNormalization": _layer_norm,
-    "BatchNormalization": _batch_norm,
-    "Softmax": lambda torch, _op, at: lambda x: torch.softmax(x, at.int("axis", -1)),
-    "Attention": _attention,
-    "Gelu": _gelu,
-    "Transpose": _transpose,
-    "Concat": lambda torch, _op, at: lambda *xs: torch.cat(xs, at.int("axis", 0)),
-    "Gather": _gather,
-}
