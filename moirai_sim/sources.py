@@ -305,18 +305,18 @@ def _by_kind(cluster: Cluster, route_class: NDArray[np.int64]) -> tuple[NDArray[
 
 @dataclass(frozen=True)
 class _Columns:
-    """Which devices are priced alike: those of one device type and one cost model."""
+    """Which devices are priced alike: those of one device type, cost model, backend and number of threads."""
 
     kinds: list[tuple[DeviceType, str | None]]
     of_device: NDArray[np.int64]
 
     @classmethod
     def of(cls, cluster: Cluster) -> _Columns:
-        position: dict[tuple[str, str | None], int] = {}
+        position: dict[tuple[object, ...], int] = {}
         kinds: list[tuple[DeviceType, str | None]] = []
         column = []
         for device in cluster.devices:
-            key = (repr(device.type), device.cost_model)
+            key = (repr(device.type), device.cost_model, device.backend, device.threads)
             if key not in position:
                 position[key] = len(kinds)
                 kinds.append((device.type, device.cost_model))

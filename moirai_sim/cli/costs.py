@@ -79,14 +79,12 @@ def calibrate(
     from moirai_sim.console import print_facts, print_json, print_table, print_text
     from moirai_sim.costs.calibrate import calibrate as run
     from moirai_sim.costs.card import known_errors
-    from moirai_sim.errors import InputError
 
-    if from_runs is not None and (adapt is not None or profiles):
-        raise InputError("--from-runs goes without profiles and --adapt; give one kind of measurements")
     if from_runs is not None:
         from moirai_sim.studies.feedback import calibrate_from_runs
 
-        without_effect({f"profile {path}": path for path in profiles or ()}, "with --from-runs, which has its own")
+        others = {f"profile {path}": path for path in profiles or ()} | {"--adapt": adapt}
+        without_effect(others, "with --from-runs, which has its own")
         report = calibrate_from_runs(from_runs, out, seed=seed)
         if as_json:
             print_json(report)

@@ -30,6 +30,8 @@ COPIES = {("cpu", "gpu"): "copy host-device pinned", ("gpu", "cpu"): "copy devic
 the host, nothing else running. Their group's device type is the GPU's, or empty for the machine that was profiled."""
 _STEEPEST = 1.0
 """Most that log time is let to rise with log participants, at equal bytes: a ring's latency goes with their number."""
+_TYPICAL = 2**16
+"""Bytes by which routes are compared."""
 
 
 @dataclass(frozen=True, order=True)
@@ -46,6 +48,14 @@ class Group:
     """Device type; empty where the model is of the one machine that it was measured on."""
     stack: str = ""
     """Library and version; empty where only one was measured."""
+    latency_ns: int = 0
+    """Of the route that was measured; 0 where it is not told."""
+    bandwidth_bytes_per_s: float = 0.0
+    """Likewise."""
+
+    def ideal_ns(self, size: Any) -> Any:  # noqa: ANN401
+        """Return what so many bytes take by the figures of the route that was measured."""
+        return self.latency_ns + size / self.bandwidth_bytes_per_s * 1e9
 
 
 @dataclass(frozen=True)
@@ -134,7 +144,17 @@ class LinkModel:
         """Return the time of transfers between two devices, whole ns: an int for an int, an array [q] for an array [q].
 
         ``route`` may be given where the caller has one: links slower than those measured then bound the bandwidth.
+        Where the model tells the routes that were measured, the one most like it is taken, and what differs by the
+        figures of both is added.
         """
+        near = None if route is None or collective != "send" else self._nearest(route, nodes, device)
+        if route is not None and near is not None:
+            group, curve = near
+            sizes = np.atleast_1d(np.asarray(size))
+            own = route.latency_ns + sizes / route.bandwidth_bytes_per_s * 1e9
+            found = np.ceil(curve.seconds(sizes) * 1e9 - 1e-6 + own - group.ideal_ns(sizes)).astype(np.int64)
+            found = np.maximum(found, 1)
+            return int(found[0]) if np.ndim(size) == 0 else found
         curve = self.curve(collective, nodes=nodes, device=device)
         nanoseconds = np.ceil(curve.seconds(np.atleast_1d(np.asarray(size))) * 1e9 - 1e-6).astype(np.int64)
         # Another kind of link than the one that was measured:
@@ -142,6 +162,16 @@ class LinkModel:
             slowest = np.ceil(np.atleast_1d(size) / route.bandwidth_bytes_per_s * 1e9).astype(np.int64)
             nanoseconds = np.maximum(nanoseconds, route.latency_ns + slowest)
         return int(nanoseconds[0]) if np.ndim(size) == 0 else nanoseconds
+
+    def _nearest(self, route: Route, nodes: int, device: str) -> tuple[Group, Curve] | None:
+        """Return the transfers measured over the route that is most like this one; None where no routes were told."""
+        told = [
+            (group, curve)
+            for group, curve in self.curves.items()
+            if group.bandwidth_bytes_per_s and (group.collective, group.nodes, group.device) == ("send", nodes, device)
+        ]
+        wanted = route.latency_ns + _TYPICAL / route.bandwidth_bytes_per_s * 1e9
+        return min(told, key=lambda one: abs(float(one[0].ideal_ns(_TYPICAL)) - wanted), default=None)
 
     def collective_s(
         self,
@@ -211,7 +241,7 @@ class LinkModel:
     def write(self, folder: Path) -> None:
         """Write ``links.json`` into a folder."""
         curves = [
-            {key: value for key, value in asdict(group).items() if value != ""}
+            {key: value for key, value in asdict(group).items() if value}
             | {"bytes": list(curve.bytes), "time_s": [float(f"{t:.12g}") for t in curve.time_s]}
             for group, curve in self.curves.items()
         ]
@@ -248,7 +278,8 @@ def load_link_model(folder: Path) -> LinkModel:
         for entry in document["curves"]:
             group = Group(
                 str(entry["collective"]), int(entry["participants"]), int(entry.get("nodes", 1)),
-                str(entry.get("device", "")), str(entry.get("stack", "")),
+                str(entry.get("device", "")), str(entry.get("stack", "")), int(entry.get("latency_ns", 0)),
+                float(entry.get("bandwidth_bytes_per_s", 0)),
             )  # fmt: skip
             curves[group] = Curve(tuple(map(int, entry["bytes"])), tuple(map(float, entry["time_s"])))
         return LinkModel(str(document["name"]), curves, document.get("card", {}))

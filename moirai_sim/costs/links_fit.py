@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from moirai_sim.costs.links import Curve, Group, LinkModel
 from moirai_sim.errors import InputError
+from moirai_sim.profiling.schema import LINK_DEFAULTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -134,27 +136,27 @@ def _by_collective(split: str, pieces: Sequence[tuple[Group, Times]]) -> Iterato
 
 def _groups(frame: pd.DataFrame) -> Iterator[tuple[Group, Sizes, Times]]:
     """Yield the points of each group: by device type only where published data names several machines."""
-    columns = ["collective", "participants", "nodes", "device", "stack"]
-    table = frame.assign(**{key: frame.get(key, value) for key, value in (("nodes", 1), ("device", ""), ("stack", ""))})
+    columns = ["collective", "participants", *LINK_DEFAULTS]
+    table = frame.assign(**{key: frame.get(key, value) for key, value in LINK_DEFAULTS.items()})
     for _, part in table.groupby(columns, sort=True):
         first = part[columns].iloc[0]
         group = Group(
             str(first["collective"]), int(first["participants"]), int(first["nodes"]), str(first["device"]),
-            str(first["stack"]),
+            str(first["stack"]), int(first["latency_ns"]), float(first["bandwidth_bytes_per_s"]),
         )  # fmt: skip
         yield group, part["bytes"].to_numpy(np.int64), part["median_s"].to_numpy(np.float64)
 
 
 def _others(one: Group, left_out: Group) -> bool:
     """Return whether two groups differ in the number of participants alone."""
-    return one.participants != left_out.participants and one == Group(
-        left_out.collective, one.participants, left_out.nodes, left_out.device, left_out.stack
-    )
+    return one.participants != left_out.participants and one == replace(left_out, participants=one.participants)
 
 
 def _label(group: Group) -> str:
     parts = [f"{group.collective} among {group.participants}"]
     parts += [f"in {group.nodes} machines"] * (group.nodes > 1) + [part for part in (group.device, group.stack) if part]
+    if group.bandwidth_bytes_per_s:
+        parts.append(f"over {group.latency_ns / 1e6:g} ms and {group.bandwidth_bytes_per_s / 1e6:g} MB/s")
     return ", ".join(parts)
 
 

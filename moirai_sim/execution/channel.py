@@ -16,7 +16,6 @@ import struct
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -30,8 +29,9 @@ ALIGNMENT = 4096
 """Tensors begin on pages of their own, so that no two cores write one cache line."""
 SPIN_NS = 100_000_000
 """How long a reader polls before it sleeps, where no other worker needs its core."""
+LOST = -3
+"""Token of a connection that broke, beside those of `moirai_sim.execution.worker`."""
 _TOKEN = struct.Struct("=iiq")
-_SHARED_FOLDER = Path("/dev/shm")  # noqa: S108 - the memory file system of Linux; files there are made without a name
 
 
 class Token(NamedTuple):
@@ -116,6 +116,11 @@ class Segment:
         self._offsets, size = _layout(places, slots)
         self._memory = mmap.mmap(handle, size)
 
+    @property
+    def memory(self) -> NDArray[np.uint8]:
+        """All of it, as bytes."""
+        return np.frombuffer(self._memory, dtype=np.uint8)
+
     def array(self, spec: TensorSpec, place: int, slot: int = 0) -> NDArray[Any]:
         """Return the array of a tensor in a place; all processes see the same bytes."""
         count = int(np.prod(spec.shape, dtype=np.int64))
@@ -132,12 +137,26 @@ def create_segment(places: Sequence[int], *, slots: int = 1) -> int:
         If there is not so much memory.
     """
     _, size = _layout(places, slots)
-    folder = _SHARED_FOLDER if _SHARED_FOLDER.is_dir() else None
-    with tempfile.TemporaryFile(dir=folder) as file:
+    handle = _memory_file()
+    try:
         if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)  # says at once that memory is short; truncate would fail later
+            os.posix_fallocate(handle, 0, size)  # says at once that memory is short; truncate would fail later
         else:
-            file.truncate(size)
+            os.truncate(handle, size)
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _memory_file() -> int:
+    """Return the descriptor of an empty file in memory without a name.
+
+    That of Linux is bounded by the memory alone; a folder in memory may be small, such as the 64 MiB of a container.
+    """
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("moirai-sim", os.MFD_CLOEXEC)
+    with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 
 

@@ -24,6 +24,8 @@ from moirai_sim.execution.workers import Workers
 from moirai_sim.graphs.load import load_model
 from moirai_sim.profiling.backends.onnxruntime import random_array
 from moirai_sim.profiling.telemetry import versions
+from moirai_sim.simulation.engine import simulate_schedule
+from moirai_sim.simulation.schedule import placement_from_schedule
 from moirai_sim.timeline import Span, Timeline
 
 if TYPE_CHECKING:
@@ -105,7 +107,7 @@ class Subject:
     def load_plain(self, workers: Crew, device: str) -> list[NDArray[Any]]:
         """Let a worker hold the unsplit model in a plain session, in place of the last one; return its outputs."""
         arguments = (self.model.SerializeToString(), self.feeds, self.outputs, workers.threads[device])
-        outputs: list[NDArray[Any]] = workers.call([device], "load_plain", *arguments, limit_s=300.0)[device]
+        outputs: list[NDArray[Any]] = workers.call([device], "load_plain", *arguments)[device]
         return outputs
 
 
@@ -147,7 +149,7 @@ def time_plain(
     found: dict[str, list[Timed]] = {name: [] for name in devices}
     give_up = time.monotonic() + patience_s
     while True:
-        for name, times in workers.call(devices, "plain", runs, limit_s=300.0).items():
+        for name, times in workers.call(devices, "plain", runs).items():
             found[name] += [(ns, slowed / SLOW) for ns, slowed in times]
         quiet = [sum(disturbed <= UNDISTURBED for _, disturbed in times) for times in found.values()]
         if min(quiet) >= min(_ENOUGH, runs) or time.monotonic() > give_up:
@@ -190,11 +192,11 @@ class Loaded:
     makespan_ns: list[int] = field(default_factory=list)
     """The shortest makespan so far, once a burst has run: says how many requests the next one takes."""
 
-    def run(self, offsets_ns: Sequence[int] = (0,), *, limit_s: float = 60.0) -> tuple[int, dict[str, Record]]:
+    def run(self, offsets_ns: Sequence[int] = (0,)) -> tuple[int, dict[str, Record]]:
         """Run requests that arrive at these offsets; return the origin of time and what every worker recorded."""
         origin = time.monotonic_ns() + _AHEAD_NS
         arrivals = [origin + offset for offset in offsets_ns]
-        records = self.workers.call(self.participants, "run", self.key, arrivals, limit_s=limit_s)
+        records = self.workers.call(self.participants, "run", self.key, arrivals)
         return origin, records
 
     def run_hot(self, *, patience_s: float = PATIENCE_S, rest_ns: int = 0) -> list[Run]:
@@ -219,7 +221,7 @@ class Loaded:
         runs: list[Run] = []
         while True:
             count = int(np.clip(_BURST_NS // max(self.makespan_ns[0], 1), 1, _BURST)) if self.makespan_ns else 1
-            records = self.workers.call(self.participants, "hot", self.key, count, wait_ns, rest_ns, limit_s=60.0)
+            records = self.workers.call(self.participants, "hot", self.key, count, wait_ns, rest_ns)
             runs += [self._run_of(dict(zip(records, own, strict=True))) for own in zip(*records.values(), strict=True)]
             self.makespan_ns[:] = [min(run.makespan_ns for run in runs)]
             quiet = sum(run.disturbed <= UNDISTURBED for run in runs)
@@ -238,7 +240,7 @@ class Loaded:
 
     def run_stream(self, requests: int) -> Run:
         """Run requests that all arrive at once, as many under way as there are slots."""
-        _, records = self.run([0] * requests, limit_s=300.0)
+        _, records = self.run([0] * requests)
         return self._run_of(records)
 
     def check(self, request: int = 0) -> float:
@@ -346,16 +348,15 @@ def load(
     problem
         Names operators and devices.
     placement
-        With an order: it is kept. Without one the parts run in topological order.
+        With an order: it is kept. Without one the parts run in the order in which the simulator runs them.
     in_flight
         Requests that may be under way at once; each has buffers of its own.
     """
     device = {name: problem.devices[k] for name, k in zip(problem.operators, placement.device, strict=True)}
     rank = placement.order
     if rank is None:
-        rank = np.empty(problem.n_operators, dtype=np.int64)
-        rank[problem.topological_order] = np.arange(problem.n_operators)
-    order = [problem.operators[i] for i in np.argsort(rank, kind="stable")]
+        rank = placement_from_schedule(problem, placement, simulate_schedule(problem, placement)).order
+    order = [problem.operators[i] for i in np.argsort(np.asarray(rank), kind="stable")]
     return load_order(workers, subject, device, order, in_flight=in_flight)
 
 
@@ -401,7 +402,7 @@ def measure(
     problem
         Made from the same model and the cluster to run on.
     placement
-        What to run.
+        What to run; without an order, in the one in which the simulator runs it.
     workers
         Those of the cluster, to be kept; None starts and ends them here.
     repeats
@@ -412,8 +413,8 @@ def measure(
     Returns
     -------
     Timeline
-        Status "measured"; ``provenance`` holds the makespans of all repeats, the time of the unsplit model, and what it
-        takes to make the timeline again.
+        Status "measured"; ``provenance`` holds the makespans of all repeats, the time of the unsplit model, how far the
+        clocks of the devices may be apart, and what it takes to make the timeline again.
 
     Raises
     ------
@@ -449,7 +450,9 @@ def measure(
         "disturbed_runs": disturbed,
         "unsplit_ns": int(typical_ns([plain])),
         "parts": len(loaded.parts),
+        "order": "simulated" if placement.order is None else "given",
         "largest_output_difference": difference,
+        "clock_error_ns": crew.clock_error_ns,
         "machine": platform.platform(),
         "processor": platform.processor() or platform.machine(),
         "repeats": repeats,

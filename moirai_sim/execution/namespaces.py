@@ -9,13 +9,17 @@ left behind however things end. Needs root on Linux.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import networkx as nx
 
 from moirai_sim.clusters.routes import route
 from moirai_sim.errors import ExecutionError, InputError
@@ -34,6 +38,8 @@ With an eighth of it a link of 1 Gbps carries 0.6 to 0.8; with twice as much, 12
 _PACKETS = 100_000
 """Most that are delayed on a link at once."""
 _ENTER_LIMIT_S, _ENTER_POLL_S = 10.0, 1e-3
+_LINK = re.compile(r"\s*l\d+[ab]:")
+"""Begins the line of a link that `connect` made, in the table of a namespace."""
 _TOOLS = ("unshare", "nsenter", "ip", "tc")
 
 
@@ -69,19 +75,50 @@ def check_emulated(cluster: Cluster) -> None:
     Raises
     ------
     InputError
-        If a device has other than one link, or namespaces cannot be made here.
+        If only some devices are to be emulated, a device has other than one link, a link is half duplex, switches form
+        a cycle, or namespaces cannot be made here.
     """
     reason = why_not()
     if reason is not None:
         raise InputError(f"cluster '{cluster.name}': {reason}")
+    place = f"cluster '{cluster.name}'"
     ends = [end for link in cluster.links for end in link.ends]
     problems = [
-        f"cluster '{cluster.name}': device '{device.name}' has {ends.count(device.name)} links; an emulated one has one"
+        f"{place}: device '{device.name}' has {ends.count(device.name)} links; an emulated one has one"
         for device in cluster.devices
         if ends.count(device.name) != 1
     ]
+    problems += [
+        f"{place}: device '{device.name}': address '{device.address}' is none of an emulated machine, and others are; "
+        "write netns:FIRST for all devices or for none"
+        for device in cluster.devices
+        if not device.address.startswith("netns:")
+    ]
+    problems += [
+        f"{place}: link '{link.name}' is half duplex, and an emulated one carries both directions at once; "
+        "write duplex: full"
+        for link in cluster.links
+        if link.duplex == "half"
+    ]
+    switches = set(cluster.switches)
+    with suppress(nx.NetworkXNoCycle):
+        cycle = nx.find_cycle(nx.MultiGraph(link.ends for link in cluster.links if switches.issuperset(link.ends)))
+        names = ", ".join(f"'{name}'" for name, *_ in cycle)
+        problems.append(
+            f"{place}: the switches {names} form a cycle, in which packets would go round for ever; remove a link of it"
+        )
     if problems:
         raise InputError(problems)
+
+
+def received_bytes(pid: int) -> int:
+    """Return the bytes that came over the links of a process's namespace so far; 0 where it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/net/dev").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    links = (line.split(":") for line in lines if _LINK.match(line))
+    return sum(int(counters.split()[0]) for _, counters in links)
 
 
 class Switches:

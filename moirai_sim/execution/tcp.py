@@ -16,7 +16,7 @@ from queue import SimpleQueue
 from types import MappingProxyType
 from typing import NamedTuple
 
-from moirai_sim.execution.channel import post
+from moirai_sim.execution.channel import LOST, post
 
 _HEADER = struct.Struct("=iiiqqq")
 """Key of the placement, tensor, request, when it was sent, bytes that follow, ns to hold back the token."""
@@ -33,10 +33,13 @@ class Address(NamedTuple):
 class TcpLinks:
     """The connections of one worker.
 
+    What breaks one of them is kept in ``failure``, and a token `LOST` in the worker's inbox wakes it: no tensor will
+    come over a connection that broke.
+
     Parameters
     ----------
-    own
-        Where to listen.
+    listener
+        Where other workers connect to this one.
     peers
         Where the other workers listen. Connections are made at the first send.
     inbox
@@ -45,16 +48,11 @@ class TcpLinks:
         Returns the memory for (key of the placement, tensor, request).
     latency_ns
         By target: how long a tensor is still under way after its last byte, besides what the network takes.
-
-    Raises
-    ------
-    OSError
-        If the port is in use.
     """
 
     def __init__(
         self,
-        own: Address,
+        listener: socket.socket,
         peers: Mapping[str, Address],
         inbox: int,
         buffer: Callable[[int, int, int], memoryview],
@@ -63,22 +61,30 @@ class TcpLinks:
         self._latency_ns = latency_ns
         self.sent_ns: dict[tuple[int, int], int] = {}
         """When the last tensor of a number was sent for a request, by the sender's clock."""
+        self.failure = ""
         self._peers = peers
         self._inbox = inbox
         self._buffer = buffer
         self._queues: dict[str, SimpleQueue[_Message]] = {}
-        self._listener = socket.create_server(own)
-        self._thread(self._accept)
+        self._listener = listener
+        self._thread("connections from other workers", self._accept)
 
     def send(self, target: str, key: int, tensor: int, request: int, payload: memoryview) -> None:
         """Queue a tensor (or a signal without bytes) for a target; returns at once."""
         if target not in self._queues:
             self._queues[target] = SimpleQueue()
-            self._thread(self._send_all, target, self._queues[target])
+            self._thread(f"connection to '{target}'", self._send_all, target, self._queues[target])
         self._queues[target].put((key, tensor, request, time.monotonic_ns(), payload))
 
-    def _thread(self, work: Callable[..., None], *arguments: object) -> None:
-        threading.Thread(target=work, args=arguments, daemon=True).start()
+    def _thread(self, what: str, work: Callable[..., None], *arguments: object) -> None:
+        def run() -> None:
+            try:
+                work(*arguments)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the worker must hear of it
+                self.failure = self.failure or f"{what}: {type(error).__name__}: {error}"
+                post(self._inbox, LOST, 0)
+
+        threading.Thread(target=run, daemon=True).start()
 
     def _send_all(self, target: str, queue: SimpleQueue[_Message]) -> None:
         latency_ns = self._latency_ns.get(target, 0)
@@ -93,23 +99,24 @@ class TcpLinks:
 
     def _accept(self) -> None:
         while True:
-            connection, _ = self._listener.accept()
-            self._thread(self._receive_all, connection)
+            connection, (host, *_) = self._listener.accept()
+            self._thread(f"connection from {host}", self._receive_all, connection)
 
     def _receive_all(self, connection: socket.socket) -> None:
         header = bytearray(_HEADER.size)
         held: SimpleQueue[tuple[int, int, int]] = SimpleQueue()
         holds = False
-        while _receive(connection, memoryview(header)):
+        while True:
+            _receive(connection, memoryview(header))
             key, tensor, request, sent_ns, size, latency_ns = _HEADER.unpack(header)
             self.sent_ns[tensor, request] = sent_ns
-            if size and not _receive(connection, self._buffer(key, tensor, request)):
-                return
+            if size:
+                _receive(connection, self._buffer(key, tensor, request))
             if not latency_ns:
                 post(self._inbox, tensor, request)
                 continue
             if not holds:
-                self._thread(self._post_later, held)
+                self._thread("tensors held back", self._post_later, held)
                 holds = True
             held.put((time.monotonic_ns() + latency_ns, tensor, request))
 
@@ -120,11 +127,16 @@ class TcpLinks:
             post(self._inbox, tensor, request)
 
 
-def _receive(connection: socket.socket, memory: memoryview) -> bool:
-    """Fill memory from a connection; False where the other end is gone."""
+def _receive(connection: socket.socket, memory: memoryview) -> None:
+    """Fill memory from a connection.
+
+    Raises
+    ------
+    ConnectionError
+        If the other end is gone.
+    """
     while memory.nbytes:
         count = connection.recv_into(memory)
         if not count:
-            return False
+            raise ConnectionError("the other worker has ended")
         memory = memory[count:]
-    return True

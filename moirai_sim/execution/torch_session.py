@@ -17,9 +17,12 @@ import numpy as np
 import onnx
 
 from moirai_sim.errors import InputError
+from moirai_sim.execution.torch_place import TorchPlace
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from moirai_sim.execution.backends import Copies
 
 Call = Callable[..., Any]
 """Takes the inputs of a node in ONNX's order, None for one left out; returns a tensor, or a tuple of several."""
@@ -61,14 +64,16 @@ class Node:
 
 
 class TorchSession:
-    """A model that PyTorch runs on CPU threads.
+    """A model that PyTorch runs on CPU threads or a GPU.
 
     Parameters
     ----------
     model
         Serialised, its weights inside.
     threads
-        Threads within an operator; they are those of the whole process.
+        Threads within an operator on a CPU; they are those of the whole process.
+    place
+        Where it runs; None is the host.
 
     Raises
     ------
@@ -76,18 +81,19 @@ class TorchSession:
         If an operator has no call here.
     """
 
-    def __init__(self, model: bytes, threads: int = 1) -> None:
+    def __init__(self, model: bytes, threads: int = 1, place: TorchPlace | None = None) -> None:
         import torch
 
         torch.set_num_threads(threads)
-        self._torch = torch
+        self._torch, self._place = torch, place or TorchPlace()
         graph = onnx.load_model_from_string(model)
         opset = next((entry.version for entry in graph.opset_import if not entry.domain), 17)
         values = {tensor.name: onnx.numpy_helper.to_array(tensor).copy() for tensor in graph.graph.initializer}
         self.inputs = [value.name for value in graph.graph.input if value.name not in values]
         self.outputs = [value.name for value in graph.graph.output]
         slots: dict[str, int] = {}
-        constants = {slots.setdefault(name, len(slots)): torch.from_numpy(value) for name, value in values.items()}
+        here = self._place.device
+        constants = {slots.setdefault(n, len(slots)): torch.from_numpy(value).to(here) for n, value in values.items()}
         self._slot = {name: slots.setdefault(name, len(slots)) for name in (*self.inputs, *self.outputs)}
         last: dict[str, int] = {}
         for number, node in enumerate(graph.graph.node):
@@ -110,24 +116,37 @@ class TorchSession:
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Run once and return arrays of their own."""
-        found = self._run([(self._slot[name], self._tensor(feeds[name])) for name in self.inputs])
-        return [found[self._slot[name]].contiguous().numpy() for name in outputs]
+        given = [(self._slot[name], self._tensor(feeds[name]).to(self._place.device)) for name in self.inputs]
+        found = self._run(given)
+        return [found[self._slot[name]].contiguous().cpu().numpy() for name in outputs]
 
-    def bind(self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]) -> Any:  # noqa: ANN401
-        """Return what `run_with_iobinding` takes: the memory that it reads and writes in place."""
+    def bind(
+        self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], fetched: Copies = (), returned: Copies = ()
+    ) -> Any:  # noqa: ANN401
+        """Return what `run_with_iobinding` takes: see `moirai_sim.execution.backends.Backend.bind`."""
         return (
+            [(here, self._tensor(array)) for here, array in fetched],
             [(self._slot[name], self._tensor(inputs[name])) for name in self.inputs],
-            [(self._slot[name], self._tensor(array)) for name, array in outputs.items()],
+            [(self._slot[name], self._tensor(target)) for name, target in outputs.items()],
+            [(self._tensor(array), here) for here, array in returned],
         )
 
     def run_with_iobinding(self, binding: Any) -> None:  # noqa: ANN401
-        """Run once on bound memory."""
-        given, wanted = binding
+        """Run once on bound memory; all is done and copied when it returns."""
+        fetched, given, wanted, returned = binding
+        for target, source in fetched:
+            target.copy_(source, non_blocking=True)
         found = self._run(given)
         for slot, target in wanted:
             target.copy_(found[slot])
+        for target, source in returned:
+            target.copy_(source, non_blocking=True)
+        self._place.finish()
 
-    def _tensor(self, array: NDArray[Any]) -> Any:  # noqa: ANN401
+    def _tensor(self, array: Any) -> Any:  # noqa: ANN401
+        """Return a tensor over the memory of an array; a tensor is one already."""
+        if isinstance(array, self._torch.Tensor):
+            return array
         return self._torch.from_numpy(array if array.flags.writeable else array.copy())
 
     def _run(self, given: Sequence[tuple[int, Any]]) -> list[Any]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import select
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,14 +22,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moirai_sim.execution.backends import BACKENDS, Backend
-from moirai_sim.execution.channel import ALIGNMENT, Inbox, Segment, Token, post
+from moirai_sim.errors import InputError
+from moirai_sim.execution.backends import BACKENDS, HOST, Backend, HostMemory, bytes_of
+from moirai_sim.execution.channel import LOST, Inbox, Segment, Token, post
 from moirai_sim.execution.pace import Pace
 from moirai_sim.execution.tcp import TcpLinks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from moirai_sim.execution.backends import Memory
     from moirai_sim.execution.split import TensorSpec
 
 DONE, READY = -1, -2
@@ -35,6 +39,9 @@ DONE, READY = -1, -2
 SLOW = 0.35
 """A core whose interpreter is slower by more than this is disturbed. After kernels it is up to 0.25 slower, since its
 code is cold, and beside a busy sibling 0.6 or more."""
+NO_MEMORY = 12
+"""Exit code of a worker that had no memory for what it was sent: the number of the error on Linux."""
+_SHORT = re.compile(r"bad_alloc|out of memory|(failed to|unable to|can't) allocate", re.IGNORECASE)
 _SCHEDSTAT = Path("/proc/thread-self/schedstat")
 _EARLY_NS = 1_000_000
 """A worker that waits for a start time stops sleeping so much earlier, since sleep is late."""
@@ -85,7 +92,7 @@ class Record:
     runs: list[tuple[int, int, int, int, int]] = field(default_factory=list)
     """(request, job, ready, start, end)"""
     arrivals: list[tuple[int, int, int, int]] = field(default_factory=list)
-    """(request, tensor, sent, arrived)"""
+    """(request, tensor, sent, arrived); the sender's clock says when it was sent over a network."""
     delayed_ns: int = 0
     """Time in which the worker wanted to run and something else had its core; 0 where the system does not tell."""
     slowed: float = 0.0
@@ -93,33 +100,25 @@ class Record:
 
 
 class _Pool:
-    """Buffers of tensors that stay on the device, used again once their last reader has run: warm, and few."""
+    """Memory of tensors that stay on the device, used again once their last reader has run: warm, and little."""
 
-    def __init__(self) -> None:
-        self._free: list[NDArray[np.uint8]] = []
-        self._whole: dict[int, NDArray[np.uint8]] = {}
-        """The buffer that begins at an address."""
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._free: list[Any] = []
+        self._taken: dict[str, Any] = {}
 
-    def take(self, spec: TensorSpec) -> NDArray[Any]:
-        """Return an array of a tensor, in the buffer freed last of those that are large enough."""
-        fitting = [i for i, buffer in enumerate(self._free) if buffer.nbytes >= spec.bytes]
-        buffer = self._free.pop(fitting[-1]) if fitting else _aligned(spec.bytes)
-        self._whole[buffer.ctypes.data] = buffer
-        return _as_tensor(buffer, spec)
+    def take(self, name: str, dtype: str, shape: tuple[int, ...]) -> Any:  # noqa: ANN401
+        """Return a tensor, in the memory freed last of that which is large enough."""
+        size = bytes_of(dtype, shape)
+        fitting = [i for i, memory in enumerate(self._free) if memory.nbytes >= size]
+        memory = self._free.pop(fitting[-1]) if fitting else self._memory.new(size)
+        self._taken[name] = memory
+        return self._memory.tensor(memory, dtype, shape)
 
-    def give_back(self, array: NDArray[Any]) -> None:
-        """Free the buffer of an array."""
-        self._free.append(self._whole[array.ctypes.data])
-
-
-def _as_tensor(buffer: NDArray[np.uint8], spec: TensorSpec) -> NDArray[Any]:
-    return buffer[: spec.bytes].view(spec.dtype).reshape(spec.shape)
-
-
-def _aligned(size: int) -> NDArray[np.uint8]:
-    memory = np.zeros(size + ALIGNMENT, dtype=np.uint8)  # touched now, so that no run faults pages
-    start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + max(size, 1)]
+    def give_back(self, name: str) -> None:
+        """Free the memory of a tensor, if it came from here."""
+        if name in self._taken:
+            self._free.append(self._taken.pop(name))
 
 
 class _Loaded:
@@ -130,52 +129,75 @@ class _Loaded:
         self.names = list(assignment.tensors)
         segment = Segment(assignment.place_bytes, handle, slots=assignment.slots) if assignment.shared else None
         self.backend = backend
+        self._unpin = [] if segment is None else [backend.memory.pin(segment.memory)]
         self.sessions = [backend.part(job.model, assignment.threads, assignment.optimized) for job in assignment.jobs]
-        self.slots = [self._bind(segment, slot) for slot in range(assignment.slots)]
+        self.slots = [self._host_buffers(segment, slot) for slot in range(assignment.slots)]
+        bound = [self._bind(hosts) for hosts in self.slots]
+        self._tensors = [tensors for tensors, _ in bound]  # bindings of ONNX Runtime know addresses only
         posts = [
             tuple((target, tensor) for tensor, targets in job.sends for target in targets) for job in assignment.jobs
         ]
         runs = [session.run_with_iobinding for session in self.sessions]
-        self.steps = [list(zip(runs, bindings, posts, strict=True)) for _, bindings in self.slots]
+        self.steps = [list(zip(runs, bindings, posts, strict=True)) for _, bindings in bound]
         """By slot and job: what to call, with what, and (target, tensor) to send then."""
 
-    def _bind(self, segment: Segment | None, slot: int) -> tuple[dict[str, NDArray[Any]], list[Any]]:
-        """Return the buffers of one slot and one binding a session: kernels read and write the buffers in place."""
-        assignment = self.assignment
+    def close(self) -> None:
+        """Let go of memory that the device had locked."""
+        for unpin in self._unpin:
+            unpin()
+
+    def _host_buffers(self, segment: Segment | None, slot: int) -> dict[str, NDArray[Any]]:
+        """Return what other devices or the master write or read in one slot."""
+        assignment, host = self.assignment, HostMemory()
         buffers: dict[str, NDArray[Any]] = dict(assignment.feeds)
-        pool = _Pool()
-        last_use = {name: i for i, job in enumerate(assignment.jobs) for name in (*job.inputs, *job.outputs)}
-        kept = {*assignment.results, *assignment.feeds, *assignment.place}
         own: dict[int, NDArray[np.uint8]] = {}  # places where no memory is shared
-        for i, job in enumerate(assignment.jobs):
-            for name in (*job.inputs, *job.outputs):
-                if name in buffers:
-                    continue
-                spec, place = assignment.tensors[name], assignment.place.get(name)
-                if place is None:
-                    buffers[name] = pool.take(spec)
-                elif segment is not None:
-                    buffers[name] = segment.array(spec, place, slot)
-                else:
-                    if place not in own:
-                        own[place] = _aligned(assignment.place_bytes[place])
-                    buffers[name] = _as_tensor(own[place], spec)
-            for name in dict.fromkeys((*job.inputs, *job.outputs)):
-                if last_use[name] == i and name not in kept:
-                    pool.give_back(buffers[name])
+        for name in dict.fromkeys(name for job in assignment.jobs for name in (*job.inputs, *job.outputs)):
+            if name in buffers:
+                continue
+            spec, place = assignment.tensors[name], assignment.place.get(name)
+            if place is not None and segment is not None:
+                buffers[name] = segment.array(spec, place, slot)
+            elif place is not None or name in assignment.results:
+                key, size = (-1 - len(own), spec.bytes) if place is None else (place, assignment.place_bytes[place])
+                if key not in own:
+                    own[key] = host.new(size)
+                    self._unpin.append(self.backend.memory.pin(own[key]))
+                buffers[name] = host.tensor(own[key], spec.dtype, spec.shape)
+        return buffers
+
+    def _bind(self, hosts: dict[str, NDArray[Any]]) -> tuple[dict[str, Any], list[Any]]:
+        """Return the tensors of one slot and one binding a session: kernels read and write memory in place.
+
+        A device with memory apart has tensors of its own beside the host's. It fetches those of others where its first
+        part reads them, and returns its own as soon as they are there; in between they stay on it.
+        """
+        jobs, memory = self.assignment.jobs, self.backend.memory
+        tensors: dict[str, Any] = {} if memory.apart else dict(hosts)
+        pool = _Pool(memory)
+        last_use = {name: i for i, job in enumerate(jobs) for name in (*job.inputs, *job.outputs)}
         bindings = []
-        for job, session in zip(assignment.jobs, self.sessions, strict=True):
-            inputs, outputs = ({name: buffers[name] for name in names} for names in (job.inputs, job.outputs))
-            bindings.append(self.backend.bind(session, inputs, outputs))
-        return buffers, bindings
+        for i, (job, session) in enumerate(zip(jobs, self.sessions, strict=True)):
+            used = dict.fromkeys((*job.inputs, *job.outputs))
+            new = [name for name in used if name not in tensors]
+            for name in new:
+                like = hosts[name] if name in hosts else self.assignment.tensors[name]
+                tensors[name] = pool.take(name, str(like.dtype), like.shape)
+            inputs, outputs = ({name: tensors[name] for name in names} for names in (job.inputs, job.outputs))
+            fetched = [(tensors[name], hosts[name]) for name in new if name in inputs and name in hosts]
+            returned = [(tensors[name], hosts[name]) for name in outputs if name in hosts] if memory.apart else []
+            bindings.append(self.backend.bind(session, inputs, outputs, fetched, returned))
+            for name in used:
+                if last_use[name] == i:
+                    pool.give_back(name)
+        return tensors, bindings
 
     def memory(self, tensor: int, request: int) -> memoryview:
         """Return the bytes of a tensor in the slot of a request."""
-        buffers, _ = self.slots[request % len(self.slots)]
+        buffers = self.slots[request % len(self.slots)]
         return buffers[self.names[tensor]].reshape(-1).view(np.uint8).data
 
     def results(self, request: int) -> dict[str, NDArray[Any]]:
-        buffers, _ = self.slots[request % len(self.slots)]
+        buffers = self.slots[request % len(self.slots)]
         return {name: buffers[name].copy() for name in self.assignment.results}
 
 
@@ -183,15 +205,18 @@ class Worker:
     """Serves the commands of the master; see `main`."""
 
     def __init__(
-        self, control: Connection | None, inbox: Inbox, peers: Mapping[str, int], backend: str = "onnxruntime"
+        self,
+        control: Connection | None,
+        inbox: Inbox,
+        peers: Mapping[str, int],
+        backend: str = "onnxruntime",
+        place: str = HOST,
     ) -> None:
-        self.backend = BACKENDS[backend]()
+        self.backend = BACKENDS[backend](place)
         self.control = control
         self.inbox = inbox
         self.peers = peers
         self.network: TcpLinks | None = None
-        self.one_clock = True
-        """Whether the other workers' clocks are this one's: then it is known when a tensor was sent over a network."""
         self.loaded: dict[int, _Loaded] = {}
         self.plain: Callable[[], Any] | None = None
         self.pace = Pace()
@@ -208,8 +233,10 @@ class Worker:
                 reply = self.answer(command, *arguments)
             except EOFError:
                 raise
+            except ConnectionError as error:  # another worker has most likely ended: the master looks which
+                self.control.send(("lost", str(error)))
             except Exception as error:  # noqa: BLE001 - whatever it is, the master must hear of it
-                self.control.send(("error", f"{type(error).__name__}: {error}"))
+                self.control.send(("error", _why(error)))
             else:
                 self.control.send(("ok", reply))
 
@@ -229,7 +256,9 @@ class Worker:
         gc.disable()  # a collection in the middle of a run would be measured
 
     def _unload(self, key: int) -> None:
-        self.loaded.pop(key, None)
+        loaded = self.loaded.pop(key, None)
+        if loaded is not None:
+            loaded.close()
         gc.collect()
 
     def _results(self, key: int, request: int) -> dict[str, NDArray[Any]]:
@@ -340,7 +369,7 @@ class Worker:
             self._take(self.inbox.drain(), here, unfinished, record)
         while any(unfinished):
             self._listen(here, unfinished, record)
-        if self.one_clock and self.network is not None:
+        if self.network is not None:
             sent_ns = self.network.sent_ns
             record.arrivals = [(r, tensor, sent_ns.get((tensor, r), s), at) for r, tensor, s, at in record.arrivals]
         return record
@@ -354,6 +383,8 @@ class Worker:
             for token in self.inbox.wait():
                 if token.tensor == READY:
                     self._ready += 1
+                elif token.tensor == LOST:
+                    raise self._lost()
                 else:
                     self._early.append(token)
         self._ready -= len(peers)
@@ -384,6 +415,9 @@ class Worker:
         tokens = self.inbox.wait()
         self._take(tokens, here, unfinished, record, now=time.monotonic_ns())
 
+    def _lost(self) -> ConnectionError:
+        return ConnectionError(self.network.failure if self.network is not None else "")
+
     def _take(
         self,
         tokens: Sequence[Token],
@@ -398,9 +432,19 @@ class Worker:
                 unfinished[request] -= 1
             elif tensor == READY:
                 self._ready += 1
+            elif tensor == LOST:
+                raise self._lost()
             else:
                 here[request][tensor] = arrived = sent if now is None else now
                 record.arrivals.append((request, tensor, sent, arrived))
+
+
+def _why(error: Exception) -> str:
+    """Return what to tell of an error: backends say in many ways that memory is short."""
+    said = f"{type(error).__name__}: {error}"
+    if isinstance(error, MemoryError) or _SHORT.search(said):
+        return f"it ran out of memory ({said}); place less on the device"
+    return said
 
 
 def _run_queue_ns() -> int:
@@ -426,17 +470,25 @@ def main(arguments: Sequence[str]) -> None:
     settings = control.recv()
     if settings["cores"] and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, settings["cores"])
-    worker = Worker(control, Inbox(int(arguments[1]), settings["spin_ns"]), settings["peers"], settings["backend"])
+    inbox = Inbox(int(arguments[1]), settings["spin_ns"])
+    try:
+        worker = Worker(control, inbox, settings["peers"], settings["backend"], settings["place"])
+    except InputError as error:
+        control.send(("refused", str(error)))
+        return
     if settings["addresses"]:
         own = settings["addresses"].pop(settings["name"])
-        inbox = settings["peers"][settings["name"]]
         try:
-            worker.network = TcpLinks(own, settings["addresses"], inbox, worker.receive_buffer, settings["latency_ns"])
+            listener = socket.create_server(own)
         except OSError as error:
             control.send(("error", f"{own.host}, port {own.port}: {os.strerror(error.errno or 0)}"))
             return
+        write = settings["peers"][settings["name"]]
+        worker.network = TcpLinks(listener, settings["addresses"], write, worker.receive_buffer, settings["latency_ns"])
     control.send(("ok", os.getpid()))
     try:
         worker.serve()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         os._exit(0)
+    except MemoryError:  # for a command or an answer
+        os._exit(NO_MEMORY)

@@ -19,8 +19,9 @@ import psutil
 
 from moirai_sim.errors import ExecutionError, InputError
 from moirai_sim.execution import namespaces
-from moirai_sim.execution.backends import device_backends
+from moirai_sim.execution.backends import device_backends, on_gpu, place
 from moirai_sim.execution.channel import SPIN_NS, close_all, create_segment
+from moirai_sim.execution.worker import NO_MEMORY
 
 if TYPE_CHECKING:
     from moirai_sim.clusters.cluster import Cluster, Device
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 4.0
 """A worker that owes an answer and has used no processor time for so long hangs."""
-_START_LIMIT_S = 60.0
+_LEAST_BYTES = 4096
+"""Less than this over a link is no work: the kernel asks in a few bytes whether a worker that hangs reads again."""
+_DEATH_S = 1.0
+"""How long it may take until a process is seen to have ended whose connections have broken."""
 EMULATED = "netns"
 """Kind of address of a device that has a network namespace of its own, as if it were another machine."""
 _START = "import sys; from moirai_sim.execution.worker import main; main(sys.argv[1:])"
@@ -45,24 +49,27 @@ class Workers:
     Raises
     ------
     InputError
-        If a device is not on this machine.
+        If a device is not on this machine, or cannot be emulated here.
     ExecutionError
         If a worker does not start.
     """
 
+    clock_error_ns = 0
+    """All workers have the clock of this machine."""
+
     def __init__(self, cluster: Cluster) -> None:
-        cores = {device.name: device_cores(device) for device in cluster.devices}
-        self.emulated = any(device.address.startswith(EMULATED) for device in cluster.devices)
+        self.backends = device_backends(cluster)
+        cores, crowded = worker_cores(cluster)
+        self.emulated = any(map(is_emulated, cluster.devices))
         if self.emulated:
             namespaces.check_emulated(cluster)
         sharing = shared_cores(cluster)
-        self.shares_cores = bool(sharing)
+        self.shares_cores = bool(crowded)
         """Whether workers wait for each other's work on a core, which is no disturbance then."""
         self.names = [device.name for device in cluster.devices]
         self.apart = [name for k, name in enumerate(self.names) if not any(k == i and j < k for i, j in sharing)]
         """Devices that share no core with one another."""
         self.threads = {device.name: device.threads for device in cluster.devices}
-        self.backends = device_backends(cluster)
         self._controls: dict[str, Connection] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._keys = 0
@@ -74,12 +81,13 @@ class Workers:
             addresses = {}
             if self._switches is not None:
                 addresses = namespaces.connect(cluster, self.processes | self._switches.processes)
-            for k, name in enumerate(self.names):
-                alone = not self.emulated and not any(k in pair for pair in sharing)
+            for name in self.names:
+                alone = not self.emulated and name not in crowded
                 settings = {
                     "name": name,
                     "cores": cores[name],
                     "backend": self.backends[name],
+                    "place": place(cluster.device[name]),
                     "spin_ns": SPIN_NS if alone else 0,
                     "peers": {peer: write for peer, (_, write) in pipes.items()},
                     "addresses": addresses,
@@ -87,7 +95,7 @@ class Workers:
                 }
                 with self._control(name) as control:
                     control.send(settings)
-            self._collect(self.names, _START_LIMIT_S)
+            self._collect(self.names)
         except BaseException:
             self.close()
             raise
@@ -120,7 +128,7 @@ class Workers:
         """Process ids by device."""
         return {name: process.pid for name, process in self._processes.items()}
 
-    def load(self, assignments: Mapping[str, Assignment], *, limit_s: float = 120.0) -> int:
+    def load(self, assignments: Mapping[str, Assignment]) -> int:
         """Give the workers what to run; return the key under which they hold it.
 
         Raises
@@ -135,30 +143,34 @@ class Workers:
         try:
             handle = create_segment(any_one.place_bytes, slots=any_one.slots) if any_one.shared else -1
         except OSError as error:
-            raise ExecutionError(f"shared memory: {error.strerror}; run fewer requests at once") from error
+            size = sum(any_one.place_bytes) * any_one.slots / 2**20
+            fewer = ", or run fewer requests at once" if any_one.slots > 1 else ""
+            raise ExecutionError(
+                f"shared memory: {error.strerror} ({size:.3g} MiB for tensors between devices); free some memory{fewer}"
+            ) from error
         try:
             for name, assignment in assignments.items():
                 self._send(name, "load", self._keys, assignment)
                 if handle >= 0:
                     with self._control(name) as control:
                         send_handle(control, handle, self._processes[name].pid)
-            self._collect(list(assignments), limit_s)
+            self._collect(list(assignments))
         finally:
             if handle >= 0:
                 os.close(handle)
         return self._keys
 
-    def call(self, names: Sequence[str], command: str, *arguments: object, limit_s: float = 60.0) -> dict[str, Any]:
+    def call(self, names: Sequence[str], command: str, *arguments: object) -> dict[str, Any]:
         """Send one command to workers and return their answers.
 
         Raises
         ------
         ExecutionError
-            If a worker fails, dies, hangs, or takes longer than ``limit_s``. All workers are ended then.
+            If a worker fails, dies or hangs. All workers are ended then.
         """
         for name in names:
             self._send(name, command, *arguments)
-        return self._collect(names, limit_s)
+        return self._collect(names)
 
     def close(self) -> None:
         """End all workers, at once."""
@@ -189,40 +201,57 @@ class Workers:
         with self._control(name) as control:
             control.send(message)
 
-    def _collect(self, names: Sequence[str], limit_s: float) -> dict[str, Any]:
+    def _collect(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return the answers that workers owe. A worker may take as long as it likes while work is done."""
         answers: dict[str, Any] = {}
         owing = {self._controls[name]: name for name in names}
-        end = time.monotonic() + limit_s
-        used, active = self._processor_time(owing.values()), time.monotonic()
+        done, active = self._work_done(owing.values()), time.monotonic()
         while owing:
             ready = wait(list(owing), timeout=0.25)
             for control in [control for control in owing if control in ready]:
                 name = owing.pop(control)
                 with self._control(name):
                     status, answer = control.recv()
-                if status == "error":
-                    self.close()
-                    raise ExecutionError(f"worker '{name}' failed: {answer}")
+                if status != "ok":
+                    self._refuse(name, status, answer)
                 answers[name] = answer
                 active = time.monotonic()
-            now = self._processor_time(owing.values())
-            if now != used:  # less, where a worker that has answered no longer counts
-                used, active = now, time.monotonic()
-            if owing and (time.monotonic() > end or time.monotonic() - active > PATIENCE_S):
+            now = self._work_done(owing.values())
+            if now != done:  # less, where a worker that has answered no longer counts
+                done, active = now, time.monotonic()
+            if owing and time.monotonic() - active > PATIENCE_S:
                 silent = ", ".join(f"'{name}'" for name in owing.values())
                 self.close()
                 raise ExecutionError(f"worker {silent} hangs: no answer and no work done; all workers were ended")
         return answers
 
-    def _processor_time(self, names: Any) -> float:  # noqa: ANN401
-        total = 0.0
+    def _refuse(self, name: str, status: str, answer: str) -> NoReturn:
+        """End all workers and say why one did not do what it was told."""
+        end = time.monotonic() + _DEATH_S
+        while (
+            status == "lost" and time.monotonic() < end
+        ):  # it lost what another one held, which has ended or soon will
+            for other, process in self._processes.items():
+                if process.poll() is not None:
+                    self._fail(other, within_s=0.0)
+            time.sleep(0.01)
+        self.close()
+        if status == "refused":
+            raise InputError(f"device '{name}': {answer}")
+        raise ExecutionError(f"worker '{name}' failed: {answer}")
+
+    def _work_done(self, names: Any) -> tuple[float, int]:  # noqa: ANN401
+        """Return processor time in s, and what emulated links brought: slow ones need hardly any time."""
+        time_s, received = 0.0, 0
         for name in list(names):
+            pid = self._processes[name].pid
             try:
-                times = psutil.Process(self._processes[name].pid).cpu_times()
+                times = psutil.Process(pid).cpu_times()
             except psutil.NoSuchProcess:
                 continue
-            total += times.user + times.system
-        return total
+            time_s += times.user + times.system
+            received += namespaces.received_bytes(pid) if self.emulated else 0
+        return time_s, received // _LEAST_BYTES
 
     def _fail(self, name: str, *, within_s: float) -> NoReturn:
         """End all workers and say what became of one, which may take so long to end by itself."""
@@ -239,6 +268,8 @@ class Workers:
         if code < 0:
             hint = "; signal 9 often means that memory ran out" if code == -9 else ""
             raise ExecutionError(f"worker '{name}' was killed by signal {-code}{hint}; all workers were ended")
+        if code == NO_MEMORY:
+            raise ExecutionError(f"worker '{name}' ran out of memory; place less on the device; all workers were ended")
         raise ExecutionError(f"worker '{name}' ended with exit code {code}; all workers were ended")
 
 
@@ -246,36 +277,63 @@ def _timeval(seconds: float) -> bytes:
     return struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
 
 
+def is_emulated(device: Device) -> bool:
+    """Tell whether a device is to run as if it were another machine."""
+    return device.address.partition(":")[0] == EMULATED
+
+
 def shared_cores(cluster: Cluster) -> list[tuple[int, int]]:
-    """Return the pairs of devices, by position, that compute on the same core."""
-    cores = [set(device_cores(device)) for device in cluster.devices]
+    """Return the pairs of devices, by position, that compute on the same core. GPUs compute on none."""
+    cores = [set() if on_gpu(device) else set(device_cores(device)) for device in cluster.devices]
     return [(k, j) for k in range(len(cores)) for j in range(len(cores)) if k != j and cores[k] & cores[j]]
+
+
+def worker_cores(cluster: Cluster) -> tuple[dict[str, tuple[int, ...]], set[str]]:
+    """Return the cores of each device's worker, and the devices whose workers may have to wait for a core.
+
+    The worker of a GPU takes cores that no other device computes on, where there are some.
+    """
+    cores = {device.name: device_cores(device) for device in cluster.devices}
+    gpus = [device.name for device in cluster.devices if on_gpu(device)]
+    crowded = {cluster.devices[k].name for k, _ in shared_cores(cluster)}
+    computing = {core for name, own in cores.items() if name not in gpus for core in own}
+    for name in gpus:
+        free = tuple(core for core in cores[name] if core not in computing)
+        cores[name] = free or cores[name]
+        if len(free) < len(gpus):
+            crowded.add(name)
+    return cores, crowded
 
 
 def device_cores(device: Device) -> tuple[int, ...]:
     """Return the cores that a device's address names; those of emulated machines are counted round.
+
+    A GPU's worker may use all that this process may use.
 
     Raises
     ------
     InputError
         If the address is none of this machine.
     """
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    if on_gpu(device):
+        return tuple(sorted(allowed))
     kind, _, text = device.address.partition(":")
     first, _, last = text.partition("-")
-    place = f"device '{device.name}': address '{device.address}'"
+    where = f"device '{device.name}': address '{device.address}'"
     if kind not in ("cpu", EMULATED) or not first.isdigit() or (last and not last.isdigit()):
         raise InputError(
-            f"{place} cannot be measured here; write cpu:FIRST[-LAST], or {EMULATED}:FIRST for an emulated machine"
+            f"{where} cannot be measured here; write cpu:FIRST[-LAST], cuda:INDEX for a GPU, or {EMULATED}:FIRST for "
+            "an emulated machine"
         )
     cores = tuple(range(int(first), int(last or first) + 1))
     if not cores:
-        raise InputError(f"{place} names no core; write {kind}:{last}-{first}")
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+        raise InputError(f"{where} names no core; write {kind}:{last}-{first}")
     if kind == EMULATED:
         usable = sorted(allowed)
         cores = tuple(dict.fromkeys(usable[core % len(usable)] for core in cores))
     missing = [str(core) for core in cores if core not in allowed]
     if missing:
         have = ", ".join(map(str, sorted(allowed)))
-        raise InputError(f"{place} names core {', '.join(missing)}; this process may use {have}")
+        raise InputError(f"{where} names core {', '.join(missing)}; this process may use {have}")
     return cores

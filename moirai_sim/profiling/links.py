@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from moirai_sim.clusters.routes import route, route_classes
 from moirai_sim.errors import InputError
 from moirai_sim.profiling.schema import LINK_COLUMNS, LINK_DEFAULTS, statistics
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 SIZES = tuple(2**k for k in (10, 13, 15, 16, 17, 18, 19, 20, 21, 22, 24))
 """Tensor sizes to time: 1 KiB to 16 MiB, dense where activations are."""
 _MAX_PAIRS = 4
-"""Pairs of neighbours to time; those of one machine are taken to be equal."""
+"""Pairs of devices to time; those that are equally far apart are taken to be equal."""
 _BUDGET_S = 5.0
 """Of a size, on average."""
 _VISIT_S, _VISIT = 0.5, 3
@@ -27,8 +28,28 @@ _LEAST_S = 1e-9
 """Of a crossing, even where noise hides it."""
 
 
+def _pairs(cluster: Cluster) -> list[tuple[str, str]]:
+    """Return pairs of devices to time: neighbours, and of emulated machines pairs that lie unlike far apart first."""
+    import numpy as np
+
+    from moirai_sim.execution.workers import is_emulated
+
+    names = [device.name for device in cluster.devices]
+    pairs = list(itertools.pairwise(names))
+    if any(map(is_emulated, cluster.devices)):
+        of_pair, _, examples = route_classes(cluster)
+        position = {name: k for k, name in enumerate(names)}
+        first: dict[int, tuple[str, str]] = {}
+        for source, target in (*pairs, *((names[a], names[b]) for a, b in examples)):
+            first.setdefault(int(of_pair[position[source], position[target]]), (source, target))
+        unlike = [first[key] for key in sorted(first)]  # by latency, then bandwidth
+        chosen = np.linspace(0, len(unlike) - 1, min(len(unlike), _MAX_PAIRS)).round().astype(int)
+        pairs = [unlike[k] for k in chosen] + [pair for pair in pairs if pair not in unlike]
+    return pairs[:_MAX_PAIRS]
+
+
 def profile_links(cluster: Cluster, *, sizes: Sequence[int] = SIZES, repeats: int = 9) -> pd.DataFrame:
-    """Time crossings between neighbours of a cluster that lies on this machine; see `moirai_sim.execution.hops`.
+    """Time crossings between devices of a cluster that lies on this machine; see `moirai_sim.execution.hops`.
 
     Parameters
     ----------
@@ -61,7 +82,7 @@ def profile_links(cluster: Cluster, *, sizes: Sequence[int] = SIZES, repeats: in
     from moirai_sim.profiling import telemetry
     from moirai_sim.progress import progress
 
-    pairs = list(itertools.pairwise(device.name for device in cluster.devices))[:_MAX_PAIRS]
+    pairs = _pairs(cluster) if len(cluster.devices) > 1 else []
     if not pairs:
         raise InputError(f"cluster '{cluster.name}': links are profiled between two CPU devices at least")
     before = telemetry.snapshot()
@@ -77,13 +98,17 @@ def profile_links(cluster: Cluster, *, sizes: Sequence[int] = SIZES, repeats: in
                     step()
     rows: list[dict[str, Any]] = []
     for (source, target), of_pair in zip(pairs, hops, strict=True):
+        way = {}
+        if workers.emulated:  # elsewhere the figures of links are nominal
+            over = route(cluster, source, target)
+            way = {"latency_ns": over.latency_ns, "bandwidth_bytes_per_s": over.bandwidth_bytes_per_s}
         # More data cannot cost less, though noise may say so where kernels take long.
         folds = zip(*(hop.times_s() for hop in of_pair), strict=True)
         rising = np.array([isotonic_regression(fold, y_min=_LEAST_S) for fold in folds])
         for size, times in zip(sizes, rising.T, strict=True):
             pair = {"source_device": source, "target_device": target, "bytes": size, "source": "measured"}
-            rows.append(pair | {"collective": "send", "participants": 2} | statistics(times))
-    frame = pd.DataFrame(rows).assign(**LINK_DEFAULTS)[list(LINK_COLUMNS)]
+            rows.append(pair | way | {"collective": "send", "participants": 2} | statistics(times))
+    frame = pd.DataFrame([LINK_DEFAULTS | row for row in rows])[list(LINK_COLUMNS)]
     frame.attrs["metadata"] = {
         "hardware": telemetry.hardware(),
         "versions": telemetry.versions(),

@@ -59,6 +59,8 @@ LINK_COLUMNS: dict[str, str] = {
     "collective": "string",  # "send" for point to point, else "all-reduce", ...
     "participants": "int64",  # devices that take part; 2 for "send"
     "nodes": "int64",  # machines that they lie in
+    "latency_ns": "int64",  # of the route between them, by the cluster file; 0 where that is not what was crossed
+    "bandwidth_bytes_per_s": "double",  # likewise
     "bytes": "int64",
     "count": "int64",
     "min_s": "double",
@@ -71,7 +73,9 @@ LINK_COLUMNS: dict[str, str] = {
 """Columns of a link profile and their Arrow types."""
 
 NULLABLE = frozenset({"energy_j"})
-LINK_DEFAULTS: dict[str, Any] = {"device": "", "stack": "", "nodes": 1}
+LINK_DEFAULTS: dict[str, Any] = {
+    "nodes": 1, "device": "", "stack": "", "latency_ns": 0, "bandwidth_bytes_per_s": 0.0,
+}  # fmt: skip
 """Columns that a profile of links may leave out."""
 _COLUMNS = {"operators": OPERATOR_COLUMNS, "links": LINK_COLUMNS}
 

@@ -94,6 +94,7 @@ def calibrated(cluster: Cluster, sources: Sequence[str], study: ValidateStudy, o
     What an earlier, broken off run of the same study found is used again.
     """
     from moirai_sim.costs.calibrate import calibrate
+    from moirai_sim.execution.backends import on_gpu
     from moirai_sim.execution.workers import device_cores
     from moirai_sim.profiling.links import profile_links
     from moirai_sim.profiling.operators import profile_operators
@@ -117,14 +118,17 @@ def calibrated(cluster: Cluster, sources: Sequence[str], study: ValidateStudy, o
     profiles = [folder / "links.parquet"]
     links = profile_links(cluster)
     write_profile(links, profiles[0], kind="links", metadata=links.attrs["metadata"])
-    addresses: dict[tuple[str, int], str] = {}  # cores of one machine are taken to be equal: one profile serves all
+    # Cores of one machine are taken to be equal, and so are its GPUs of one type: one profile serves all.
+    addresses: dict[tuple[str, int, str], str] = {}
     for device in cluster.devices:
-        cores = device_cores(device)
-        addresses.setdefault((device.backend, device.threads), f"cpu:{min(cores)}-{max(cores)}")
+        gpu = device.type.name if on_gpu(device) else ""
+        cores = sorted(device_cores(device))[: device.threads]
+        address = device.address if gpu else f"cpu:{cores[0]}-{cores[0] + len(cores) - 1}"
+        addresses.setdefault((device.backend, device.threads, gpu), address)
     budget_s = parse_ns(str(study.calibrate)) / 1e9 / len(addresses)
-    for (backend, threads), address in sorted(addresses.items()):
+    for (backend, threads, gpu), address in sorted(addresses.items()):
         operators = profile_operators(_enough(sources), address, backend=backend, budget_s=budget_s)
-        profiles.append(folder / f"operators-{backend}-{threads}.parquet")
+        profiles.append(folder / f"operators-{backend}-{threads}{gpu and '-'}{gpu}.parquet")
         write_profile(operators, profiles[-1], metadata=operators.attrs["metadata"])
     calibrate(profiles, model, name=f"{cluster.name}-here", seed=study.seed)
     write_whole(note, text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -16,6 +17,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import moirai_sim.execution.namespaces as namespaces_module
+import moirai_sim.execution.workers as workers_module
 from moirai_sim.clusters.cluster import Cluster, Device, DeviceType, Link
 from moirai_sim.errors import ExecutionError, InputError
 from moirai_sim.execution.measure import Subject, load_order
@@ -181,6 +183,83 @@ def test_no_namespace_outlives_a_killed_master():
     while namespaces() - before and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not namespaces() - before
+
+
+@pytest.mark.parametrize("stage", ["running", "resting"])
+def test_a_killed_machine_is_one_clear_error(stage):
+    subject = chain(2**16)
+    device = {f"n{i}": f"m{i % 3}" for i in range(HOPS + 1)}
+    with Workers(star()) as crew:
+        processes = crew.processes
+        loaded = load_order(crew, subject, device, list(subject.graph.operators))
+        loaded.run()
+        killer = threading.Timer(0.3, os.kill, (processes["m1"], signal.SIGKILL))
+        killer.start()
+        start = time.monotonic()
+        with pytest.raises(ExecutionError, match="worker 'm1' was killed by signal 9"):
+            if stage == "running":
+                loaded.run([0] * 10_000)
+            else:
+                loaded.run_hot(patience_s=0, rest_ns=3_000_000_000)
+        assert time.monotonic() - start < 5
+        assert not any(psutil.pid_exists(pid) for pid in processes.values())
+
+
+def test_slow_links_are_no_hang(monkeypatch):
+    """What arrives is work, though it needs less processor time than the system counts."""
+    rate = 50e3
+    slow = star(2)
+    slow = replace(slow, links=tuple(replace(link, bandwidth_bytes_per_s=rate) for link in slow.links))
+    subject = chain(2**17)
+    with Workers(slow) as crew:
+        loaded = load_order(
+            crew, subject, {f"n{i}": f"m{int(i > 2)}" for i in range(HOPS + 1)}, list(subject.graph.operators)
+        )
+        monkeypatch.setattr(workers_module, "PATIENCE_S", 1.0)
+        start = time.monotonic()
+        loaded.run()
+        assert time.monotonic() - start > 0.5 * 2**17 / rate
+        assert loaded.check() == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"links": (Link("half", ("m0", "hub"), RATE, duplex="half"), *star(3).links[1:])}, "'half' is half duplex"),
+        (
+            {
+                "switches": ("hub", "a", "b"),
+                "links": (
+                    *star(3).links,
+                    *(Link(x + y, (x, y), RATE) for x, y in (("hub", "a"), ("a", "b"), ("b", "hub"))),
+                ),
+            },
+            "switches .* form a cycle",
+        ),
+        (
+            {"switches": ("hub", "a"), "links": (*star(3).links, *(Link(n, ("hub", "a"), RATE) for n in "xy"))},
+            "switches .* form a cycle",
+        ),
+        (
+            {"devices": (replace(star(3).devices[0], address="cpu:0"), *star(3).devices[1:])},
+            "'m0': address 'cpu:0' is none",
+        ),
+    ],
+)
+def test_what_cannot_be_emulated_is_refused(change, said):
+    with pytest.raises(InputError, match=said):
+        check_emulated(replace(star(), **change))
+
+
+def test_a_tree_of_switches_is_no_cycle():
+    tree = star()
+    check_emulated(
+        replace(
+            tree,
+            switches=("hub", "a", "b"),
+            links=(*tree.links, Link("x", ("hub", "a"), RATE), Link("y", ("a", "b"), RATE)),
+        )
+    )
 
 
 def test_a_device_of_two_links_is_refused():

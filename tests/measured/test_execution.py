@@ -43,6 +43,7 @@ from moirai_sim.execution.workers import Workers, device_cores
 from moirai_sim.graphs.load import load_graph
 from moirai_sim.graphs.onnx_reader import read_model
 from moirai_sim.placement import Placement
+from moirai_sim.simulation.engine import simulate
 from moirai_sim.simulation.plan import part_heads
 from moirai_sim.sources import build_problem
 
@@ -228,6 +229,30 @@ def test_devices_keep_the_order_of_the_placement(workers):
     loaded.close()
 
 
+def test_without_an_order_parts_run_as_the_simulator_runs_them(workers):
+    """It takes the operator with the most work behind it first; as a graph, they stand the other way round."""
+    nodes, values, inputs = [], [], []
+    for i in range(4):
+        inputs.append(helper.make_tensor_value_info(f"x{i}", TensorProto.FLOAT, [4096 << i]))
+        values.append(helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, [4096 << i]))
+        nodes.append(helper.make_node("Neg", [f"x{i}"], [f"y{i}"], name=f"n{i}"))
+    graph = helper.make_graph(nodes, "g", inputs, values)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    subject = Subject(model, read_model(model, name="g"))
+    problem = build_problem(subject.graph, cluster(), fuse="none")
+    placement = Placement(np.zeros(4, dtype=np.int64))
+    predicted = [span.name for span in simulate(problem, placement).spans]
+    assert predicted == ["n3", "n2", "n1", "n0"]
+    loaded = load(workers, subject, problem, placement)
+    assert list(loaded.parts[0].operators) == predicted
+    loaded.close()
+    assert measure(subject, problem, placement, workers=workers, repeats=3).provenance["order"] == "simulated"
+    ordered = replace(placement, order=np.arange(4))
+    facts = measure(subject, problem, ordered, workers=workers, repeats=3).provenance
+    assert facts["order"] == "given"
+    assert facts["clock_error_ns"] == 0
+
+
 def test_requests_in_flight_all_come_out_right(subject, workers):
     loaded = load_order(workers, subject, random_device(subject, 1), list(subject.graph.operators), in_flight=4)
     _, records = loaded.run([0] * 40)
@@ -379,7 +404,7 @@ def gone(processes: dict[str, int], within_s: float = 5.0) -> bool:
     return False
 
 
-@pytest.mark.parametrize("stage", ["before loading", "loaded", "running"])
+@pytest.mark.parametrize("stage", ["before loading", "loaded", "running", "resting", "plain"])
 def test_a_killed_worker_is_one_clear_error(subject, stage):
     with Workers(cluster()) as crew:
         processes = crew.processes
@@ -391,16 +416,42 @@ def test_a_killed_worker_is_one_clear_error(subject, stage):
                 load_order(crew, subject, device, order)
         else:
             loaded = load_order(crew, subject, device, order)
-            requests = [0] * 100_000 if stage == "running" else [0]
-            delay = 0.3 if stage == "running" else 0.0
-            killer = threading.Timer(delay, os.kill, (processes["c1"], signal.SIGKILL))
+            if stage == "plain":
+                os.kill(processes["c1"], signal.SIGSTOP)  # so that it is killed before it has answered
+            killer = threading.Timer(0.3, os.kill, (processes["c1"], signal.SIGKILL))
             killer.start()
-            if not delay:
+            if stage == "loaded":
                 killer.join()
             start = time.monotonic()
             with pytest.raises(ExecutionError, match=r"worker 'c1' was killed by signal 9"):
-                loaded.run(requests)
+                if stage == "plain":
+                    subject.load_plain(crew, "c1")
+                elif stage == "resting":
+                    loaded.run_hot(patience_s=0, rest_ns=3_000_000_000)
+                else:
+                    loaded.run([0] * (100_000 if stage == "running" else 1))
             assert time.monotonic() - start < 5
+        assert gone(processes)
+
+
+@pytest.mark.parametrize("room", [32, 150, 300])
+def test_a_worker_without_memory_is_one_clear_error(room):
+    """The command, the weights, and the result take 64 MiB each."""
+    side = 2**12
+    value = helper.make_tensor_value_info
+    ends = [value(name, TensorProto.FLOAT, [rows, side]) for name, rows in (("x", 1), ("y", side))]
+    weight = numpy_helper.from_array(np.ones((side, side), np.float32), "w")
+    node = helper.make_node("Add", ["x", "w"], ["y"], name="n")
+    graph = helper.make_graph([node], "g", ends[:1], ends[1:], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10).SerializeToString()
+    with Workers(cluster()) as crew:
+        processes = crew.processes
+        worker = psutil.Process(processes["c1"])
+        worker.rlimit(psutil.RLIMIT_AS, (worker.memory_info().vms + room * 2**20,) * 2)
+        start = time.monotonic()
+        with pytest.raises(ExecutionError, match=r"worker 'c1'.* ran out of memory"):
+            crew.call(["c1"], "load_plain", model, {"x": np.ones((1, side), np.float32)}, ["y"], 1)
+        assert time.monotonic() - start < 5
         assert gone(processes)
 
 
@@ -443,7 +494,7 @@ def test_a_busy_worker_does_not_hang_because_a_busier_one_has_answered(monkeypat
         monkeypatch.setattr(workers_module, "PATIENCE_S", 1.0)
         crew._send("c0", "burn", 0.1)
         crew._send("c1", "burn", 2.5)  # less than the other one has computed in its life
-        assert crew._collect(["c0", "c1"], 60) == {"c0": None, "c1": None}
+        assert crew._collect(["c0", "c1"]) == {"c0": None, "c1": None}
 
 
 def test_a_worker_that_stops_within_an_answer_is_one_clear_error(monkeypatch):
@@ -536,7 +587,7 @@ def test_a_model_with_a_free_dimension_is_refused():
         Executed(model, read_model(fixed, name="g"))
 
 
-@pytest.mark.parametrize("address", ["cuda:0", "cpu:", "cpu:1x", "cpu:100000", "tcp:1", "cpu:3-1", "netns:1-0"])
+@pytest.mark.parametrize("address", ["cuda:", "cuda:x", "cpu:1x", "cpu:100000", "tcp:1", "cpu:3-1", "netns:1-0"])
 def test_an_address_that_is_not_here_is_refused(address):
     with pytest.raises(InputError, match=f"address '{address}'"):
         device_cores(Device("d", CORE, address=address))
@@ -565,7 +616,7 @@ def test_a_port_in_use_is_one_clear_error():
             )
         control = Connection(ours.detach())
         settings = {"name": "c0", "cores": CORES[:1], "spin_ns": 0, "backend": "onnxruntime", "peers": {"c0": write}}
-        control.send(settings | {"addresses": {"c0": address}, "latency_ns": {}})
+        control.send(settings | {"place": "cpu", "addresses": {"c0": address}, "latency_ns": {}})
         assert control.poll(20)
         assert control.recv() == ("error", f"127.0.0.1, port {address.port}: Address already in use")
         assert worker.wait(5) is not None

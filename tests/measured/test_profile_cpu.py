@@ -2,6 +2,8 @@
 
 import math
 import os
+import resource
+import tempfile
 
 import numpy as np
 import onnx
@@ -10,7 +12,7 @@ import pytest
 from moirai_sim.clusters.cluster import Cluster, Device, DeviceType
 from moirai_sim.errors import InputError
 from moirai_sim.profiling import telemetry
-from moirai_sim.profiling.backends.onnxruntime import kernel_graph, kernel_key, owners
+from moirai_sim.profiling.backends.onnxruntime import executed_graph, kernel_graph, kernel_key, owners
 from moirai_sim.profiling.links import profile_links
 from moirai_sim.profiling.operators import load, profile_operators
 from moirai_sim.profiling.schema import LINK_COLUMNS, OPERATOR_COLUMNS, check_profile, operator_key, row_operator
@@ -104,6 +106,20 @@ def test_a_gpu_needs_the_option_that_the_error_names(model):
         profile_operators([model], "cuda:0")
     with pytest.raises(InputError, match=r"write cuda:INDEX|not installed"):
         profile_operators([model], "cuda:x", backend="torch")
+
+
+def test_a_full_disk_is_told_by_its_folder(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, hard))
+    try:
+        with pytest.raises(InputError, match=rf"folder '{tmp_path}': ONNX Runtime cannot write there.*set TMPDIR"):
+            executed_graph(model)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    executed_graph(model)
+    with pytest.raises(InputError, match=r"^model: ONNX Runtime cannot run it"):
+        executed_graph(b"no model")
 
 
 def test_missing_model_and_no_model():

@@ -44,6 +44,13 @@ with RayWorkers(cluster()) as crew:
     assert covered == sorted(subject.graph.operators)
     assert {span.resource for span in timeline.spans if span.kind == "operator"} == {"c0", "c1"}
     assert all(span.start_ns >= 0 for span in timeline.spans)
+    ends = {name: span.end_ns for span in timeline.spans for name in span.operators}
+    transfers = [span for span in timeline.spans if span.kind == "transfer"]
+    assert transfers
+    error_ns = 2 * crew.clock_error_ns
+    for span in transfers:
+        assert span.start_ns >= ends[span.producer] - error_ns, "it was sent before it was there"
+        assert span.start_ns <= span.end_ns
     print("worst", worst, "clock", crew.clock_error_ns)
     assert worst < 1e-5
 """
@@ -52,6 +59,51 @@ with RayWorkers(cluster()) as crew:
 @pytest.mark.slow
 def test_a_placement_runs_on_a_local_ray_cluster(tmp_path: Path):
     run_script(SCRIPT, tmp_path)
+
+
+KILLED = """
+import os
+import signal
+import sys
+import threading
+import time
+sys.path.insert(0, sys.argv[1])
+from test_execution import Subject, cluster, load_order, network, random_device, read_model
+from moirai_sim.errors import ExecutionError
+from moirai_sim.execution.ray_workers import RayWorkers
+import ray
+
+model = network()
+subject = Subject(model, read_model(model, name="net"))
+with RayWorkers(cluster()) as crew:
+    loaded = load_order(crew, subject, random_device(subject, 2), list(subject.graph.operators))
+    loaded.run()
+    pids = [ray.get(actor.__ray_call__.remote(lambda _: os.getpid())) for actor in crew._actors.values()]
+    threading.Timer(1.0, os.kill, (pids[1], signal.SIGKILL)).start()
+    start = time.monotonic()
+    try:
+        loaded.run([0] * 1_000_000)
+    except ExecutionError as error:
+        took = time.monotonic() - start
+        assert "worker 'c1' on Ray failed" in str(error), error
+        assert took < 6, took
+    else:
+        raise AssertionError("nothing was noticed")
+    try:
+        loaded.run()
+    except ExecutionError as error:
+        assert "start new workers" in str(error), error
+end = time.monotonic() + 5
+while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < end:
+    time.sleep(0.1)
+assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+print("done")
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_actor_is_one_clear_error(tmp_path: Path):
+    assert run_script(KILLED, tmp_path).endswith("done\n")
 
 
 ELSEWHERE = """

@@ -4,9 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from moirai_sim.clusters.cluster import Cluster, Device, DeviceType, Link, Route
 from moirai_sim.costs.links import Curve, Group, LinkModel, load_link_model, ring_share
 from moirai_sim.costs.links_fit import fit_curve, fit_links
 from moirai_sim.errors import InputError
+from moirai_sim.profiling.links import _pairs
 
 SIZES = np.array([1 << e for e in range(10, 27)], dtype=np.int64)
 LATENCY_S, BANDWIDTH = 10e-6, 5e9
@@ -126,3 +128,43 @@ def test_a_number_of_participants_between_measured_ones_is_between():
     assert guess == pytest.approx(ring(8)(SIZES), rel=0.1)
     left_out = [row for row in model.card["groups"] if row["split"] == "left-out participants"]
     assert len(left_out) == 3
+
+
+def test_unlike_routes_are_priced_apart(tmp_path):
+    """What a crossing takes beside its route is 10 us over the near links and 40 us over the far ones."""
+
+    def crossing(latency_ns, rate, beside_s):
+        rows = frame(time=lambda size: beside_s + latency_ns / 1e9 + size / rate)
+        return rows.assign(latency_ns=latency_ns, bandwidth_bytes_per_s=rate)
+
+    fit_links(pd.concat([crossing(500_000, 25e6, 1e-5), crossing(20_500_000, 12.5e6, 4e-5)]), "x").write(tmp_path)
+    model = load_link_model(tmp_path)
+    assert [row["group"] for row in model.card["groups"] if row["split"] == "larger"] == [
+        "send among 2, over 0.5 ms and 25 MB/s", "send among 2, over 20.5 ms and 12.5 MB/s",
+    ]  # fmt: skip
+
+    def priced(latency_ns, rate):
+        route = Route(("a", "b"), ("l",), latency_ns, rate)
+        return model.transfer_ns(SIZES, route) - [route.transfer_ns(int(size)) for size in SIZES]
+
+    assert priced(500_000, 25e6) == pytest.approx(10_000, abs=2)
+    assert priced(20_500_000, 12.5e6) == pytest.approx(40_000, abs=2)
+    assert priced(1_000_000, 20e6) == pytest.approx(10_000, abs=2), "another route is as the one most like it"
+    assert isinstance(model.transfer_ns(4096, Route(("a", "b"), ("l",), 500_000, 25e6)), int)
+
+
+def test_unlike_routes_of_an_emulated_cluster_are_each_profiled():
+    kind = DeviceType("core", "cpu", 2**33, 1e10, {"float32": 1e11})
+    devices = tuple(Device(f"m{i}", kind, address=f"netns:{i}") for i in range(4))
+
+    def star(*latencies):
+        links = tuple(Link(f"l{i}", (f"m{i}", "hub"), 1e9, ns) for i, ns in enumerate(latencies))
+        return Cluster("star", devices, links, switches=("hub",))
+
+    neighbours = [("m0", "m1"), ("m1", "m2"), ("m2", "m3")]
+    assert _pairs(star(500, 500, 500, 500)) == neighbours
+    assert _pairs(star(500, 500, 20_000, 500))[:2] == [("m0", "m1"), ("m1", "m2")]
+    far = _pairs(star(500, 1000, 20_000, 90_000))
+    assert len(far) == len(set(far)) == 4
+    assert far[0] == ("m0", "m1")
+    assert far[-1] == ("m2", "m3"), "the nearest and the farthest, and some between"

@@ -70,6 +70,15 @@ def test_memory_is_what_is_granted(model):
     assert problem.operator_ns.shape == (4, 1)
 
 
+def test_devices_that_run_operators_unlike_are_priced_apart(model):
+    kind = DeviceType("t", "cpu", 1000, 1e9, {"float32": 1e9})
+    two_threads, torch = Device("b", kind, threads=2), Device("c", kind, backend="torch")
+    devices = (Device("a", kind), two_threads, torch, Device("d", kind, address="cpu:1"))
+    cluster = Cluster("c", devices, tuple(Link(f"l{name}", ("a", name), 1e9, 5) for name in "bcd"))
+    problem = build_problem(read_onnx(model), cluster)
+    assert problem.device_type.tolist() == [0, 1, 2, 0]
+
+
 def test_a_fused_kernel_costs_at_its_last_operator_and_ties_the_others_to_it():
     path = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light" / "light_squeezenet.onnx"
     graph, cluster = read_onnx(path), read_cluster("local-cpu")

@@ -8,6 +8,7 @@ one node of it.
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from collections.abc import Container, Mapping, Sequence
@@ -167,14 +168,29 @@ def portable_model(model: bytes | Path) -> bytes:
 
 def _rewritten(model: bytes | Path, threads: int, *, portable: bool) -> tuple[onnx.ModelProto, dict[str, NDArray[Any]]]:
     """Return the graph that ONNX Runtime makes of a model, and random inputs for it."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "executed.onnx"
-        session = make_session(model, threads, portable=portable, save=path)
-        executed, feeds = onnx.load(str(path)), random_feeds(session)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "executed.onnx"
+            session = make_session(model, threads, portable=portable, save=path)
+            executed = onnx.load(str(path))
+    except Exception as error:  # of ONNX Runtime, of the system, or of protobuf that finds half a file
+        make_session(model, threads, portable=portable)  # says so if the model is to blame
+        raise InputError(
+            f"folder '{_temporary()}': ONNX Runtime cannot write there what it makes of the model ({error}); free some "
+            "of its space, or set TMPDIR to a folder with more"
+        ) from error
+    feeds = random_feeds(session)
     used = [value for value in executed.graph.input if value.name in feeds]  # drops those of constants folded away
     del executed.graph.input[:]
     executed.graph.input.extend(used)
     return executed, feeds
+
+
+def _temporary() -> str:
+    try:
+        return tempfile.gettempdir()
+    except OSError:  # no folder takes a file
+        return os.environ.get("TMPDIR", "/tmp")  # noqa: S108 - it names what the user can change
 
 
 def owners(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from moirai_sim.graphs.operator import DTYPE_BITS
 from moirai_sim.profiling.published.systems import SOURCE, device_name
 from moirai_sim.profiling.published.table import read_parquet, require, usable, without
-from moirai_sim.profiling.schema import LINK_COLUMNS
+from moirai_sim.profiling.schema import LINK_COLUMNS, LINK_DEFAULTS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,7 +70,7 @@ def read_collectives(files: Sequence[Path], report: Report) -> pd.DataFrame:
             **dict.fromkeys(("min_s", "p10_s", "median_s", "mean_s", "p90_s"), good["latency"] * 1e-3),
             "source": SOURCE,
         }  # fmt: skip
-        parts.append(pd.DataFrame(columns, index=good.index)[list(LINK_COLUMNS)])
+        parts.append(pd.DataFrame(LINK_DEFAULTS | columns, index=good.index)[list(LINK_COLUMNS)])
     if not parts:
         return pd.DataFrame()
     # A version that another one reuses lies in two folders, row for row.

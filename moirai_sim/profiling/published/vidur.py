@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from moirai_sim.errors import InputError
 from moirai_sim.profiling.published import Report
 from moirai_sim.profiling.published.table import read_csv, require, usable, without
-from moirai_sim.profiling.schema import LINK_COLUMNS
+from moirai_sim.profiling.schema import LINK_COLUMNS, LINK_DEFAULTS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,5 +73,5 @@ def read(path: Path) -> tuple[pd.DataFrame, Report]:
             "p90_s": good[times["max"]] * 1e-3,
             "source": SOURCE,
         }
-        parts.append(pd.DataFrame(columns, index=good.index)[list(LINK_COLUMNS)])
+        parts.append(pd.DataFrame(LINK_DEFAULTS | columns, index=good.index)[list(LINK_COLUMNS)])
     return (pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()), report
