@@ -254,9 +254,8 @@ def test_feedback_corrects_a_model_that_is_wrong_by_a_factor(study: Path, tmp_pa
     graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
     onnx.save(model, tmp_path / "net.onnx")
-    study.write_text(
-        study.read_text().replace("calibrate: null", "calibrate: 4 s").replace("placements: 1", "placements: 6")
-    )
+    text = study.read_text().replace("calibrate: null", "calibrate: 4 s").replace("placements: 1", "placements: 6")
+    study.write_text(text + "budget: 5 s\n")
     out = tmp_path / "out"
     assert validate(study, out)["failed"] == 0
     table = out / "calibration" / "two" / "model" / "measured.json"
