@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moirai_sim.errors import InputError
 from moirai_sim.files import write_whole
 from moirai_sim.studies.runs import cluster_figures, source_digest
 from moirai_sim.studies.store import digest
@@ -250,7 +251,10 @@ def priced_in_place(problem: PlacementProblem, cluster: Cluster, source: str) ->
     """
     from moirai_sim.execution.cuts import Crossing
 
-    document = json.loads(kept_in_place(cluster, source).read_text(encoding="utf-8"))
+    kept = kept_in_place(cluster, source)
+    document = json.loads(kept.read_text(encoding="utf-8"))
+    if "crossing" not in document:
+        raise InputError(f"{kept}: holds no price of crossings; an earlier version wrote it, so run validate again")
     position = {name: i for i, name in enumerate(problem.operators)}
     operator_ns = np.minimum(problem.operator_ns, 0)  # what a type cannot run stays so
     for column, times in enumerate(document["operator_ns"]):

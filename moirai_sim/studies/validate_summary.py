@@ -20,6 +20,8 @@ FORESEEN = ("before", "profile")
 _RESAMPLES = 1000
 _MIN_RANKED = 3
 """Ranks of fewer placements say nothing."""
+_GOOD_RANKS = 0.95
+_DRAWS = 200
 
 
 def interval(groups: Sequence[Sequence[float]], seed: int, level: float = 0.9) -> tuple[float, float]:
@@ -79,7 +81,8 @@ def summarise(results: Iterable[Mapping[str, Any]], seed: int) -> dict[str, Any]
     that is predicted best is really slower than the best measured one, the mean over models. ``noise_median_ape`` is
     the median over cases of the difference between the times of the even and of the odd rounds, which run on a load of
     the placement each. From the ranks of these two follows ``rank_ceiling``: the rank correlation to be expected of a
-    prediction without fault (Spearman and Brown 1910). ``disturbed`` is the share of rounds in which, in spite of
+    prediction without fault (Spearman and Brown 1910), and by model ``rank_needs``: the median error that a rank
+    correlation of 0.95 allows. ``disturbed`` is the share of rounds in which, in spite of
     several attempts, something else slowed a worker's core. Figures that begin with ``undisturbed`` are of the cases
     that met a quiet moment; the others tell of the machine's load.
     """
@@ -195,6 +198,7 @@ def _ranks(results: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     return {
         "rank_correlation": _rank_correlation(predicted, measured),
         "rank_ceiling": _ceiling(_rank_correlation(even, odd)),
+        "rank_needs": _needs(measured),
         "regret": float(measured[int(predicted.argmin())] / measured.min() - 1),
     }
 
@@ -206,6 +210,28 @@ def _rank_correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> f
     from scipy.stats import spearmanr
 
     return float(spearmanr(one, other).statistic)
+
+
+def _needs(measured: NDArray[np.float64]) -> float | None:
+    """Return the largest median error with which random errors keep the ranks well (Spearman's 0.95), as a share.
+
+    Where placements lie close together it is small, perhaps below what can be measured. At most 1.
+    """
+    if _rank_correlation(measured, measured) is None:
+        return None
+    errors = np.random.default_rng(0).standard_normal((_DRAWS, len(measured)))
+    errors /= np.median(np.abs(errors))
+    true = measured.argsort().argsort()
+
+    def kept(median_ape: float) -> float:
+        drawn = (np.log(measured) + errors * median_ape).argsort(axis=1).argsort(axis=1)
+        return float(1 - 6 * ((drawn - true) ** 2).sum(axis=1).mean() / (len(true) ** 3 - len(true)))
+
+    low, high = 0.0, 1.0
+    for _ in range(12):
+        half = (low + high) / 2
+        low, high = (half, high) if kept(half) >= _GOOD_RANKS else (low, half)
+    return low
 
 
 def _ceiling(halves: float | None) -> float | None:

@@ -129,6 +129,14 @@ def test_ranks_can_be_told_as_well_as_measurements_agree_with_themselves():
     assert summarise(results, seed=0)["rank_ceiling"] == pytest.approx(np.sqrt(2 * 0.6 / 1.6))
 
 
+@pytest.mark.parametrize("apart", [0.001, 0.01, 0.1])
+def test_the_closer_placements_lie_the_smaller_errors_their_ranks_need(apart: float):
+    """Twenty placements, each so much slower than the one before: their ranks hang on errors of that size."""
+    results = [result("a.onnx", str(i), 1, round(1e9 * (1 + apart) ** i)) for i in range(20)]
+    (row,) = summarise(results, seed=0)["models"]
+    assert apart < row["rank_needs"] < 2 * apart
+
+
 def test_nothing_measured_is_no_number():
     summary = summarise([{"key": {"model": "a", "cluster": "c", "placement": "p"}, "outcome": {"status": "error"}}], 0)
     assert summary["cases"] == 0
@@ -267,6 +275,9 @@ def test_feedback_corrects_a_model_that_is_wrong_by_a_factor(study: Path, tmp_pa
     in_place = in_place_file(table.parent, str(tmp_path / "net.onnx"))
     content = json.loads(in_place.read_text())
     content["operator_ns"] = [{name: ns // 2 for name, ns in times.items()} for times in content["operator_ns"]]
+    in_place.write_text(json.dumps({key: value for key, value in content.items() if key != "crossing"}))
+    with pytest.raises(InputError, match="an earlier version wrote it"):
+        calibrate_from_runs(out, tmp_path / "none")
     in_place.write_text(json.dumps(content))
     for path in (out / "results").glob("*.json"):
         document = json.loads(path.read_text())
