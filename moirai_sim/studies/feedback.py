@@ -166,12 +166,12 @@ def _scale_in_place(
 ) -> None:
     from moirai_sim.graphs.load import load_graph
     from moirai_sim.sources import build_problem
-    from moirai_sim.studies.validate_prices import families, in_place_file
+    from moirai_sim.studies.validate_prices import families, in_place_file, read_in_place
 
     for source in sources:
         graph = load_graph(source)
         kind = families(build_problem(graph, cluster), graph)
-        document = json.loads(in_place_file(plain, source).read_text(encoding="utf-8"))
+        document = read_in_place(in_place_file(plain, source))
         document["operator_ns"] = [
             {name: round(ns * factors.get(kind[name], 1.0)) for name, ns in times.items()}
             for times in document["operator_ns"]

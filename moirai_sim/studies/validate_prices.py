@@ -243,6 +243,20 @@ def in_place_file(model: Path, source: str) -> Path:
     return model / "in-place" / f"{digest(source_digest(source))[:24]}.json"
 
 
+def read_in_place(path: Path) -> dict[str, Any]:
+    """Return what `price_in_place` kept.
+
+    Raises
+    ------
+    InputError
+        If an earlier version wrote it.
+    """
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if "crossing" not in document:
+        raise InputError(f"{path}: holds no price of crossings; an earlier version wrote it, so run validate again")
+    return document
+
+
 def priced_in_place(problem: PlacementProblem, cluster: Cluster, source: str) -> Priced:
     """Return a problem with the times that its operators took in the model, and how its devices differ from plain ones.
 
@@ -251,10 +265,7 @@ def priced_in_place(problem: PlacementProblem, cluster: Cluster, source: str) ->
     """
     from moirai_sim.execution.cuts import Crossing
 
-    kept = kept_in_place(cluster, source)
-    document = json.loads(kept.read_text(encoding="utf-8"))
-    if "crossing" not in document:
-        raise InputError(f"{kept}: holds no price of crossings; an earlier version wrote it, so run validate again")
+    document = read_in_place(kept_in_place(cluster, source))
     position = {name: i for i, name in enumerate(problem.operators)}
     operator_ns = np.minimum(problem.operator_ns, 0)  # what a type cannot run stays so
     for column, times in enumerate(document["operator_ns"]):
