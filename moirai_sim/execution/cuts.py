@@ -1,9 +1,9 @@
 """What the operators of a model take where they run, and what one more part costs.
 
 On one device the model runs whole, in a plain session, and cut at every kernel, in parts as the executor makes them.
-Every kernel is then timed with the inputs, the layout and the caches that it has in the model, and the difference of
-the two runs, for each cut, is what a part costs: one more call of the backend, and what is cold then. The parts run
-after a rest, too: what their beginning takes longer then is what a device pays that has waited for others.
+Every kernel is then timed with the inputs, the layout and the caches that it has in the model. What a part costs (one
+more call of the backend, other memory, what is cold then) shows beside a run in larger parts. The small parts run after
+a rest, too: what their beginning takes longer then is what a device pays that has waited for others.
 
 Kernels run once more with the next one always on another device. How much longer they take there than on one device is
 what it costs to read what another core has written, and how long they wait for it, beyond what lies between two parts

@@ -296,11 +296,9 @@ def _candidates(priced: Priced, study: ValidateStudy) -> tuple[list[Candidate], 
         runs = ((position + rng.random() * length) // length).astype(np.int64)
         device = rng.integers(0, problem.n_devices, problem.n_operators + 2)[runs]
         add(f"random-{number + 1}", simulate(problem, Placement(device[kernel])))
-    for number in range(study.bad_placements):
-        device = (position >> number + 1)[
-            kernel
-        ] % problem.n_devices  # kernel by kernel is how a model is timed in place
-        add(f"alternate-{2 ** (number + 1)}", simulate(problem, Placement(device)))
+    for number in range(1, study.bad_placements + 1):  # each kernel by itself is how a model is timed in place
+        device = (position >> number)[kernel] % problem.n_devices
+        add(f"alternate-{2**number}", simulate(problem, Placement(device)))
     return list(found.values()), refused
 
 

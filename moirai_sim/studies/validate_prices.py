@@ -305,10 +305,8 @@ def _with_crossings(problem: PlacementProblem, crossing: Sequence[Crossing]) -> 
     read = size * np.array([one.read_ns_per_byte for one in crossing])
     transfer_ns = np.tile(np.rint(hand_over + read).astype(np.int64), (1, problem.transfer_ns.shape[1]))
     route_class = np.where(problem.route_class < 0, -1, classes)
-    whole = float((hand_over + read).sum())
-    return replace(problem, route_class=route_class, transfer_ns=transfer_ns), float(
-        read.sum()
-    ) / whole if whole else 0.0
+    share = float(read.sum()) / max(float((hand_over + read).sum()), 1.0)
+    return replace(problem, route_class=route_class, transfer_ns=transfer_ns), share
 
 
 def families(problem: PlacementProblem, graph: OperatorGraph) -> dict[str, str]:

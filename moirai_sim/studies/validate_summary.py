@@ -82,9 +82,9 @@ def summarise(results: Iterable[Mapping[str, Any]], seed: int) -> dict[str, Any]
     the median over cases of the difference between the times of the even and of the odd rounds, which run on a load of
     the placement each. From the ranks of these two follows ``rank_ceiling``: the rank correlation to be expected of a
     prediction without fault (Spearman and Brown 1910), and by model ``rank_needs``: the median error that a rank
-    correlation of 0.95 allows. ``disturbed`` is the share of rounds in which, in spite of
-    several attempts, something else slowed a worker's core. Figures that begin with ``undisturbed`` are of the cases
-    that met a quiet moment; the others tell of the machine's load.
+    correlation of 0.95 allows. ``disturbed`` is the share of rounds in which, in spite of several attempts, something
+    else slowed a worker's core. Figures that begin with ``undisturbed`` are of the cases that met a quiet moment; the
+    others tell of the machine's load.
     """
     results = list(results)
     names = model_names(result["key"]["model"] for result in results)
