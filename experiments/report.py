@@ -64,7 +64,7 @@ def validation(kept: dict[str, Any]) -> list[str]:
         f"{hardware['cpu']}, {hardware['cores']} cores.\n\n",
         table(pd.DataFrame([{name: summary[name] for name in FIGURES if name in summary}])),
     ]
-    by = ("models", "families", "links")
+    by = [name for name in ("models", "families", "links") if summary[name]]
     return [*parts, *(f"\nBy {name}:\n\n{table(pd.DataFrame(summary[name]))}" for name in by)]
 
 

@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from moirai_sim.execution.measure import Loaded, Run, Timed
     from moirai_sim.execution.workers import Workers
     from moirai_sim.placement import Placement
-    from moirai_sim.problem import PlacementProblem
     from moirai_sim.simulation.workloads import Service
     from moirai_sim.studies.validate_prices import Priced
     from moirai_sim.timeline import Span, Timeline
@@ -221,7 +220,7 @@ def _run_model(
             candidates = [_predicted(priced, study, c.name, c.placement, c.also) for c in candidates]
         for candidate in candidates:
             found = measured[candidate.name]
-            outcome, middle = _outcome(priced.problem, candidate, found, patience_s > 0, family, study.seed)
+            outcome, middle = _outcome(priced, candidate, found, patience_s > 0, family, study.seed)
             outcomes[candidate.name] = outcome | {"foreseen_ns": foreseen_ns[candidate.name]}
             timelines[candidate.name] = replace(middle, policy=candidate.name, network=problem.network)
     except MoiraiError as error:
@@ -407,7 +406,7 @@ def served(run: Run, in_flight: int) -> Service:
 
 
 def _outcome(
-    problem: PlacementProblem, candidate: Candidate, found: Measured, quiet: bool, family: dict[str, str], seed: int
+    priced: Priced, candidate: Candidate, found: Measured, quiet: bool, family: dict[str, str], seed: int
 ) -> tuple[dict[str, Any], Timeline]:
     """Return what is kept of a case, and the timeline of the run that took about what it takes."""
     took = [round(typical_ns([runs], quiet=quiet)) for runs in found.rounds]
@@ -420,7 +419,6 @@ def _outcome(
         for _ in range(_RESAMPLES)
     ]
     low, high = np.quantile([*drawn, measured], [0.05, 0.95])
-    transfers = [span for span in middle.spans if span.kind == "transfer"]
     outcome = {
         "status": "measured",
         "also": list(candidate.also),
@@ -433,10 +431,10 @@ def _outcome(
         "disturbed": 1 - float(np.mean([undisturbed(runs) for runs in found.rounds])),
         "devices_used": len(set(middle.placement.values())),
         "parts": sum(span.kind == "operator" for span in middle.spans),
-        "transfers": len(transfers),
+        "transfers": sum(span.kind == "transfer" for span in middle.spans),
         "families": _by_family(candidate.predicted, middle, family),
-        "links": _by_link(candidate.predicted, transfers),
-        "cost_share": dict(problem.cost_share),
+        "links": {} if priced.options.reader_share or found.latency_ns else _by_link(candidate.predicted, middle),
+        "cost_share": dict(priced.problem.cost_share),
     }
     if found.latency_ns:
         outcome["latency_ns"] = {
@@ -465,19 +463,31 @@ def _by_family(predicted: Timeline, measured: Timeline, family: dict[str, str]) 
     return sums
 
 
-def _by_link(predicted: Timeline, transfers: Sequence[Span]) -> dict[str, list[float]]:
-    """Return predicted ns, measured ns and transfers by link, of those that their reader waited for.
+def _by_link(predicted: Timeline, measured: Timeline) -> dict[str, list[float]]:
+    """Return predicted ns, measured ns and transfers by link, of those that a device stood still for.
 
-    One that comes while its reader computes is seen when that is done, and tells nothing. What a crossing costs beyond
-    the message itself (reading what lies in another core's cache) shows in the families, not here.
+    From the end of the operator that writes to the start of the part that reads. Not for tensors in shared memory:
+    there a message is a token, and what a crossing costs is spent by its reader, in the families.
     """
-    expected = {(s.producer, s.target): s.end_ns - s.start_ns for s in predicted.spans if s.kind == "transfer"}
+    transfer_ns = {
+        (span.producer, span.target): span.end_ns - span.ready_ns
+        for span in predicted.spans
+        if span.kind == "transfer"
+    }
+    read: dict[tuple[str, str], list[Span]] = {}
+    for span in measured.spans:
+        for name in span.consumers:
+            read.setdefault((name, span.target), []).append(span)
+    free: dict[str, int] = {}
     sums: dict[str, list[float]] = {}
-    for span in transfers:
-        ns = expected.get((span.producer, span.target))
-        if ns is not None and span.end_ns > span.start_ns:
-            row = sums.setdefault(span.resource, [0.0, 0.0, 0])
-            row[0] += ns
-            row[1] += span.end_ns - span.start_ns
+    for part in sorted((span for span in measured.spans if span.kind == "operator"), key=lambda span: span.start_ns):
+        awaited = itertools.chain.from_iterable(read.get((name, part.resource), ()) for name in part.operators)
+        last = max(awaited, key=lambda span: span.start_ns, default=None)
+        known = last is not None and (last.producer, last.target) in transfer_ns
+        if last is not None and known and last.start_ns >= free.get(part.resource, 0):
+            row = sums.setdefault(last.resource, [0.0, 0.0, 0])
+            row[0] += transfer_ns[last.producer, last.target]
+            row[1] += part.start_ns - last.start_ns
             row[2] += 1
+        free[part.resource] = part.end_ns
     return sums
