@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from moirai_sim.errors import InputError
+from moirai_sim.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from moirai_sim.problem import PlacementProblem
@@ -19,6 +21,8 @@ Status = Literal["optimal", "feasible", "infeasible", "limit", "error", "measure
 """``optimal`` is proven; ``limit`` stopped without an answer; ``measured`` is a timeline that really ran."""
 UNANSWERED: tuple[Status, ...] = ("infeasible", "limit", "error")
 """Statuses of an answer that places nothing."""
+_SHOWN = 8
+"""Names that an error lists."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +79,12 @@ def transfer_edges(problem: PlacementProblem, device: NDArray[np.int64]) -> NDAr
     return leader
 
 
+def _some(names: Sequence[str]) -> str:
+    """Return the first names of a list, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(f"'{name}'" for name in names[:_SHOWN]) + more
+
+
 def placement_from_timeline(problem: PlacementProblem, timeline: Timeline) -> Placement:
     """Read devices and orders back from a timeline, replicas too, so that the simulator can run the same again.
 
@@ -88,21 +98,26 @@ def placement_from_timeline(problem: PlacementProblem, timeline: Timeline) -> Pl
         return replace(first, replicas=tuple(others))
     operator_index = {name: i for i, name in enumerate(problem.operators)}
     device_index = {name: i for i, name in enumerate(problem.devices)}
-    problems = []
     device = np.full(problem.n_operators, -1, dtype=np.int64)
+    strangers: list[str] = []
+    elsewhere: dict[str, list[str]] = {}
     for name, where in timeline.placement.items():
         if name not in operator_index:
-            problems.append(f"placement: unknown operator '{name}'; the model has no operator of this name")
+            strangers.append(name)
         elif where not in device_index:
-            problems.append(
-                f"placement of '{name}': unknown device '{where}'; devices: {', '.join(problem.devices[:16])}"
-            )
+            elsewhere.setdefault(where, []).append(name)
         else:
             device[operator_index[name]] = device_index[where]
+    problems = []
+    if strangers:
+        problems.append(f"placement: unknown operator {_some(strangers)}; the model has no operator of this name")
+    problems += [
+        f"placement of {_some(names)}: unknown device '{where}'; {did_you_mean(where, problem.devices[:16])}"
+        for where, names in elsewhere.items()
+    ]
     missing = [problem.operators[i] for i in np.flatnonzero(device < 0)]
     if missing and not problems:
-        shown = ", ".join(missing[:8]) + (" ..." if len(missing) > 8 else "")
-        problems.append(f"placement: {len(missing)} operators have no device: {shown}; place every operator")
+        problems.append(f"placement: no device for {_some(missing)}; place every operator")
     if problems:
         raise InputError(problems)
 

@@ -32,6 +32,7 @@ for command in (
     app.command()(command)
 profile.command("operators")(costs.profile_operators)
 profile.command("links")(costs.profile_links)
+profile.command("in-place")(costs.profile_in_place)
 profile.command("import")(costs.profile_import)
 
 

@@ -42,6 +42,26 @@ def profile_links(cluster: NeededCluster, out: Out, as_json: Json = False) -> No
     print_profile(len(frame), out, metadata, as_json=as_json)
 
 
+def profile_in_place(
+    model: Annotated[str, typer.Argument(help="An .onnx file with its weights, or zoo:NAME.")],
+    cluster: NeededCluster,
+    out: Out,
+    as_json: Json = False,
+) -> None:
+    """Time a model on the workers that would run it: kernels, parts and crossings."""
+    from moirai_sim.clusters.reader import read_cluster
+    from moirai_sim.console import print_json, print_table, print_text
+    from moirai_sim.studies.in_place import profile_in_place as run
+
+    times = run(model, read_cluster(cluster))
+    times.write(out)
+    if as_json:
+        print_json(times.model_dump())
+        return
+    print_table(*times.table())
+    print_text(f"{out}: give it to place, simulate and verify as --in-place")
+
+
 def profile_import(
     data_set: Annotated[str, typer.Argument(help="neusight, aiconfigurator or vidur.")],
     path: Annotated[Path, typer.Argument(help="A file or folder in the layout of the data set.")],

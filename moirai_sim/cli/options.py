@@ -13,6 +13,7 @@ from moirai_sim.errors import InputError
 
 if TYPE_CHECKING:
     from moirai_sim.problem import PlacementProblem
+    from moirai_sim.studies.in_place import Priced
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Source = Annotated[str, typer.Argument(help="An .onnx file, zoo:NAME, or a published instance.")]
@@ -29,6 +30,9 @@ MinThroughput = Annotated[
     str | None, typer.Option("--min-throughput", help="The same as a rate: requests a second, e.g. 50/s.")
 ]
 Fuse = Annotated[str | None, typer.Option("--fuse", help="Backend whose fusions apply; 'none' fuses nothing.")]
+InPlace = Annotated[
+    Path | None, typer.Option("--in-place", help="Price the model by what 'profile in-place' found on the cluster.")
+]
 PlacementFile = Annotated[Path, typer.Option("--placement", help="A timeline file, e.g. of 'place'.")]
 Out = Annotated[Path, typer.Option("-o", "--out", help="Where to write the result.")]
 OptionalOut = Annotated[Path | None, typer.Option("-o", "--out", help="Where to write the result.")]
@@ -43,13 +47,21 @@ def problem_of(
     no_memory: bool,
     memory_scale: float | None,
     fuse: str | None,
-) -> PlacementProblem:
-    """Return the problem that the options of a command describe."""
+    in_place: Path | None,
+) -> tuple[PlacementProblem, Priced | None]:
+    """Return the problem that the options of a command describe, and how it runs where it was timed in place."""
     from moirai_sim.clusters.reader import read_cluster
     from moirai_sim.sources import load_problem
 
     where = None if cluster is None else read_cluster(cluster)
-    return load_problem(source, where, network=network, memory=not no_memory, memory_scale=memory_scale, fuse=fuse)
+    if in_place is None:
+        found = load_problem(source, where, network=network, memory=not no_memory, memory_scale=memory_scale, fuse=fuse)
+        return found, None
+    from moirai_sim.studies.in_place import load_in_place
+
+    without_effect({"--fuse": fuse}, "with --in-place, whose kernels are those that ran")
+    priced = load_in_place(source, where, in_place, network=network, memory=not no_memory, memory_scale=memory_scale)
+    return priced.problem, priced
 
 
 def limits(max_latency: str | None, max_period: str | None, min_throughput: str | None) -> dict[str, int | None]:

@@ -10,6 +10,7 @@ import typer
 from moirai_sim.cli.options import (
     ClusterName,
     Fuse,
+    InPlace,
     Json,
     MaxLatency,
     MaxPeriod,
@@ -32,7 +33,10 @@ from moirai_sim.cli.options import (
 from moirai_sim.errors import InputError
 
 if TYPE_CHECKING:
+    from moirai_sim.placement import Placement
     from moirai_sim.problem import PlacementProblem
+    from moirai_sim.simulation.options import SimulationOptions
+    from moirai_sim.studies.in_place import Priced
     from moirai_sim.timeline import Timeline
 
 
@@ -51,6 +55,7 @@ def place(
     no_memory: NoMemory = False,
     memory_scale: MemoryScale = None,
     fuse: Fuse = None,
+    in_place: InPlace = None,
     time_limit: Annotated[str, typer.Option("--time-limit", help="For policies that search, e.g. 60 or 10min.")] = "60",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes or threads; default one a core.")] = None,
@@ -70,7 +75,9 @@ def place(
     load_policy(policy)  # a misspelt name is reported before anything is read
     one_of(objective, ("latency", "throughput"), "--objective")
     limited = limits(max_latency, max_period, min_throughput)
-    problem = problem_of(source, cluster, network, no_memory=no_memory, memory_scale=memory_scale, fuse=fuse)
+    problem, _ = problem_of(
+        source, cluster, network, no_memory=no_memory, memory_scale=memory_scale, fuse=fuse, in_place=in_place
+    )
     request = Request(
         objective=objective,  # type: ignore[arg-type]  # checked above
         time_limit_s=seconds(time_limit, "--time-limit"),
@@ -98,6 +105,7 @@ def simulate(
     no_memory: NoMemory = False,
     memory_scale: MemoryScale = None,
     fuse: Fuse = None,
+    in_place: InPlace = None,
     engine: Annotated[str, typer.Option(help="simpy or replay.")] = "simpy",
     out: OptionalOut = None,
     trace: Annotated[Path | None, typer.Option(help="Also write a Chrome trace, for ui.perfetto.dev.")] = None,
@@ -134,6 +142,10 @@ def simulate(
     from moirai_sim.units import parse_ns
 
     one_of(engine, ("simpy", "replay"), "--engine")
+    if in_place is not None:
+        without_effect(
+            {"--rate": rate}, "with --in-place: devices slow each other by how busy they are; give --in-flight"
+        )
     if requests is None:
         without_effect({"--in-flight": in_flight, "--rate": rate}, "without --requests")
     else:
@@ -159,8 +171,12 @@ def simulate(
         seed=seed,
     )
     placed = read_timeline(placement)
-    problem = problem_of(source, cluster, network, no_memory=no_memory, memory_scale=memory_scale, fuse=fuse)
+    problem, priced = problem_of(
+        source, cluster, network, no_memory=no_memory, memory_scale=memory_scale, fuse=fuse, in_place=in_place
+    )
     wanted = placement_from_timeline(problem, placed)
+    if priced is not None:
+        problem, options = _as_measured(priced, wanted, options, requests, in_flight, placement)
     made_by = problem.facts | _placed_by(placement)
     made_by |= {"options": asdict(options), "versions": versions(ENGINES)}
     if requests is not None:
@@ -217,6 +233,7 @@ def verify(
     max_period: MaxPeriod = None,
     min_throughput: MinThroughput = None,
     fuse: Fuse = None,
+    in_place: InPlace = None,
     as_json: Json = False,
 ) -> None:
     """Check a timeline independently.
@@ -234,13 +251,14 @@ def verify(
     timeline = replace(read_timeline(file), **limited)  # type: ignore[arg-type]
     if not no_memory and memory_scale is None:
         no_memory, memory_scale = timeline.memory
-    problem = problem_of(
+    problem, _ = problem_of(
         source,
         cluster,
         network or timeline.network or None,
         no_memory=no_memory,
         memory_scale=memory_scale,
-        fuse=fuse or timeline.fusion,
+        fuse=fuse or (None if in_place else timeline.fusion),
+        in_place=in_place,
     )
     violations = check(problem, timeline)
     if as_json:
@@ -296,6 +314,25 @@ def measure(
         print_json(timeline.to_json())
     else:
         _print_timeline(timeline, problem, out)
+
+
+def _as_measured(
+    priced: Priced,
+    placement: Placement,
+    options: SimulationOptions,
+    requests: int | None,
+    in_flight: int | None,
+    file: Path,
+) -> tuple[PlacementProblem, SimulationOptions]:
+    """Return the problem as its devices run a placement, and the options with what parts and readers take."""
+    from dataclasses import replace
+
+    if placement.replicas:
+        raise InputError(f"{file}: placements take turns in it; what they take in place was not measured")
+    options = replace(options, part_ns=priced.options.part_ns, reader_share=priced.options.reader_share)
+    if requests is None:
+        return priced.as_run(placement), options
+    return priced.as_streamed(placement, in_flight or 1, requests), options
 
 
 def _print_timeline(timeline: Timeline, problem: PlacementProblem, out: Path | None) -> None:

@@ -26,7 +26,7 @@ from moirai_sim.studies.store import digest, read_folder
 
 if TYPE_CHECKING:
     from moirai_sim.clusters.cluster import Cluster
-    from moirai_sim.studies.validate_prices import Priced
+    from moirai_sim.studies.in_place import Priced
 
 _LINK_FACTORS = (0.35, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 2.8, 4.0)
 _WEIGHTS = (0.0, 0.5, 1.0)
@@ -166,21 +166,30 @@ def _scale_in_place(
 ) -> None:
     from moirai_sim.graphs.load import load_graph
     from moirai_sim.sources import build_problem
-    from moirai_sim.studies.validate_prices import families, in_place_file, read_in_place
+    from moirai_sim.studies.in_place import CrossingTimes, read_in_place
+    from moirai_sim.studies.validate_prices import families, in_place_file
+
+    def scaled(crossing: CrossingTimes) -> CrossingTimes:
+        figures = crossing.model_dump()
+        whole = {name: round(figures[name] * link_factor) for name in ("exchange_ns", "hand_over_ns")}
+        return CrossingTimes(**whole, read_ns_per_byte=crossing.read_ns_per_byte * link_factor)
 
     for source in sources:
         graph = load_graph(source)
         kind = families(build_problem(graph, cluster), graph)
-        document = read_in_place(in_place_file(plain, source))
-        document["operator_ns"] = [
-            {name: round(ns * factors.get(kind[name], 1.0)) for name, ns in times.items()}
-            for times in document["operator_ns"]
+        times = read_in_place(in_place_file(plain, source))
+        devices = [
+            device.model_copy(
+                update={
+                    "operator_ns": {
+                        name: round(ns * factors.get(kind[name], 1.0)) for name, ns in device.operator_ns.items()
+                    },
+                    "crossing": device.crossing and scaled(device.crossing),
+                }
+            )
+            for device in times.devices
         ]
-        for crossing in filter(None, document["crossing"]):
-            for figure in ("exchange_ns", "hand_over_ns"):
-                crossing[figure] = round(crossing[figure] * link_factor)
-            crossing["read_ns_per_byte"] *= link_factor
-        write_whole(in_place_file(model, source), json.dumps(document) + "\n")
+        times.model_copy(update={"devices": devices}).write(in_place_file(model, source))
 
 
 def _scale_links(plain: Path, model: Path, factor: float) -> None:
@@ -195,7 +204,7 @@ def _errors(cluster: Cluster, results: Sequence[Mapping[str, Any]], folder: Path
     from moirai_sim.graphs.load import load_graph
     from moirai_sim.placement import placement_from_timeline
     from moirai_sim.sources import build_problem
-    from moirai_sim.studies.validate_prices import priced_in_place
+    from moirai_sim.studies.validate_prices import priced_as_kept
     from moirai_sim.timeline import read_timeline
 
     priced: dict[str, Priced] = {}
@@ -203,7 +212,7 @@ def _errors(cluster: Cluster, results: Sequence[Mapping[str, Any]], folder: Path
     for result in results:
         source = result["key"]["model"]
         if source not in priced:
-            priced[source] = priced_in_place(build_problem(load_graph(source), cluster), cluster, source)
+            priced[source] = priced_as_kept(build_problem(load_graph(source), cluster), cluster, source)
         timeline = read_timeline(folder / "timelines" / f"{result['name']}-predicted.json")
         again = priced[source].predict(placement_from_timeline(priced[source].problem, timeline))
         errors.append(abs(again.makespan_ns / result["outcome"]["measured_ns"] - 1))

@@ -22,20 +22,19 @@ import moirai_sim
 from moirai_sim.errors import InputError, MoiraiError
 from moirai_sim.execution.measure import nearest_run, typical_ns, undisturbed
 from moirai_sim.files import write_whole
+from moirai_sim.studies.in_place import in_place_on, priced_as_it_is
 from moirai_sim.studies.runs import cluster_digest, source_digest
 from moirai_sim.studies.store import Store, digest
 from moirai_sim.studies.study import ValidateStudy, read_study
 from moirai_sim.studies.validate_prices import (
     calibrated,
     families,
-    in_place_on,
     kept_in_place,
     kernel_of,
     machine,
     made_from,
     model_source,
     price_in_place,
-    priced_as_it_is,
 )
 from moirai_sim.studies.validate_summary import PERCENTILES, cases_of, summarise
 
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
     from moirai_sim.execution.workers import Workers
     from moirai_sim.placement import Placement
     from moirai_sim.simulation.workloads import Service
-    from moirai_sim.studies.validate_prices import Priced
+    from moirai_sim.studies.in_place import Priced
     from moirai_sim.timeline import Span, Timeline
 
 _MORE_ROUNDS, _LAST_ROUNDS = 3, 8
@@ -470,9 +469,7 @@ def _by_link(predicted: Timeline, measured: Timeline) -> dict[str, list[float]]:
     there a message is a token, and what a crossing costs is spent by its reader, in the families.
     """
     transfer_ns = {
-        (span.producer, span.target): span.end_ns - span.ready_ns
-        for span in predicted.spans
-        if span.kind == "transfer"
+        (span.producer, span.target): span.end_ns - span.ready_ns for span in predicted.spans if span.kind == "transfer"
     }
     read: dict[tuple[str, str], list[Span]] = {}
     for span in measured.spans:

@@ -95,7 +95,7 @@ SIMULATE = ["simulate", "chain.onnx", "--cluster", "local-cpu", "--placement", "
         (["simulate", "chain.onnx", "--cluster", "local-cpu", "--placement", "missing.json"], "unknown operator 'zz'"),
         (
             ["simulate", "chain.onnx", "--cluster", "local-cpu", "--placement", "partial.json"],
-            "1 operators have no device",
+            "no device for 'b'",
         ),
         (["simulate", "chain.onnx", "--cluster", "local-cpu", "--placement", "other.json"], "not a timeline"),
         (["simulate", "chain.onnx", "--cluster", "local-cpu", "--placement", "notes.txt"], "notes.txt:1:1: not JSON"),

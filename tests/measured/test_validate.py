@@ -13,14 +13,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from moirai_sim.clusters.cluster import Cluster, Device, DeviceType, Link
 from moirai_sim.errors import InputError
-from moirai_sim.execution.cuts import Crossing
 from moirai_sim.execution.measure import Run
 from moirai_sim.execution.worker import Record
 from moirai_sim.graphs.onnx_reader import read_model
 from moirai_sim.sources import build_problem
 from moirai_sim.studies.feedback import calibrate_from_runs
+from moirai_sim.studies.in_place import CrossingTimes, _with_crossings
 from moirai_sim.studies.validate import Measured, served, validate
-from moirai_sim.studies.validate_prices import _with_crossings, in_place_file
+from moirai_sim.studies.validate_prices import in_place_file
 from moirai_sim.studies.validate_summary import cases_of, interval, summarise
 from moirai_sim.timeline import read_timeline
 
@@ -97,7 +97,11 @@ def test_crossings_cost_what_readers_of_each_kind_need():
     problem = build_problem(read_model(model, name="n"), Cluster("three", devices, links, ("hub",)))
     assert problem.devices[1] == "d1"
     assert problem.device_type.tolist() == [0, 1, 0]
-    found, share = _with_crossings(problem, [Crossing(0, 3000, 0.5), Crossing(0, 1000, 2.0)])
+    crossing = [
+        CrossingTimes(exchange_ns=0, hand_over_ns=hand_over_ns, read_ns_per_byte=read)
+        for hand_over_ns, read in ((3000, 0.5), (1000, 2.0))
+    ]
+    found, share = _with_crossings(problem, crossing)
     (q,) = set(found.edge_tensor.tolist())
     times = {(s, t): found.transfer_time_ns(q, s, t) for s in range(3) for t in range(3)}
     assert [times[0, 2], times[1, 0], times[2, 0]] == [3000 + 500] * 3
@@ -274,9 +278,10 @@ def test_feedback_corrects_a_model_that_is_wrong_by_a_factor(study: Path, tmp_pa
     table.write_text(json.dumps(content))
     in_place = in_place_file(table.parent, str(tmp_path / "net.onnx"))
     content = json.loads(in_place.read_text())
-    content["operator_ns"] = [{name: ns // 2 for name, ns in times.items()} for times in content["operator_ns"]]
-    in_place.write_text(json.dumps({key: value for key, value in content.items() if key != "crossing"}))
-    with pytest.raises(InputError, match="an earlier version wrote it"):
+    for device in content["devices"]:
+        device["operator_ns"] = {name: ns // 2 for name, ns in device["operator_ns"].items()}
+    in_place.write_text("{}")
+    with pytest.raises(InputError, match="time the model in place again"):
         calibrate_from_runs(out, tmp_path / "none")
     in_place.write_text(json.dumps(content))
     for path in (out / "results").glob("*.json"):

@@ -16,8 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 from moirai_sim.errors import InputError
 from moirai_sim.execution import measure, workers
 from moirai_sim.studies import validate as module
+from moirai_sim.studies.in_place import priced_as_it_is
 from moirai_sim.studies.validate import validate
-from moirai_sim.studies.validate_prices import in_place_file, priced_as_it_is
+from moirai_sim.studies.validate_prices import in_place_file
 
 Study = Callable[..., Path]
 

@@ -11,9 +11,9 @@ from moirai_sim import placement
 from moirai_sim.clusters.cluster import Cluster, Device, DeviceType, Link
 from moirai_sim.placement import Placement
 from moirai_sim.problem import PlacementProblem
+from moirai_sim.studies.in_place import Priced, priced_as_it_is
 from moirai_sim.studies.study import ValidateStudy
 from moirai_sim.studies.validate import _candidates
-from moirai_sim.studies.validate_prices import Priced, priced_as_it_is
 
 
 @pytest.fixture

@@ -97,7 +97,7 @@ def test_orders_come_back_from_the_spans():
     assert placement.order.tolist() == [0, 2]
     assert placement.transfer_order.tolist() == [1]
     missing = Timeline(status="feasible", policy="", network="one-port", makespan_ns=0, placement={"a": "d0"})
-    with pytest.raises(InputError, match="1 operators have no device: b"):
+    with pytest.raises(InputError, match="no device for 'b'"):
         placement_from_timeline(problem, missing)
 
 
