@@ -22,7 +22,7 @@ import moirai_sim
 from moirai_sim.errors import InputError, MoiraiError
 from moirai_sim.execution.measure import nearest_run, typical_ns, undisturbed
 from moirai_sim.files import write_whole
-from moirai_sim.studies.in_place import in_place_on, priced_as_it_is
+from moirai_sim.studies.in_place import emulated, in_place_on, priced_as_it_is
 from moirai_sim.studies.runs import cluster_digest, source_digest
 from moirai_sim.studies.store import Store, digest
 from moirai_sim.studies.study import ValidateStudy, read_study
@@ -338,13 +338,8 @@ class Measured:
         return [self.rounds[i::_LOADS] for i in range(_LOADS)]
 
     def typical_ns(self, *, quiet: bool) -> float:
-        """Return what the placement takes: the mean over its loads, of those that met a quiet moment if any did."""
-        return _mean_of_loads(self.loads, quiet=quiet)
-
-
-def _mean_of_loads(loads: Sequence[Sequence[Sequence[Timed]]], *, quiet: bool) -> float:
-    known = [own for own in loads if any(map(undisturbed, own))] or [own for own in loads if own]
-    return float(np.mean([typical_ns(own, quiet=quiet) for own in known]))
+        """Return what the placement takes: like all times, the median over rounds, which a slow spell cannot move."""
+        return typical_ns(self.rounds, quiet=quiet)
 
 
 def _interleaved(
@@ -412,12 +407,12 @@ def _outcome(
     measured = found.typical_ns(quiet=quiet)
     middle = found.timelines[int(np.argmin([abs(ns - measured) for ns in took]))]
     rng = np.random.default_rng(seed)
-    loads = [own for own in found.loads if own]
-    drawn = [  # bootstrap over the rounds of each load
-        _mean_of_loads([[own[i] for i in rng.integers(0, len(own), len(own))] for own in loads], quiet=quiet)
-        for _ in range(_RESAMPLES)
+    n = len(found.rounds)
+    drawn = [  # bootstrap over rounds
+        typical_ns([found.rounds[i] for i in rng.integers(0, n, n)], quiet=quiet) for _ in range(_RESAMPLES)
     ]
     low, high = np.quantile([*drawn, measured], [0.05, 0.95])
+    over_network = priced.problem.cluster is not None and emulated(priced.problem.cluster)
     outcome = {
         "status": "measured",
         "also": list(candidate.also),
@@ -432,7 +427,7 @@ def _outcome(
         "parts": sum(span.kind == "operator" for span in middle.spans),
         "transfers": sum(span.kind == "transfer" for span in middle.spans),
         "families": _by_family(candidate.predicted, middle, family),
-        "links": {} if priced.options.reader_share or found.latency_ns else _by_link(candidate.predicted, middle),
+        "links": _by_link(candidate.predicted, middle) if over_network and not found.latency_ns else {},
         "cost_share": dict(priced.problem.cost_share),
     }
     if found.latency_ns:
