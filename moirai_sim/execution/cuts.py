@@ -16,8 +16,9 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import defaultdict
+from collections.abc import Hashable
 from dataclasses import dataclass
-from itertools import cycle, pairwise
+from itertools import chain, cycle, pairwise
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,8 @@ _PLAIN_RUNS, _PLAIN_NS = 6, 300_000_000
 """Runs of a plain session in a round: fewer where they take longer, but at least two."""
 _REST_NS = 10_000_000
 """After this long, caches are as cold as they get: see `moirai_sim.simulation.corrections.COOLING_NS`."""
+_ALIKE = 0.1
+"""By how much the model may take longer or shorter in rounds that are alike, run so that every tensor crosses."""
 _HEAD_NS = 2_000_000
 """So much of a run, from its beginning, shows what is cold; all of a long one would hide it behind its noise."""
 
@@ -123,59 +126,62 @@ class InPlace:
 
     def forget(self) -> None:
         """Begin anew: the machine may have changed its speed."""
-        self._wholes: dict[str, list[list[Timed]]] = defaultdict(list)
+        self._rounds: list[_Found] = []
+        self._alternating_ns: list[float] = []  # of each round: the model with every tensor crossing, all pairs
         self._head: dict[str, int] = {}  # last part of the beginning
-        self._hot: dict[str, list[list[Timed]]] = defaultdict(list)  # the beginning, run after run
-        self._cold: dict[str, list[list[Timed]]] = defaultdict(list)  # and after a rest
-        self._together: dict[str, list[list[Timed]]] = defaultdict(list)
-        self._makespans: dict[str, list[list[Timed]]] = defaultdict(list)
-        self._few_parts: dict[str, list[list[Timed]]] = defaultdict(list)  # makespans of the model in larger parts
-        self._kernels: dict[tuple[str, int], list[list[Timed]]] = defaultdict(list)  # by device and part
-        self._between: dict[str, list[list[Timed]]] = defaultdict(list)  # of parts on one device, the mean of a run
-        self._exchanging: dict[str, list[list[Timed]]] = defaultdict(list)  # the same, where tensors cross
-        self._handed: dict[str, list[list[Timed]]] = defaultdict(list)  # over to a device that waits, the mean of a run
-        self._across: dict[tuple[str, _Kernel], list[list[Timed]]] = defaultdict(list)  # by kind of device and kernel
+
+    @property
+    def count(self) -> int:
+        """Rounds so far."""
+        return len(self._rounds)
 
     def round(self) -> None:
         """Time everything once."""
         names = self.workers.names
-        longest = max((typical_ns(rounds) for rounds in self._wholes.values()), default=1.0)
+        longest = max((self._typical("whole", name) for name in names), default=1.0) if self._rounds else 1.0
         runs = int(max(2, min(_PLAIN_RUNS, _PLAIN_NS / longest)))
+        found: _Found = defaultdict(list)
         for name in names:
             self.subject.load_plain(self.workers, name)  # anew: where a session's memory lies makes a percent or two
-            self._wholes[name].append(time_plain(self.workers, [name], runs, patience_s=self.patience_s)[name])
+            times = time_plain(self.workers, [name], runs, patience_s=self.patience_s)[name]
+            found["whole", name].append(times)
         apart = self.workers.apart
         for name, times in time_plain(self.workers, apart, runs, patience_s=self.patience_s).items():
-            self._together[name].append(times)
+            found["together", name].append(times)
         for device, loaded in self._loaded.items():
             burst = loaded.run_hot(patience_s=self.patience_s)
             rested = loaded.run_hot(patience_s=self.patience_s, rest_ns=_REST_NS)
             ends = [end - burst[0].origin for *_, end in burst[0].records[device].runs]
             head = self._head.setdefault(device, min(bisect_left(ends, _HEAD_NS), len(ends) - 1))
-            for found, runs_of in ((self._hot, burst), (self._cold, rested)):
-                found[device].append(
+            for figure, runs_of in (("hot", burst), ("cold", rested)):  # the beginning, run after run and after a rest
+                found[figure, device].append(
                     [(run.records[device].runs[head][-1] - run.origin, run.disturbed) for run in runs_of]
                 )
-            self._makespans[device].append([run.timed for run in burst])
+            found["small parts", device].append([run.timed for run in burst])
             kernels: dict[int, list[Timed]] = defaultdict(list)
             for run in burst:
                 for _, part, _, start, end in run.records[device].runs:
                     kernels[part].append((end - start, run.disturbed))
             for part, times in kernels.items():
-                self._kernels[device, part].append(times)
-            self._between[device].append([(_mean_gap(run.records[device].runs), run.disturbed) for run in burst])
+                found["kernel", device, part].append(times)
+            found["between", device].append([(_mean_gap(run.records[device].runs), run.disturbed) for run in burst])
         for device, loaded in self._coarse.items():
-            self._few_parts[device].append([run.timed for run in loaded.run_hot(patience_s=self.patience_s)])
+            found["large parts", device].append([run.timed for run in loaded.run_hot(patience_s=self.patience_s)])
+        alternating = 0.0
         for pair, loaded in self._crossing.items():
-            self._time_crossing(pair, loaded, loaded.run_hot(patience_s=self.patience_s))
+            burst = loaded.run_hot(patience_s=self.patience_s)
+            alternating += typical_ns([[run.timed for run in burst]], quiet=self.patience_s > 0)
+            self._time_crossing(found, pair, loaded, burst)
+        self._rounds.append(found)
+        self._alternating_ns.append(alternating)
 
-    def _time_crossing(self, pair: tuple[str, str], loaded: Loaded, burst: Sequence[Run]) -> None:
+    def _time_crossing(self, found: _Found, pair: tuple[str, str], loaded: Loaded, burst: Sequence[Run]) -> None:
         """Book what kernels took whose neighbours are on another device, and what it took to wait for these."""
         of = {name: [part for part in loaded.parts if part.device == name] for name in pair}
         for name in pair:
             took: dict[_Kernel, list[Timed]] = defaultdict(list)
-            exchanging: list[Timed] = []
-            handed: list[Timed] = []
+            exchanging: list[Timed] = []  # between parts of a device that takes and sends, the mean of a run
+            handed: list[Timed] = []  # over to a device that waits, the mean of a run
             for run in burst:
                 written = {
                     tensor: end
@@ -197,21 +203,32 @@ class InPlace:
                         means.append((round(float(np.mean(spans))), run.disturbed))
             kind = self.kind[name]
             for kernel, times in took.items():
-                self._across[kind, kernel].append(times)
+                found["across", kind, kernel].append(times)
             if exchanging and handed:
-                self._exchanging[kind].append(exchanging)
-                self._handed[kind].append(handed)
+                found["exchanging", kind].append(exchanging)
+                found["handed", kind].append(handed)
+
+    def alike(self) -> list[bool]:
+        """Return which rounds ran while tensors crossed as fast as in most of them.
+
+        The host of a virtual machine may move a core to another cache: then the same crossings take several times as
+        long, for minutes, and nothing else tells.
+        """
+        took = self._alternating_ns
+        like = [[abs(other - one) <= _ALIKE * one for other in took] for one in took]
+        return max(zip(like, took, strict=True), key=lambda known: (sum(known[0]), -known[1]), default=([], 0))[0]
 
     def contention(self) -> float:
         """Return how much longer the model takes for each other device that runs it too, on cores of its own."""
-        longer = [self._typical(rounds) / self._typical(self._wholes[name]) for name, rounds in self._together.items()]
+        apart = self.workers.apart
+        longer = [self._typical("together", name) / self._typical("whole", name) for name in apart]
         return 1 + max(0.0, median(longer) - 1) / max(len(longer) - 1, 1)
 
     def cuts(self, device: str) -> Cuts:
-        """Return the times on one device."""
+        """Return the times on one device, in the rounds that were `alike`."""
         loaded, graph = self._loaded[device], self.subject.graph
-        kernel_ns = [self._typical(self._kernels[device, part]) for part in range(len(loaded.parts))]
-        whole = self._typical(self._wholes[device])
+        kernel_ns = [self._typical("kernel", device, part) for part in range(len(loaded.parts))]
+        whole = self._typical("whole", device)
         alone = _without_calls(kernel_ns, whole)
         covered = covered_operators(loaded.executed, graph, loaded.parts, loaded.placement)
         operator_ns: dict[str, float] = defaultdict(float)
@@ -220,7 +237,7 @@ class InPlace:
             main = max((owner, *covered[part]), key=lambda name: graph[name].flops)
             operator_ns[main] += ns  # another placement may cut the kernel, and the light members leave its work behind
         part_ns, split_share = self._parts(device, whole)
-        cold = self._typical(self._cold[device]) - self._typical(self._hot[device])
+        cold = self._typical("cold", device) - self._typical("hot", device)
         found = {name: max(1, round(ns)) for name, ns in operator_ns.items()}
         crossing = self._crossed(device, kernel_ns)
         return Cuts(found, round(whole), round(part_ns), split_share, max(0, round(cold)), crossing)
@@ -230,7 +247,7 @@ class InPlace:
 
         Few large parts cost more, each, than many small ones: a straight line through both and not through nothing.
         """
-        more = [self._typical(found[device]) - whole for found in (self._makespans, self._few_parts)]
+        more = [self._typical(size, device) - whole for size in ("small parts", "large parts")]
         cuts = [len(loaded[device].parts) - 1 for loaded in (self._loaded, self._coarse)]
         if cuts[1] < 1 or cuts[0] == cuts[1]:
             return max(0.0, more[0] / max(cuts[0], 1)), 0.0
@@ -238,11 +255,11 @@ class InPlace:
         return slope, max(0.0, more[1] - slope * cuts[1]) / whole
 
     def _crossed(self, device: str, kernel_ns: Sequence[float]) -> Crossing | None:
-        if not self._handed[device]:
+        if not any(("handed", device) in found for found in self._rounds):
             return None
-        exchanging = self._typical(self._exchanging[device])
-        exchange = max(0.0, exchanging - self._typical(self._between[device]))
-        hand_over = max(0.0, self._typical(self._handed[device]) - exchanging)
+        exchanging = self._typical("exchanging", device)
+        exchange = max(0.0, exchanging - self._typical("between", device))
+        hand_over = max(0.0, self._typical("handed", device) - exchanging)
         executed = self._loaded[device].executed
         alone = {_kernel(executed, part): ns for part, ns in zip(self._loaded[device].parts, kernel_ns, strict=True)}
         size: dict[_Kernel, int] = {}
@@ -250,8 +267,9 @@ class InPlace:
             for part in loaded.parts:
                 if self.kind[part.device] == device:
                     size[_kernel(loaded.executed, part)] = sum(loaded.executed.tensors[n].bytes for n in part.awaits)
-        known = [kernel for kernel in size if kernel in alone and (device, kernel) in self._across]
-        longer = sum(self._typical(self._across[device, kernel]) - alone[kernel] for kernel in known)
+        across = {key[-1] for found in self._rounds for key in found if key[:2] == ("across", device)}
+        known = [kernel for kernel in size if kernel in alone and kernel in across]
+        longer = sum(self._typical("across", device, kernel) - alone[kernel] for kernel in known)
         read = longer / max(sum(size[kernel] for kernel in known), 1)
         return Crossing(round(exchange), round(hand_over), max(0.0, read))
 
@@ -267,7 +285,10 @@ class InPlace:
             device |= dict.fromkeys((owner, *covered[part]), here)
         return load_order(self.workers, self.subject, device, list(graph.operators), most_kernels=1)
 
-    def _typical(self, rounds: Sequence[Sequence[Timed]]) -> float:
+    def _typical(self, *key: Hashable) -> float:
+        """Return what was found under a key, in the rounds that were alike if it was found in one of them."""
+        like = [found.get(key, []) for found, alike in zip(self._rounds, self.alike(), strict=True) if alike]
+        rounds = list(chain.from_iterable(like)) or [times for found in self._rounds for times in found.get(key, [])]
         return typical_ns(rounds, quiet=self.patience_s > 0)
 
     def close(self) -> None:
@@ -280,6 +301,8 @@ class InPlace:
         return [*self._loaded.values(), *self._coarse.values(), *self._crossing.values()]
 
 
+_Found = defaultdict[tuple[Hashable, ...], list[list["Timed"]]]
+"""Runs of one round, by what was timed and on which device."""
 _Kernel = tuple[str, tuple[str, ...], tuple[str, ...]]
 """What a kernel is, however a model is placed: type, and tensors read and written."""
 

@@ -215,6 +215,7 @@ def _run_model(
         if in_place is not None:
             # The placements were chosen by older prices; what is predicted is the machine as it was while they ran.
             priced = price_in_place(problem, cluster, in_place, source)
+            measured = {name: found.only(in_place.alike()) for name, found in measured.items()}
             in_place.close()
             candidates = [_predicted(priced, study, c.name, c.placement, c.also) for c in candidates]
         for candidate in candidates:
@@ -318,15 +319,28 @@ def _requests(study: ValidateStudy) -> int:
 
 
 @dataclass(frozen=True)
+class Round:
+    """Runs of a placement right after each other."""
+
+    load: int
+    """Which of its loads ran."""
+    page: int
+    """How often the model had been timed in place before."""
+    times: list[Timed]
+    """Makespans, or for a stream the mean time between two answers."""
+    timeline: Timeline
+    """Of the run that took the most usual time; for a stream, of its first request."""
+    latency_ns: list[int] = field(default_factory=list)
+    """Of a stream's requests."""
+
+
+@dataclass(frozen=True)
 class Measured:
     """What a placement took."""
 
-    rounds: list[list[Timed]] = field(default_factory=list)
-    """Runs by round, those of each load in turn: makespans, or for a stream the mean time between two answers."""
-    latency_ns: list[int] = field(default_factory=list)
-    """Of a stream's requests, over all rounds."""
-    timelines: list[Timeline] = field(default_factory=list)
-    """Of the run in each round that took the most usual time; for a stream, of its first request."""
+    rounds: list[Round] = field(default_factory=list)
+    alike: float = 1.0
+    """The share of all rounds that is left."""
 
     def undisturbed(self) -> int:
         """Return the number of rounds in which nothing disturbed one of the runs, as if all loads had the fewest."""
@@ -335,11 +349,16 @@ class Measured:
     @property
     def loads(self) -> list[list[list[Timed]]]:
         """The rounds of each load."""
-        return [self.rounds[i::_LOADS] for i in range(_LOADS)]
+        return [[one.times for one in self.rounds if one.load == load] for load in range(_LOADS)]
 
     def typical_ns(self, *, quiet: bool) -> float:
         """Return what the placement takes: like all times, the median over rounds, which a slow spell cannot move."""
-        return typical_ns(self.rounds, quiet=quiet)
+        return typical_ns([one.times for one in self.rounds], quiet=quiet)
+
+    def only(self, alike: Sequence[bool]) -> Measured:
+        """Return the rounds before and after which the model, timed in place, was `alike`; all where there are none."""
+        left = [one for one in self.rounds if all(alike[max(one.page - 1, 0) : one.page + 1])]
+        return Measured(left or self.rounds, len(left) / max(len(self.rounds), 1))
 
 
 def _interleaved(
@@ -350,8 +369,8 @@ def _interleaved(
     Its loads take turns.
     Placements that were disturbed have more rounds than the others, so that quiet moments are used wherever they come;
     none begins after ``give_up``, seconds of the monotonic clock, but those that every placement has.
-    The model's operators are timed in each round too, beside streams each time: a machine that is slow for a while is
-    so for both.
+    The model's operators are timed before each round and after the last, beside streams each time: a machine that is
+    slow for a while is so for both.
     """
     found = {name: Measured() for name in loaded}
     for one in itertools.chain.from_iterable(loaded.values()):
@@ -366,19 +385,23 @@ def _interleaved(
             in_place.round()
         for name in due:
             one = loaded[name][number % _LOADS]
+            if in_place is not None and study.in_flight > 1:
+                in_place.round()
+            page = 0 if in_place is None else in_place.count
+            latency_ns: list[int] = []
             if study.in_flight == 1:
                 runs = one.run_hot(patience_s=patience_s)
                 times = [run.timed for run in runs]
                 run = nearest_run(runs, typical_ns([times]))
             else:
-                if in_place is not None:
-                    in_place.round()
                 run = one.run_stream(_requests(study))
                 stream = served(run, study.in_flight)
-                found[name].latency_ns.extend(stream.latency_ns.tolist())
+                latency_ns = stream.latency_ns.tolist()
                 times = [(round(1e9 / stream.throughput_per_s), run.disturbed)]
-            found[name].rounds.append(times)
-            found[name].timelines.append(one.timeline(run.origin, run.records))
+            timeline = one.timeline(run.origin, run.records)
+            found[name].rounds.append(Round(number % _LOADS, page, times, timeline, latency_ns))
+    if in_place is not None:
+        in_place.round()
     return found
 
 
@@ -403,14 +426,15 @@ def _outcome(
     priced: Priced, candidate: Candidate, found: Measured, quiet: bool, family: dict[str, str], seed: int
 ) -> tuple[dict[str, Any], Timeline]:
     """Return what is kept of a case, and the timeline of the run that took about what it takes."""
-    took = [round(typical_ns([runs], quiet=quiet)) for runs in found.rounds]
+    rounds = [one.times for one in found.rounds]
+    took = [round(typical_ns([times], quiet=quiet)) for times in rounds]
     measured = found.typical_ns(quiet=quiet)
-    middle = found.timelines[int(np.argmin([abs(ns - measured) for ns in took]))]
+    middle = found.rounds[int(np.argmin([abs(ns - measured) for ns in took]))].timeline
     rng = np.random.default_rng(seed)
-    n = len(found.rounds)
-    drawn = [  # bootstrap over rounds
-        typical_ns([found.rounds[i] for i in rng.integers(0, n, n)], quiet=quiet) for _ in range(_RESAMPLES)
-    ]
+    n = len(rounds)
+    drawn = [
+        typical_ns([rounds[i] for i in rng.integers(0, n, n)], quiet=quiet) for _ in range(_RESAMPLES)
+    ]  # bootstrap
     low, high = np.quantile([*drawn, measured], [0.05, 0.95])
     over_network = priced.problem.cluster is not None and emulated(priced.problem.cluster)
     outcome = {
@@ -421,18 +445,19 @@ def _outcome(
         "low_ns": math.floor(min(low, measured)),
         "high_ns": math.ceil(max(high, measured)),
         "repeats_ns": took,
-        "halves_ns": [round(typical_ns(own or found.rounds, quiet=quiet)) for own in found.loads],
-        "disturbed": 1 - float(np.mean([undisturbed(runs) for runs in found.rounds])),
+        "halves_ns": [round(typical_ns(own or rounds, quiet=quiet)) for own in found.loads],
+        "disturbed": 1 - found.alike * float(np.mean([undisturbed(times) for times in rounds])),
         "devices_used": len(set(middle.placement.values())),
         "parts": sum(span.kind == "operator" for span in middle.spans),
         "transfers": sum(span.kind == "transfer" for span in middle.spans),
         "families": _by_family(candidate.predicted, middle, family),
-        "links": _by_link(candidate.predicted, middle) if over_network and not found.latency_ns else {},
+        "links": _by_link(candidate.predicted, middle) if over_network and not candidate.latency_ns else {},
         "cost_share": dict(priced.problem.cost_share),
     }
-    if found.latency_ns:
+    latency_ns = [ns for one in found.rounds for ns in one.latency_ns]
+    if latency_ns:
         outcome["latency_ns"] = {
-            name: [candidate.latency_ns[name], float(np.percentile(found.latency_ns, share))]
+            name: [candidate.latency_ns[name], float(np.percentile(latency_ns, share))]
             for name, share in PERCENTILES.items()
         }
     return outcome, middle

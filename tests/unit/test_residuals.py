@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moirai_sim.studies.validate import _by_link
+from moirai_sim.studies.validate import Measured, Round, _by_link
 from moirai_sim.timeline import Span, Timeline
 
 
@@ -30,3 +30,14 @@ def test_links_are_judged_by_transfers_that_a_device_stood_still_for():
         transfer("c", "d", 21, 21, 85), operator("b", "m1", 35, 80), operator("d", "m1", 86, 95),
     )  # fmt: skip
     assert _by_link(predicted, measured) == {"m0->m1": [30, 24, 1]}, "d's tensor came while its device computed"
+
+
+def test_rounds_count_that_lie_between_two_times_in_place_that_are_alike():
+    rounds = [Round(i % 2, page, [(ns, 0.0)], timeline(operator("a", "m0", 0, 1))) for i, (page, ns) in enumerate(
+        [(1, 70), (2, 100), (3, 900), (4, 110), (5, 120)])]  # fmt: skip
+    found = Measured(rounds).only([False, True, True, False, True, True])
+    assert [one.page for one in found.rounds] == [2, 5]
+    assert (found.alike, found.typical_ns(quiet=True)) == (2 / 5, 110)
+    assert found.loads == [[[(120, 0.0)]], [[(100, 0.0)]]]
+    none = Measured(rounds).only([False] * 6)
+    assert (none.alike, none.rounds) == (0, rounds)
