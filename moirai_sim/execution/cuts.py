@@ -68,7 +68,9 @@ class Cuts:
     part_ns: int
     """Of one more part, at least 0."""
     split_share: float
-    """By how much longer operators take on a device that runs several parts, as a share; at least 0."""
+    """By how much longer operators take on a device that runs many parts, as a share; at least 0."""
+    split_parts: int
+    """So many parts; with fewer, operators take longer by a part of it, with one not at all."""
     cold_ns: int
     """Of a start after a long rest, at least 0."""
     crossing: Crossing | None
@@ -240,12 +242,13 @@ class InPlace:
         cold = self._typical("cold", device) - self._typical("hot", device)
         found = {name: max(1, round(ns)) for name, ns in operator_ns.items()}
         crossing = self._crossed(device, kernel_ns)
-        return Cuts(found, round(whole), round(part_ns), split_share, max(0, round(cold)), crossing)
+        few = len(self._coarse[device].parts)
+        return Cuts(found, round(whole), round(part_ns), split_share, few, max(0, round(cold)), crossing)
 
     def _parts(self, device: str, whole: float) -> tuple[float, float]:
         """Return what one more part costs, ns, and by what share all operators take longer beside that.
 
-        Few large parts cost more, each, than many small ones: a straight line through both and not through nothing.
+        Few large parts cost more, each, than many small ones: from the few on a straight line leads to the many.
         """
         more = [self._typical(size, device) - whole for size in ("small parts", "large parts")]
         cuts = [len(loaded[device].parts) - 1 for loaded in (self._loaded, self._coarse)]

@@ -103,7 +103,9 @@ def rested(
     return replace(problem, operator_ns=operator_ns, operator_low_ns=None, operator_high_ns=None)
 
 
-def split(problem: PlacementProblem, placement: Placement, share: Sequence[float]) -> PlacementProblem:
+def split(
+    problem: PlacementProblem, placement: Placement, share: Sequence[float], parts: Sequence[int]
+) -> PlacementProblem:
     """Return a problem whose operators take what they take on devices that run several parts of the model.
 
     Parameters
@@ -111,15 +113,18 @@ def split(problem: PlacementProblem, placement: Placement, share: Sequence[float
     placement
         Where the operators are; times elsewhere stay.
     share
-        [devices] by how much longer operators take where a device runs more than one part; see `part_heads`.
+        [devices] by how much longer operators take where a device runs many parts; see `part_heads`.
+    parts
+        [devices] from how many parts on it is all of that; it grows in proportion from one part on, which pays nothing.
     """
     device = np.asarray(placement.device)
     order = problem.topological_order if placement.order is None else np.argsort(placement.order, kind="stable")
     heads = part_heads(problem, device, order)
-    several = np.bincount(device[heads], minlength=problem.n_devices) > 1
+    begun = np.bincount(device[heads], minlength=problem.n_devices)
+    paid = share * np.clip((begun - 1) / np.maximum(np.subtract(parts, 1), 1), 0, 1)
     rows, columns = np.arange(problem.n_operators), problem.device_type[device]
     operator_ns = problem.operator_ns.copy()
-    longer = operator_ns[rows, columns] * (1 + np.where(several, share, 0.0)[device])
+    longer = operator_ns[rows, columns] * (1 + paid[device])
     operator_ns[rows, columns] = np.rint(longer).astype(np.int64)
     return replace(problem, operator_ns=operator_ns, operator_low_ns=None, operator_high_ns=None)
 

@@ -69,6 +69,7 @@ class DeviceTimes(_Strict):
     whole_ns: _Nanoseconds
     part_ns: _Nanoseconds
     split_share: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    split_parts: Annotated[int, Field(ge=1)]
     cold_ns: _Nanoseconds
     crossing: CrossingTimes | None
     """None where tensors cross a network."""
@@ -140,13 +141,15 @@ class Priced:
     cold_ns: tuple[int, ...]
     """[devices] what a start costs after a long wait."""
     split_share: tuple[float, ...]
-    """[devices] by how much longer operators take where a device runs several parts."""
+    """[devices] by how much longer operators take where a device runs many parts."""
+    split_parts: tuple[int, ...]
+    """[devices] how many those are."""
 
     def as_run(self, placement: Placement) -> PlacementProblem:
         """Return the problem with the times that operators take in a placement, one request after the other."""
         from moirai_sim.simulation.corrections import contended, overlap, rested, split
 
-        problem = split(self.problem, placement, self.split_share)
+        problem = split(self.problem, placement, self.split_share, self.split_parts)
         share = overlap(problem, placement, options=self.options)
         problem = contended(problem, placement, share, self.contention)
         return rested(problem, placement, self.cold_ns, options=self.options)
@@ -156,7 +159,7 @@ class Priced:
         from moirai_sim.simulation.corrections import contended, split
         from moirai_sim.simulation.workloads import serve
 
-        problem = split(self.problem, placement, self.split_share)
+        problem = split(self.problem, placement, self.split_share, self.split_parts)
         service = serve(problem, placement, in_flight=in_flight, requests=requests, options=self.options)
         busy = np.array(list(service.device_busy.values()))
         share = np.broadcast_to(busy, (problem.n_operators, len(busy)))
@@ -179,7 +182,7 @@ class Priced:
 def priced_as_it_is(problem: PlacementProblem, cluster: Cluster) -> Priced:
     """Return a problem with its own prices, and how the devices of a measured cluster differ from plain ones."""
     nothing = (0,) * problem.n_devices
-    return Priced(problem, _options(cluster), _contention(cluster, 1.0), nothing, nothing)
+    return Priced(problem, _options(cluster), _contention(cluster, 1.0), nothing, nothing, nothing)
 
 
 def with_free_links(cluster: Cluster) -> Cluster:
@@ -337,8 +340,14 @@ def priced_in_place(problem: PlacementProblem, cluster: Cluster, times: InPlaceT
         cost_share={"measured": 1.0},
         provenance={**problem.provenance, **made_of},
     )
-    cold_ns, split_share = tuple(found.cold_ns for found in each), tuple(found.split_share for found in each)
-    return Priced(known, options, _contention(cluster, times.contention), cold_ns, split_share)
+    return Priced(
+        known,
+        options,
+        _contention(cluster, times.contention),
+        cold_ns=tuple(found.cold_ns for found in each),
+        split_share=tuple(found.split_share for found in each),
+        split_parts=tuple(found.split_parts for found in each),
+    )
 
 
 def _options(cluster: Cluster, part_ns: tuple[int, ...] = ()) -> SimulationOptions:

@@ -310,10 +310,12 @@ def test_one_copy_engine_is_a_half_duplex_port(build) -> None:
 def test_only_devices_with_several_parts_compute_in_the_memory_of_each(build) -> None:
     """d0 runs o0, and o2 once o1 is there: two parts; d1 runs one."""
     problem = build([1000, 2000, 3000], [(0, 1, 10), (1, 2, 10)], 2)
-    found = split(problem, on(0, 1, 0), [0.05, 0.5])
-    assert found.operator_ns[:, 0].tolist() == [1050, 2000, 3150]
-    assert np.array_equal(split(problem, on(0, 0, 1), [0.05, 0.5]).operator_ns, problem.operator_ns)
-    assert np.array_equal(split(problem, on(0, 0, 0), [0.05, 0.5]).operator_ns, problem.operator_ns)
+    share = [0.08, 0.5]
+    for parts, paid in ((1, 0.08), (2, 0.08), (3, 0.04), (5, 0.02)):
+        found = split(problem, on(0, 1, 0), share, [parts, 9])
+        assert found.operator_ns[:, 0].tolist() == [round(1000 * (1 + paid)), 2000, round(3000 * (1 + paid))]
+    for placement in (on(0, 0, 1), on(0, 0, 0)):
+        assert np.array_equal(split(problem, placement, share, [3, 3]).operator_ns, problem.operator_ns)
 
 
 def test_a_device_that_slows_down_finishes_the_rest_at_the_new_speed(build) -> None:
