@@ -122,7 +122,7 @@ Path = tuple[int, int, tuple[str, ...]]
 def _adjacency(cluster: Cluster, *, leaves: bool) -> dict[str, list[tuple[str, int]]]:
     """Return (neighbour, latency) lists; without ``leaves``, nodes with one link are left out: no route passes them."""
     graph, links = cluster.graph, cluster.link
-    kept = [node for node in graph if leaves or len(graph[node]) > 1 or len(graph) == 2]
+    kept = [node for node in graph if leaves or len(graph[node]) > 1 or len(graph) <= 2]
     keep = dict.fromkeys(kept)
     return {
         node: [(other, links[edge["link"]].latency_ns) for other, edge in graph[node].items() if other in keep]

@@ -14,7 +14,8 @@ from moirai_sim.clusters.local import local_core, local_cores
 from moirai_sim.clusters.reader import device_names, read_cluster, read_device_type
 from moirai_sim.clusters.routes import route, route_classes
 from moirai_sim.errors import InputError
-from moirai_sim.sources import transfer_table
+from moirai_sim.policies.run import place
+from moirai_sim.sources import load_problem, transfer_table
 
 SERVERS = """
 name: two-racks
@@ -220,3 +221,12 @@ def test_two_links_of_the_same_ends_are_refused(tmp_path):
     )
     with pytest.raises(InputError, match=r"both join 'a' and 'b'.*one link with the sum of their bandwidths"):
         read(tmp_path, text)
+
+
+def test_a_cluster_of_one_device_needs_no_link(tmp_path):
+    (tmp_path / "one.yaml").write_text("name: one\ndevices:\n  - {name: c0, device: local-core}\n")
+    cluster = read_cluster(tmp_path / "one.yaml")
+    route_class, classes, examples = route_classes(cluster)
+    assert (route_class.tolist(), classes, examples) == ([[-1]], [], [])
+    timeline = place(load_problem("zoo:ws-32?seed=1", cluster), "heft")
+    assert {span.resource for span in timeline.spans} == {"c0"}
