@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from moirai_sim.simulation.workloads import Service
     from moirai_sim.timeline import Timeline
 
-READER_SHARE = 0.9
+_READER_SHARE = 0.9
 """Share of a crossing through shared memory that its reader spends: the message is a token in a pipe, the rest is one
 more call of the backend and data that lie in the cache of another core. Chosen on the models of the quickstart."""
 _SHARED_CORE = 2.0
@@ -88,6 +88,8 @@ class InPlaceTimes(_Strict):
     """What `source_digest` says of it."""
     cpu: str
     """Of the machine, as its maker spells it."""
+    versions: dict[str, str]
+    """Of what timed it."""
     contention: Annotated[float, Field(ge=1, allow_inf_nan=False)]
     """How much longer operators take for each other device that computes."""
     devices: list[DeviceTimes]
@@ -245,14 +247,20 @@ def in_place_on(
 
 def times_of(timed: InPlace, problem: PlacementProblem, cluster: Cluster, source: str) -> InPlaceTimes:
     """Return what was found on the workers of a cluster."""
-    from moirai_sim.profiling.telemetry import cpu_model
+    from moirai_sim.profiling.telemetry import cpu_model, versions
 
     devices = []
     for name in _types_of(problem):
         type_, backend, threads = _kind(cluster.device[name])
         found = asdict(timed.cuts(name))
         devices.append(DeviceTimes(type=type_, backend=backend, threads=threads, **found))
-    return InPlaceTimes(model=source_digest(source), cpu=cpu_model(), contention=timed.contention(), devices=devices)
+    return InPlaceTimes(
+        model=source_digest(source),
+        cpu=cpu_model(),
+        versions=versions(),
+        contention=timed.contention(),
+        devices=devices,
+    )
 
 
 def _types_of(problem: PlacementProblem) -> list[str]:
@@ -301,6 +309,11 @@ def load_in_place(
         raise InputError(f"{problem}; run 'moirai-sim profile in-place' for this one" for problem in problems)
     where = with_free_links(cluster)
     problem = load_problem(source, where, network=network, memory=memory, memory_scale=memory_scale)
+    strangers = sorted({name for device in times.devices for name in device.operator_ns} - {*problem.operators})
+    if strangers:
+        raise InputError(
+            f"{path}: times operator '{strangers[0]}', which the model lacks; time the model in place again"
+        )
     return priced_in_place(problem, where, times)
 
 
@@ -319,18 +332,17 @@ def priced_in_place(problem: PlacementProblem, cluster: Cluster, times: InPlaceT
     each = [types[column] for column in problem.device_type.tolist()]
     part_ns = tuple(found.part_ns for found in each)
     options = _options(cluster, part_ns)
+    made_of: dict[str, object] = {"in_place": digest(times.model_dump()), "cost_models": {}, "extrapolated_share": 0.0}
     crossing = [found.crossing for found in types if found.crossing is not None]
     if len(crossing) == len(types):
         problem, share = _with_crossings(problem, crossing)
+        made_of["links"] = "in place"
         exchange = [crossing[column].exchange_ns for column in problem.device_type.tolist()]
         options = replace(
             options,
             reader_share=share,
             part_ns=tuple(ns + more for ns, more in zip(part_ns, exchange, strict=True)),
         )
-    made_of: dict[str, object] = {"in_place": digest(times.model_dump()), "cost_models": {}, "extrapolated_share": 0.0}
-    if len(crossing) == len(types):
-        made_of["links"] = "in place"
     known = replace(
         problem,
         operator_ns=operator_ns,
@@ -353,7 +365,7 @@ def priced_in_place(problem: PlacementProblem, cluster: Cluster, times: InPlaceT
 def _options(cluster: Cluster, part_ns: tuple[int, ...] = ()) -> SimulationOptions:
     from moirai_sim.simulation.options import SimulationOptions
 
-    return SimulationOptions(reader_share=0.0 if emulated(cluster) else READER_SHARE, part_ns=part_ns or 0)
+    return SimulationOptions(reader_share=0.0 if emulated(cluster) else _READER_SHARE, part_ns=part_ns or 0)
 
 
 def _contention(cluster: Cluster, factor: float) -> NDArray[np.float64]:

@@ -215,7 +215,8 @@ def _run_model(
         if in_place is not None:
             # The placements were chosen by older prices; what is predicted is the machine as it was while they ran.
             priced = price_in_place(problem, cluster, in_place, source)
-            measured = {name: found.only(in_place.alike()) for name, found in measured.items()}
+            alike = in_place.alike()
+            measured = {name: found.only(alike) for name, found in measured.items()}
             in_place.close()
             candidates = [_predicted(priced, study, c.name, c.placement, c.also) for c in candidates]
         for candidate in candidates:
@@ -324,8 +325,8 @@ class Round:
 
     load: int
     """Which of its loads ran."""
-    page: int
-    """How often the model had been timed in place before."""
+    timed_before: int
+    """How often the model had been timed in place by then."""
     times: list[Timed]
     """Makespans, or for a stream the mean time between two answers."""
     timeline: Timeline
@@ -357,7 +358,7 @@ class Measured:
 
     def only(self, alike: Sequence[bool]) -> Measured:
         """Return the rounds before and after which the model, timed in place, was `alike`; all where there are none."""
-        left = [one for one in self.rounds if all(alike[max(one.page - 1, 0) : one.page + 1])]
+        left = [one for one in self.rounds if all(alike[max(one.timed_before - 1, 0) : one.timed_before + 1])]
         return Measured(left or self.rounds, len(left) / max(len(self.rounds), 1))
 
 
@@ -387,7 +388,7 @@ def _interleaved(
             one = loaded[name][number % _LOADS]
             if in_place is not None and study.in_flight > 1:
                 in_place.round()
-            page = 0 if in_place is None else in_place.count
+            timed_before = 0 if in_place is None else in_place.count
             latency_ns: list[int] = []
             if study.in_flight == 1:
                 runs = one.run_hot(patience_s=patience_s)
@@ -399,7 +400,7 @@ def _interleaved(
                 latency_ns = stream.latency_ns.tolist()
                 times = [(round(1e9 / stream.throughput_per_s), run.disturbed)]
             timeline = one.timeline(run.origin, run.records)
-            found[name].rounds.append(Round(number % _LOADS, page, times, timeline, latency_ns))
+            found[name].rounds.append(Round(number % _LOADS, timed_before, times, timeline, latency_ns))
     if in_place is not None:
         in_place.round()
     return found
@@ -432,9 +433,8 @@ def _outcome(
     middle = found.rounds[int(np.argmin([abs(ns - measured) for ns in took]))].timeline
     rng = np.random.default_rng(seed)
     n = len(rounds)
-    drawn = [
-        typical_ns([rounds[i] for i in rng.integers(0, n, n)], quiet=quiet) for _ in range(_RESAMPLES)
-    ]  # bootstrap
+    resampled = ([rounds[i] for i in rng.integers(0, n, n)] for _ in range(_RESAMPLES))
+    drawn = [typical_ns(times, quiet=quiet) for times in resampled]
     low, high = np.quantile([*drawn, measured], [0.05, 0.95])
     over_network = priced.problem.cluster is not None and emulated(priced.problem.cluster)
     outcome = {

@@ -36,5 +36,5 @@ def test_what_is_timed_in_place_foretells_what_a_placement_takes(cli, tmp_path: 
     shared = (*options, "--placement", "placed.json", "--json")
     simulated = json.loads(cli("simulate", *shared, "--in-place", "times.json").out)
     measured = json.loads(cli("measure", *shared, "-o", "measured.json").out)
-    # Wide enough for a machine that others keep busy; by the data sheet it is off by a factor of three.
+    # Wide enough for a machine that others keep busy.
     assert 0.6 < simulated["makespan_ns"] / measured["makespan_ns"] < 1.6

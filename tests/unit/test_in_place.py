@@ -49,7 +49,7 @@ def times(source: str, **changes: Any) -> InPlaceTimes:
         "operator_ns": {"mm0": 1000, "mm1": 2000, "mm2": 4000},
         "part_ns": PART_NS, "split_share": 0.0, "split_parts": 3, "cold_ns": 0, "crossing": crossing,
     }  # fmt: skip
-    content = {"model": source_digest(source), "cpu": cpu_model(), "contention": 1.0}
+    content = {"model": source_digest(source), "cpu": cpu_model(), "versions": {}, "contention": 1.0}
     content |= {name: changes[name] for name in changes if name not in device}
     device |= {name: changes[name] for name in changes if name in device}
     return InPlaceTimes(devices=[DeviceTimes.model_validate(device)], **content)
@@ -133,6 +133,11 @@ def test_times_of_another_model_machine_and_device_are_refused_together(model: s
     assert [problem.split(": ")[1][:24] for problem in error.value.problems] == [
         "is of another model than", "was made on 'Z80', this ", "holds no times on local-",
     ]  # fmt: skip
+
+
+def test_times_of_an_operator_that_the_model_lacks_are_refused(model: str):
+    with pytest.raises(InputError, match="times operator 'mm9', which the model lacks"):
+        load(model, operator_ns={"mm0": 1, "mm9": 1})
 
 
 def test_every_fault_of_a_broken_file_is_named(model: str):

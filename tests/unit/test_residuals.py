@@ -33,10 +33,10 @@ def test_links_are_judged_by_transfers_that_a_device_stood_still_for():
 
 
 def test_rounds_count_that_lie_between_two_times_in_place_that_are_alike():
-    rounds = [Round(i % 2, page, [(ns, 0.0)], timeline(operator("a", "m0", 0, 1))) for i, (page, ns) in enumerate(
+    rounds = [Round(i % 2, before, [(ns, 0.0)], timeline(operator("a", "m0", 0, 1))) for i, (before, ns) in enumerate(
         [(1, 70), (2, 100), (3, 900), (4, 110), (5, 120)])]  # fmt: skip
     found = Measured(rounds).only([False, True, True, False, True, True])
-    assert [one.page for one in found.rounds] == [2, 5]
+    assert [one.timed_before for one in found.rounds] == [2, 5]
     assert (found.alike, found.typical_ns(quiet=True)) == (2 / 5, 110)
     assert found.loads == [[[(120, 0.0)]], [[(100, 0.0)]]]
     none = Measured(rounds).only([False] * 6)
