@@ -141,7 +141,7 @@ def _errors(cases: pd.DataFrame) -> go.Figure:
         figure.add_bar(x=rows["model"], y=rows["error"], name=str(placement), hovertemplate="%{y:.1%}<extra></extra>")
     figure.update_layout(
         height=400, barmode="group", margin={"l": 10, "r": 10, "t": 30, "b": 10},
-        yaxis={"title": "predicted / measured - 1", "tickformat": ".0%", "automargin": True},
+        yaxis={"title": "predicted / measured - 1", "tickformat": "~%", "automargin": True},
         xaxis={"automargin": True},
     )  # fmt: skip
     return figure
