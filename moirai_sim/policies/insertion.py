@@ -58,7 +58,7 @@ def insertion_schedule(problem: PlacementProblem, order: Ints, pinned: Ints, *, 
     """
     groups = groups_of(problem)
     network = problem.network if reserve_ports else "none"
-    ports = {"none": 0, "half-duplex": 2}.get(network, 1)  # a fair network is taken for one of ports
+    ports = {"none": 0, "half-duplex": 1}.get(network, 2)  # of a device; a fair network is taken for one-port
     indptr, in_edges = problem.predecessors
     device, start, transfer_start = _schedule(
         np.ascontiguousarray(order), pinned, problem.operator_ns, problem.device_type, problem.memory_bytes,

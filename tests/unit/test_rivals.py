@@ -203,3 +203,11 @@ def test_random_is_repeatable_and_depends_on_the_seed() -> None:
     problem = build([[1, 1]] * 40, {})
     one, same, other = (Random().place(problem, Request(seed=seed)).device for seed in (1, 1, 2))
     assert one.tolist() == same.tolist() != other.tolist()
+
+
+@pytest.mark.parametrize(("network", "home"), [("one-port", 0), ("half-duplex", 1)])
+def test_heft_sends_while_it_receives_where_ports_do(network: Network, home: int) -> None:
+    """The tensor for n3 can come to d0 while that of n0 leaves it (1 to 11), unless both need the same port."""
+    problem = build([[1, 100], [100, 1], [100, 1], [1, 8]], {(0, 2): 10, (1, 3): 4}, network=network)
+    answer = Heft().place(problem, REQUEST)
+    assert answer.device.tolist() == [0, 1, 1, home]
