@@ -219,23 +219,12 @@ def _check_links(problem: PlacementProblem, timeline: Timeline, found: list[str]
     """
     if problem.network != "fair" or problem.cluster is None:
         return
-    crossings: dict[tuple[str, str], list[tuple[int, int, int]]] = defaultdict(list)
-    routes: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {}
-    for span in timeline.spans:
-        if span.kind != "transfer" or not span.bytes:
-            continue
-        pair = span.source, span.target
-        if pair not in routes:
-            routes[pair] = _way(problem.cluster, *pair)
-        latency, nodes = routes[pair]
-        if span.end_ns - latency <= span.start_ns:
-            continue  # so small that it is all latency
-        for a, b in pairwise(nodes):
-            link = problem.cluster.graph.edges[a, b]["link"]
-            direction = a if problem.cluster.link[link].duplex == "full" else ""
-            crossings[link, direction].append((span.start_ns, span.end_ns - latency, span.bytes))
+    crossings = _crossings(problem.cluster, timeline)
     for (link, direction), uses in sorted(crossings.items()):
         per_ns = problem.cluster.link[link].bandwidth_bytes_per_s / 1e9
+        uses = [use for use in uses if use[1] > use[0]]  # what is so small that it is all latency fills no link
+        if not uses:
+            continue
         start, end, size = np.array(sorted(uses, key=lambda use: use[1]), dtype=np.float64).T
         starts = np.unique(start)
         for begin in starts[:: max(1, len(starts) // 2_000)]:
@@ -249,6 +238,24 @@ def _check_links(problem: PlacementProblem, timeline: Timeline, found: list[str]
                 out_of = f" out of '{direction}'" if direction else ""
                 found.append(f"link '{link}'{out_of} carries more than it can from {int(begin)} ns to {until} ns")
                 break
+
+
+def _crossings(cluster: Cluster, timeline: Timeline) -> dict[tuple[str, str], list[tuple[int, int, int]]]:
+    """Return start, end and bytes of what crosses each link in each direction; the end of the last byte that enters."""
+    crossings: dict[tuple[str, str], list[tuple[int, int, int]]] = defaultdict(list)
+    routes: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {}
+    for span in timeline.spans:
+        if span.kind != "transfer" or not span.bytes:
+            continue
+        pair = span.source, span.target
+        if pair not in routes:
+            routes[pair] = _way(cluster, *pair)
+        latency, nodes = routes[pair]
+        for a, b in pairwise(nodes):
+            link = cluster.graph.edges[a, b]["link"]
+            direction = a if cluster.link[link].duplex == "full" else ""
+            crossings[link, direction].append((span.start_ns, span.end_ns - latency, span.bytes))
+    return crossings
 
 
 def _way(cluster: Cluster, source: str, target: str) -> tuple[int, tuple[str, ...]]:
@@ -305,14 +312,11 @@ def _check_figures(problem: PlacementProblem, timeline: Timeline, found: list[st
     if ends and max(ends) != timeline.makespan_ns:
         found.append(f"makespan_ns is {timeline.makespan_ns} but the last span ends at {max(ends)}")
     if timeline.period_ns is not None:
-        load: dict[tuple[str, ...], int] = defaultdict(int)
-        for span in (span for one in timeline.cycle for span in one.spans):
-            for resource in _resources(problem.network, span):
-                load[resource] += span.end_ns - span.start_ns
+        busiest = max(_loads_ns(problem, timeline).values(), default=0.0)
         turns = len(timeline.cycle)
-        if load and timeline.period_ns * turns < max(load.values()):
+        if timeline.period_ns * turns < busiest:
             requests = "a request" if turns == 1 else f"in {turns} requests"
-            found.append(f"period_ns is {timeline.period_ns} but one resource works {max(load.values())} ns {requests}")
+            found.append(f"period_ns is {timeline.period_ns} but one resource works {busiest:.0f} ns {requests}")
     if timeline.max_period_ns is not None and (
         timeline.period_ns is None or timeline.period_ns > timeline.max_period_ns
     ):
@@ -323,3 +327,18 @@ def _check_figures(problem: PlacementProblem, timeline: Timeline, found: list[st
         found.append(f"lower_bound_ns {timeline.lower_bound_ns} exceeds the objective {timeline.objective_ns}")
     if timeline.status == "optimal" and timeline.lower_bound_ns != timeline.objective_ns:
         found.append("status is 'optimal' but the lower bound is not the objective")
+
+
+def _loads_ns(problem: PlacementProblem, timeline: Timeline) -> dict[tuple[str, ...], float]:
+    """Return how long each device, port and link works for a request by each placement that takes turns, ns."""
+    load: dict[tuple[str, ...], float] = defaultdict(float)
+    for one in timeline.cycle:
+        for span in one.spans:
+            for resource in _resources(problem.network, span):
+                load[resource] += span.end_ns - span.start_ns
+        if problem.network != "fair" or problem.cluster is None:
+            continue
+        for (name, direction), uses in _crossings(problem.cluster, one).items():
+            per_ns = problem.cluster.link[name].bandwidth_bytes_per_s / 1e9
+            load["link", name, direction] += sum(size for _, _, size in uses) / per_ns * (1 - 1e-9)
+    return load

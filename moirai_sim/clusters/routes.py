@@ -40,6 +40,33 @@ def route(cluster: Cluster, source: str, target: str) -> Route:
     return _as_route(cluster, found)
 
 
+class Links:
+    """The directed capacities of a cluster's links, numbered by name so that the order of a file does not matter."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self.capacity: list[float] = []
+        """Bytes per ns."""
+        self.names: list[str] = []
+        self.directions: dict[str, list[int]] = {}
+        """Link name to its numbers: forwards and backwards, which are one for a half-duplex link."""
+        for link in sorted(cluster.links, key=lambda link: link.name):
+            self.directions[link.name] = []
+            for _ in range(2 if link.duplex == "full" else 1):
+                self.directions[link.name].append(len(self.capacity))
+                self.names.append(link.name)
+                self.capacity.append(link.bandwidth_bytes_per_s / 1e9)
+
+    def between(self, source: str, target: str) -> tuple[list[int], int]:
+        """Return the numbers of the directed links from one device to another, and the latency in ns."""
+        way = route(self._cluster, source, target)
+        numbers = [
+            self.directions[name][0 if self._cluster.link[name].ends[0] == a else -1]
+            for name, (a, _) in zip(way.links, itertools.pairwise(way.nodes), strict=True)
+        ]
+        return numbers, way.latency_ns
+
+
 def route_classes(cluster: Cluster) -> tuple[NDArray[np.int64], list[RouteClass], list[tuple[int, int]]]:
     """Group the ordered pairs of devices by latency and bandwidth of their routes.
 
@@ -120,9 +147,16 @@ Path = tuple[int, int, tuple[str, ...]]
 
 
 def _adjacency(cluster: Cluster, *, leaves: bool) -> dict[str, list[tuple[str, int]]]:
-    """Return (neighbour, latency) lists; without ``leaves``, nodes with one link are left out: no route passes them."""
+    """Return (neighbour, latency) lists; without ``leaves``, nodes with one link are left out: no route passes them.
+
+    Both ends of a link that joins nothing else stay.
+    """
     graph, links = cluster.graph, cluster.link
-    kept = [node for node in graph if leaves or len(graph[node]) > 1 or len(graph) <= 2]
+    kept = [
+        node
+        for node, near in graph.adjacency()
+        if leaves or len(near) != 1 or all(len(graph[end]) == 1 for end in near)
+    ]
     keep = dict.fromkeys(kept)
     return {
         node: [(other, links[edge["link"]].latency_ns) for other, edge in graph[node].items() if other in keep]

@@ -11,6 +11,7 @@ import numpy as np
 from moirai_sim.placement import Placement
 from moirai_sim.policies.bounds import FAR, lower_bound_ns
 from moirai_sim.policies.cp_model import CpModel
+from moirai_sim.policies.cycles import best_cycle, whole_models
 from moirai_sim.policies.decompose import decompose, near_cut_bound_ns
 from moirai_sim.policies.loads import fits, memory_binds, period_ns
 from moirai_sim.policies.modules import cut_vertices, modules_of
@@ -78,6 +79,7 @@ class Auto:
 
 
 def _latency(problem: PlacementProblem, request: Request) -> Placement:
+    request = replace(request, max_latency_ns=None)  # from what breaks the limit, search may come to what keeps it
     clock = _Clock(request)
     starts = find_starts(problem, clock.request(0.3), CHEAP)
     best = starts[0] if starts else None
@@ -135,12 +137,8 @@ def _latency(problem: PlacementProblem, request: Request) -> Placement:
 
 
 def _throughput(problem: PlacementProblem, request: Request) -> Placement:
-    if problem.network == "fair":  # a period counts the loads of devices only, as under ``none``
-        if request.max_latency_ns is None:
-            answer = _throughput(problem.with_network("none"), request)
-            return replace(answer, order=None, transfer_order=None)
-        answer = _throughput(problem.with_network("one-port"), request)  # for the latencies; it proves nothing of fair
-        return replace(answer, lower_bound_ns=0, status="feasible" if len(answer.device) else "limit")
+    if problem.network == "fair":
+        return _fair_throughput(problem, request)
     clock = _Clock(request)
     starts = find_starts(problem, clock.request(0.3), CHEAP)
     steps = [f"{start.policy} {start.value_ns}" for start in starts]
@@ -167,7 +165,7 @@ def _throughput(problem: PlacementProblem, request: Request) -> Placement:
         if name == "milp-throughput" and (large or problem.n_operators * problem.n_devices > WHOLE_MODEL):
             continue  # with a latency it orders operators pairwise; `diviml` coarsens first
         answer = load_policy(name).place(problem, clock.request(share))
-        bound = max(bound, answer.lower_bound_ns)
+        bound = FAR if answer.status == "infeasible" else max(bound, answer.lower_bound_ns)
         start = start_from(problem, answer, request, name)
         best = _better(best, start)
         starts += [] if start is None else [start]
@@ -176,6 +174,37 @@ def _throughput(problem: PlacementProblem, request: Request) -> Placement:
         pool = [one for start in starts for one in start.placement.cycle]
         best = _better(best, cycle_from(problem, pool, request))
     return _answer(best, bound, steps)
+
+
+def _fair_throughput(problem: PlacementProblem, request: Request) -> Placement:
+    """Answer for the linear networks, and choose by the loads of the real links."""
+    from moirai_sim.simulation.engine import simulate
+
+    clock = _Clock(request)
+    candidates: list[Placement] = []
+    for network, share in zip(SURROGATES, (0.5, 0.9), strict=True):
+        answer = _throughput(problem.with_network(network), clock.request(share))
+        candidates += [_greedy(answer), answer] if len(answer.device) else []
+    bound = answer.lower_bound_ns  # of the last, under which nothing waits: no link makes a load or a latency less
+    if request.replicas > 1:
+        pool = [one for answer in candidates for one in answer.cycle] + whole_models(problem)
+        candidates += filter(None, [best_cycle(problem, pool, request.replicas)])
+    candidates.sort(key=lambda one: period_ns(problem, one.devices))
+    longest = request.max_latency_ns
+    if longest is not None:
+        candidates = [one for one in candidates if simulate(problem, one, engine="simpy").latency_ns <= longest]
+    if not candidates:
+        status: Status = "infeasible" if answer.status == "infeasible" else "limit"
+        return Placement(device=np.zeros(0, dtype=np.int64), status=status)
+    value = period_ns(problem, candidates[0].devices)
+    status = "optimal" if bound >= value else "feasible"
+    return replace(candidates[0], lower_bound_ns=min(bound, value), status=status)
+
+
+def _greedy(answer: Placement) -> Placement:
+    """Return a placement, or a cycle of them, without its orders."""
+    first, *others = (replace(one, order=None, transfer_order=None) for one in answer.cycle)
+    return replace(first, replicas=tuple(others))
 
 
 def _within(problem: PlacementProblem, request: Request) -> Placement:

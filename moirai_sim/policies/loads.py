@@ -1,4 +1,4 @@
-"""What a placement asks of each resource: loads of devices and ports, memory; and the best single device."""
+"""What a placement asks of each resource: loads of devices, ports and links, memory; and the best single device."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moirai_sim.clusters.routes import Links
 from moirai_sim.placement import transfer_edges
 from moirai_sim.problem import UNLIMITED
 
@@ -26,34 +27,55 @@ def port_loads_ns(problem: PlacementProblem, device: NDArray[np.int64]) -> tuple
     """Return the time for which a request keeps each device sending and receiving, two arrays [k] ns."""
     sending = np.zeros(problem.n_devices, dtype=np.int64)
     receiving = np.zeros(problem.n_devices, dtype=np.int64)
-    leader = transfer_edges(problem, device)
-    edges = np.flatnonzero(leader == np.arange(len(leader)))
-    if len(edges):
-        source, target = device[problem.edges[edges, 0]], device[problem.edges[edges, 1]]
-        length = problem.transfer_ns[problem.edge_tensor[edges], problem.route_class[source, target]]
-        np.add.at(sending, source, length)
-        np.add.at(receiving, target, length)
+    tensor, source, target = _transfers(problem, device)
+    length = problem.transfer_ns[tensor, problem.route_class[source, target]]
+    np.add.at(sending, source, length)
+    np.add.at(receiving, target, length)
     return sending, receiving
 
 
-def resource_loads_ns(problem: PlacementProblem, device: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the work that a request gives each device and port, [resources] ns.
+def link_loads_ns(problem: PlacementProblem, device: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the time for which what a request sends would fill each direction of each link of the cluster, [l] ns.
 
-    Under ``none`` and ``fair`` only the devices count; what a fair network adds is up to the simulator.
+    However its rates are shared, a link needs so long for a request: the loads of a ``fair`` network.
     """
+    if problem.cluster is None:
+        return np.zeros(0, dtype=np.int64)
+    links = Links(problem.cluster)
+    tensor, source, target = _transfers(problem, device)
+    size = np.maximum(problem.tensor_bytes[tensor], 0)
+    pairs, which = np.unique(source * problem.n_devices + target, return_inverse=True)
+    carried = np.zeros(len(links.capacity))
+    for pair, total in zip(pairs.tolist(), np.bincount(which, size).tolist(), strict=True):
+        one, other = divmod(pair, problem.n_devices)
+        carried[links.between(problem.devices[one], problem.devices[other])[0]] += total
+    return np.ceil(carried / links.capacity).astype(np.int64)
+
+
+def _transfers(problem: PlacementProblem, device: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+    """Return tensor, source and target of each transfer, three arrays of indices."""
+    leader = transfer_edges(problem, device)
+    edges = np.flatnonzero(leader == np.arange(len(leader)))
+    return problem.edge_tensor[edges], device[problem.edges[edges, 0]], device[problem.edges[edges, 1]]
+
+
+def resource_loads_ns(problem: PlacementProblem, device: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the work that a request gives each device, and each port or link of the network, [resources] ns."""
     loads = [device_loads_ns(problem, device)]
     if problem.network == "one-port":
         loads += port_loads_ns(problem, device)
     elif problem.network == "half-duplex":
         loads.append(np.add(*port_loads_ns(problem, device)))
+    elif problem.network == "fair":
+        loads.append(link_loads_ns(problem, device))
     return np.concatenate(loads)
 
 
 def period_ns(problem: PlacementProblem, device: NDArray[np.int64]) -> int:
     """Return the mean time between two finished requests of a saturated pipeline, rounded up, ns.
 
-    It is the largest load of a device or port; where R placements take turns (``device`` is [R, n] instead of [n]), the
-    largest sum of their loads, over R.
+    It is the largest load of a device, port or link; where R placements take turns (``device`` is [R, n] instead of
+    [n]), the largest sum of their loads, over R.
     """
     cycle = np.atleast_2d(device)
     total = np.sum([resource_loads_ns(problem, one) for one in cycle], axis=0)

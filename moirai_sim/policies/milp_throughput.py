@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -29,7 +30,8 @@ class MilpThroughput:
     Loads may be spread over the devices in any way, not only in contiguous pieces (compare ``pipeline-dp``). With
     ``replicas`` the model is solved for cycles of 1, 2, ... placements (`stream_model`), until one reaches the bound of
     all; under ``max_latency_ns`` the starts and orders of a request alone are part of it, as in ``milp``. Extension:
-    devices that can be swapped are told apart by load. Under ``fair`` latencies are those of ``one-port``.
+    devices that can be swapped are told apart by load. Under ``fair`` the ports stand for the links, which proves
+    nothing.
     """
 
     name: ClassVar[str] = "milp-throughput"
@@ -38,19 +40,18 @@ class MilpThroughput:
         """Return an optimum, or the best answer within the time limit with the solver's bound."""
         if request.objective != "throughput":
             raise InputError(f"policy '{self.name}' minimises the period; ask with --objective throughput")
-        ported = problem
-        if problem.network == "fair":
-            ported = problem.with_network("none" if request.max_latency_ns is None else "one-port")
+        ported = problem.with_network("one-port") if problem.network == "fair" else problem
         if request.replicas > 1 or request.max_latency_ns is not None:
             answer = stream(ported, request)
         else:
             answer = _alone(ported, request)
-        if ported is not problem and request.max_latency_ns is not None:  # what one-port forbids, fair may allow
+        if ported is not problem:  # what one-port forbids, fair may allow
             answer = replace(answer, lower_bound_ns=0, status="limit" if not len(answer.device) else "feasible")
         return answer
 
 
 def _alone(ported: PlacementProblem, request: Request) -> Placement:
+    started = time.perf_counter()
     starts = find_starts(ported, request)
     start = None
     if starts:
@@ -59,7 +60,9 @@ def _alone(ported: PlacementProblem, request: Request) -> Placement:
         start = replace(starts[0], placement=Placement(device=device))
     horizon = start.value_ns if start else longest_ns(ported)
     model = MilpModel(ported, horizon, "throughput")
-    answer = solve(model, request, columns_of(model, start.placement) if start else None, request.time_limit_s)
+    built = time.perf_counter() - started
+    first = columns_of(model, start.placement) if start else None
+    answer = solve(model, request, first, max(0.1, request.time_limit_s - built))
     facts: dict[str, object] = {"solver": "HiGHS", "columns": model.n_columns, "nodes": answer.nodes}
     if answer.status in FAILED:
         facts["solver_status"] = answer.status

@@ -8,19 +8,17 @@ half-duplex link one for both; a host bus that devices share is a link of their 
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
 import simpy
 
-from moirai_sim.clusters.routes import route
+from moirai_sim.clusters.routes import Links
 from moirai_sim.errors import InputError
 from moirai_sim.simulation.calls import FIRST, LAST, Call
 from moirai_sim.simulation.fairness import NEVER, change, grown, new_flows
 
 if TYPE_CHECKING:
-    from moirai_sim.clusters.cluster import Cluster
     from moirai_sim.simulation.engine import Engine
 
 _NONE = np.zeros(0, dtype=np.int64)
@@ -138,30 +136,3 @@ class Fair:
             engine.on_transfer((job, start, start, now + latency))
             self._ended.append(slot)
         self._settle_later()
-
-
-class Links:
-    """The directed capacities of a cluster's links, numbered by name so that the order of a file does not matter."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
-        self.capacity: list[float] = []
-        """Bytes per ns."""
-        self.names: list[str] = []
-        self.directions: dict[str, list[int]] = {}
-        """Link name to its numbers: forwards and backwards, which are one for a half-duplex link."""
-        for link in sorted(cluster.links, key=lambda link: link.name):
-            self.directions[link.name] = []
-            for _ in range(2 if link.duplex == "full" else 1):
-                self.directions[link.name].append(len(self.capacity))
-                self.names.append(link.name)
-                self.capacity.append(link.bandwidth_bytes_per_s / 1e9)
-
-    def between(self, source: str, target: str) -> tuple[list[int], int]:
-        """Return the numbers of the directed links from one device to another, and the latency in ns."""
-        way = route(self._cluster, source, target)
-        numbers = [
-            self.directions[name][0 if self._cluster.link[name].ends[0] == a else -1]
-            for name, (a, _) in zip(way.links, itertools.pairwise(way.nodes), strict=True)
-        ]
-        return numbers, way.latency_ns

@@ -7,15 +7,18 @@ appended to their resources; the schedules so found include an optimal one (semi
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from moirai_sim.clusters.routes import route
 from moirai_sim.problem import UNLIMITED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from moirai_sim.clusters.cluster import Cluster
     from moirai_sim.problem import PlacementProblem
 
 Resources = tuple[tuple[str, int], ...]
@@ -37,7 +40,7 @@ def optimal_makespan_ns(problem: PlacementProblem) -> int | None:
 def optimal_period_ns(problem: PlacementProblem, *, replicas: int = 1, max_latency_ns: int | None = None) -> int | None:
     """Return the least period of up to ``replicas`` placements that take turns, ns; None if none fits.
 
-    The period is the largest load of a device or port in R requests, over R, rounded up.
+    The period is the largest load of a device, port or link in R requests, over R, rounded up.
 
     Parameters
     ----------
@@ -147,7 +150,26 @@ def _loads(problem: PlacementProblem, device: tuple[int, ...]) -> dict[tuple[str
     for time, used in zip(length, resources, strict=True):
         for resource in used:
             loads[resource] += time
+    if problem.network == "fair" and problem.cluster is not None:
+        loads |= _link_loads(problem, problem.cluster, device)
     return loads
+
+
+def _link_loads(problem: PlacementProblem, cluster: Cluster, device: tuple[int, ...]) -> dict[tuple[str, int], int]:
+    """Return how long each direction of each link needs for the bytes of a request, rounded up."""
+    carried: dict[tuple[str, int], int] = defaultdict(int)
+    crossing = {
+        (tensor, device[i], device[j])
+        for (i, j), tensor in zip(problem.edges.tolist(), problem.edge_tensor.tolist(), strict=True)
+        if tensor >= 0 and device[i] != device[j]
+    }
+    for tensor, source, target in crossing:
+        way = route(cluster, problem.devices[source], problem.devices[target])
+        for name, begin in zip(way.links, way.nodes[:-1], strict=True):
+            link = cluster.link[name]
+            backwards = int(link.duplex == "full" and link.ends[0] != begin)
+            carried[name, backwards] += int(problem.tensor_bytes[tensor])
+    return {key: math.ceil(size / (cluster.link[key[0]].bandwidth_bytes_per_s / 1e9)) for key, size in carried.items()}
 
 
 def _best_order(problem: PlacementProblem, device: tuple[int, ...], best: int | None) -> int | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moirai_sim.clusters.cluster import Cluster, Device, DeviceType, Link
 from moirai_sim.problem import UNLIMITED, UNSUPPORTED, PlacementProblem
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ def small_problem(
 
     Notes
     -----
-    Durations are 0 to 9 ns, with ties and work without length: what breaks schedulers.
+    Durations are 0 to 9 ns, with ties and work without length: what breaks schedulers. Under ``fair`` the devices hang
+    on a switch by links of a byte a nanosecond, and a tensor takes as long over every route.
     """
     rng = np.random.default_rng(seed)
     edges = [(i, j) for j in range(operators) for i in range(j) if rng.random() < density]
@@ -64,7 +66,7 @@ def small_problem(
     capacity = UNLIMITED if memory is None else max(int(weight.max(initial=0)), int(memory * weight.sum()))
     group = np.full(operators, -1)
     group[:2] = 0
-    return PlacementProblem(
+    problem = PlacementProblem(
         name=f"small-{seed}",
         operators=tuple(f"n{i}" for i in range(operators)),
         operator_ns=duration.astype(np.int64),
@@ -79,6 +81,20 @@ def small_problem(
         transfer_ns=rng.integers(0, 7, size=(n_tensors, devices * devices)).astype(np.int64),
         network=network,
         colocation=group.astype(np.int64) if colocated else None,
+    )
+    return _behind_a_switch(problem) if network == "fair" else problem
+
+
+def _behind_a_switch(problem: PlacementProblem) -> PlacementProblem:
+    kind = DeviceType("chip", "gpu", 10**9, 1e9, {"float32": 1e9})
+    devices = tuple(Device(name, kind) for name in problem.devices)
+    cables = tuple(Link(f"cable-{name}", (name, "switch"), 1e9) for name in problem.devices)
+    size = problem.transfer_ns.max(axis=1, initial=0)
+    return replace(
+        problem,
+        cluster=Cluster("star", devices, cables, ("switch",)),
+        tensor_bytes=size,
+        transfer_ns=np.repeat(size[:, None], problem.transfer_ns.shape[1], axis=1),
     )
 
 

@@ -7,33 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from moirai_sim.clusters.cluster import Cluster, Device, DeviceType, Link
 from moirai_sim.policies.base import Request
 from moirai_sim.policies.bounds import lower_bound_ns
 from moirai_sim.policies.run import place
-from moirai_sim.problem import PlacementProblem
+from moirai_sim.policies.starts import CHEAP
+from moirai_sim.problem import Network
 from moirai_sim.testing.brute_force import optimal_period_ns
-from moirai_sim.testing.problems import small_problem
-
-
-def _fair(problem: PlacementProblem) -> PlacementProblem:
-    """Return the problem on two devices joined by one link of 1 GB/s: a byte takes a nanosecond."""
-    kind = DeviceType("chip", "gpu", 10**9, 1e9, {"float32": 1e9})
-    devices = tuple(Device(name, kind) for name in problem.devices)
-    cluster = Cluster("pair", devices, (Link("cable", problem.devices[:2], 1e9),))
-    size = problem.transfer_ns.max(axis=1)
-    return replace(
-        problem,
-        network="fair",
-        cluster=cluster,
-        tensor_bytes=size,
-        transfer_ns=np.repeat(size[:, None], problem.transfer_ns.shape[1], axis=1),
-    )
+from moirai_sim.testing.problems import layered_problem, small_problem
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_no_rival_beats_auto_on_fair_networks(seed: int) -> None:
-    problem = _fair(small_problem(seed, operators=8, devices=2))
+    problem = small_problem(seed, operators=8, devices=2, network="fair")
     request = Request(time_limit_s=4)
     ours = place(problem, "auto", request)
     assert 0 < ours.lower_bound_ns <= ours.makespan_ns
@@ -42,12 +27,11 @@ def test_no_rival_beats_auto_on_fair_networks(seed: int) -> None:
 
 
 @pytest.mark.parametrize("network", ["none", "one-port", "fair"])
-def test_auto_finds_the_best_period(network: str) -> None:
-    problem = small_problem(3, operators=6, devices=2)
-    problem = _fair(problem) if network == "fair" else replace(problem, network=network)
+def test_auto_finds_the_best_period(network: Network) -> None:
+    problem = small_problem(3, operators=6, devices=2, network=network)
     timeline = place(problem, "auto", Request(objective="throughput", time_limit_s=20))
-    assert timeline.status == "optimal"
     assert timeline.period_ns == optimal_period_ns(problem)
+    assert timeline.status == ("feasible" if network == "fair" else "optimal"), "loads of links are in no bound"
 
 
 def test_auto_proves_that_nothing_fits() -> None:
@@ -69,3 +53,28 @@ def test_a_latency_that_nobody_finds_ends_without_an_answer(policy: str) -> None
     timeline = place(problem, policy, Request("throughput", time_limit_s=1.0, max_latency_ns=longest))
     assert timeline.status == "limit"
     assert not timeline.spans
+
+
+def test_auto_proves_that_no_stream_fits() -> None:
+    """Three operators of 4 bytes on two devices of 5: any two would do, which no cheap bound sees."""
+    problem = replace(small_problem(2, operators=3), memory_bytes=np.array([5, 5]), weight_bytes=np.full(3, 4))
+    assert place(problem, "auto", Request("throughput", time_limit_s=10)).status == "infeasible"
+
+
+@pytest.mark.parametrize("policy", ["auto", "search"])
+def test_a_latency_that_no_simple_policy_reaches_is_searched_for(policy: str) -> None:
+    problem = layered_problem(1, operators=60, devices=3)
+    starts = [place(problem, name, Request()).makespan_ns for name in CHEAP if name != "random"]
+    found = place(problem, policy, Request(time_limit_s=4)).makespan_ns
+    assert found < min(starts)
+    limit = (found + min(starts)) // 2
+    timeline = place(problem, policy, Request(time_limit_s=4, max_latency_ns=limit))
+    assert timeline.spans
+    assert timeline.makespan_ns <= limit
+
+
+def test_a_latency_that_is_proven_out_of_reach_is_infeasible() -> None:
+    problem = small_problem(9, operators=8, devices=2)
+    best = place(problem, "auto", Request(time_limit_s=10))
+    assert best.status == "optimal"
+    assert place(problem, "auto", Request(time_limit_s=10, max_latency_ns=best.makespan_ns - 1)).status == "infeasible"

@@ -230,3 +230,19 @@ def test_a_cluster_of_one_device_needs_no_link(tmp_path):
     assert (route_class.tolist(), classes, examples) == ([[-1]], [], [])
     timeline = place(load_problem("zoo:ws-32?seed=1", cluster), "heft")
     assert {span.resource for span in timeline.spans} == {"c0"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "devices: [{name: a, device: nvidia-t4}, {name: b, device: nvidia-t4}]\nswitches: [unused]\n"
+        "links: [{ends: [a, b], bandwidth: 1 GB/s}]\n",
+        "devices: [{name: a, device: nvidia-t4}]\nswitches: [s, unused]\nlinks: [{ends: [a, s], bandwidth: 1 GB/s}]\n",
+        "devices: [{name: a, device: nvidia-t4}]\nswitches: [s, t]\n",
+    ],
+)
+def test_switches_that_join_nothing_are_no_harm(tmp_path, text):
+    cluster = read(tmp_path, f"name: odd\n{text}")
+    table, classes, _ = route_classes(cluster)
+    assert len(classes) == len(cluster.devices) - 1
+    assert (table.diagonal() == -1).all()

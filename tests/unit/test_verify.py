@@ -128,6 +128,7 @@ def test_a_link_that_carries_too_much_is_found():
 
     from moirai_sim.clusters.cluster import Cluster, Device, DeviceType, Link
     from moirai_sim.placement import Placement
+    from moirai_sim.policies.loads import period_ns
     from moirai_sim.problem import UNLIMITED, PlacementProblem
     from moirai_sim.simulation.engine import simulate
 
@@ -158,3 +159,9 @@ def test_a_link_that_carries_too_much_is_found():
     assert verify(problem, simulate(problem, placement)) == []
     too_fast = replace(simulate(problem.with_network("none"), placement), network="fair")
     assert verify(problem, too_fast) == ["link 'l0' out of 'd0' carries more than it can from 0 ns to 100 ns"]
+    assert period_ns(problem, placement.device) == 200, "both tensors leave by the same link"
+    stream = replace(simulate(problem, placement), objective="throughput", period_ns=200)
+    assert verify(problem, stream) == []
+    assert verify(problem, replace(stream, period_ns=199)) == [
+        "period_ns is 199 but one resource works 200 ns a request"
+    ]
