@@ -155,12 +155,21 @@ class PlacementProblem:
         """CSR (indptr [n+1], edge ids [m]): the edges into each operator, in edge order."""
         return _csr(self.edges[:, 1], self.n_operators)
 
-    @cached_property
+    @property
     def topological_order(self) -> NDArray[np.int64]:
         """[n] operators, each after all its producers; level by level, smaller index first (Kahn).
 
         Shorter than n only where the edges form a cycle, which the constructor refuses.
         """
+        return self._levels[0]
+
+    @property
+    def width(self) -> int:
+        """Operators in the largest level of `topological_order`: about so many can be ready at once."""
+        return self._levels[1]
+
+    @cached_property
+    def _levels(self) -> tuple[NDArray[np.int64], int]:
         n = self.n_operators
         indptr, out = self.successors
         targets = self.edges[out, 1]
@@ -172,7 +181,8 @@ class PlacementProblem:
             reached = np.concatenate([targets[indptr[i] : indptr[i + 1]] for i in level])
             np.subtract.at(waiting, reached, 1)
             level = np.unique(reached[waiting[reached] == 0])
-        return np.concatenate(order).astype(np.int64) if order else np.zeros(0, dtype=np.int64)
+        found = np.concatenate(order).astype(np.int64) if order else np.zeros(0, dtype=np.int64)
+        return found, max(map(len, order), default=0)
 
     def transfer_time_ns(self, tensor: int, source: int, target: int) -> int:
         """Return the time of one tensor between two devices with nothing else on the network, ns."""

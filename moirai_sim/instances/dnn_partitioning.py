@@ -104,7 +104,7 @@ def read_dnn_partitioning(path: Path) -> DnnPartitioningInstance:
         document = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}:{error.colno}: not JSON ({error.msg}); repair it here") from error
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # a whole number of thousands of digits is a ValueError
         raise InputError(f"{path}: cannot read it ({error})") from error
     if not isinstance(document, dict) or not all(isinstance(document.get(key), list) for key in ("nodes", "edges")):
         raise InputError(f'{path}: not a dnn-partitioning instance; it needs lists "nodes" and "edges"')
@@ -133,6 +133,11 @@ def read_dnn_partitioning(path: Path) -> DnnPartitioningInstance:
     limits = {key: fields.whole(document, key, "the document") for key in ("maxFPGAs", "maxCPUs")}
     memory = fields.number(document, "maxSizePerFPGA", "the document")
     names = [str(node.get("name", ids[i])) if isinstance(node, dict) else "" for i, node in enumerate(nodes)]
+    fields.problems += [
+        f"{path}: nodes[{i}]: colorClass: must be a number or a text, read {node['colorClass']!r}"
+        for i, node in enumerate(nodes)
+        if isinstance(node, dict) and isinstance(node.get("colorClass"), (list, dict))
+    ]
     if not n:
         fields.problems.append(f"{path}: there is no node; list at least one")
     if any(isinstance(node, dict) and node.get("isBackwardNode") for node in nodes):  # contiguous apart, loads added

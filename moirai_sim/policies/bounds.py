@@ -120,12 +120,11 @@ def _hops(problem: PlacementProblem, kinds: NDArray[np.int64]) -> NDArray[np.int
     names, index = np.unique(kinds, return_inverse=True)
     s, q = len(names), len(problem.tensor_bytes)
     hop = np.full((q + 1, s, s), FAR, dtype=np.int64)
-    pairs = np.unique(
-        np.stack([*np.broadcast_arrays(index[:, None], index[None, :]), problem.route_class], axis=-1).reshape(-1, 3),
-        axis=0,
-    )
-    for source, target, route in pairs.tolist():
-        if route >= 0 and source != target:
+    classes = problem.transfer_ns.shape[1]
+    joined = np.zeros((s, s, classes + 1), dtype=np.bool_)  # -1, a device and itself, is the last one
+    joined[index[:, None], index, problem.route_class] = True
+    for source, target, route in np.argwhere(joined[:, :, :classes]).tolist():
+        if source != target:
             hop[:q, source, target] = np.minimum(hop[:q, source, target], problem.transfer_ns[:, route])
     hop[:, np.arange(s), np.arange(s)] = 0
     hop[q] = 0
@@ -134,8 +133,8 @@ def _hops(problem: PlacementProblem, kinds: NDArray[np.int64]) -> NDArray[np.int
 
 def _cheapest_hop(problem: PlacementProblem) -> NDArray[np.int64]:
     """Return the least time of each tensor between any two devices, [q + 1] ns; the last one, index -1, is 0."""
-    used = np.unique(problem.route_class[~np.eye(problem.n_devices, dtype=bool)])
-    least = problem.transfer_ns[:, used[used >= 0]].min(axis=1, initial=FAR)
+    used = np.flatnonzero(np.bincount(problem.route_class.ravel() + 1)[1:])
+    least = problem.transfer_ns[:, used].min(axis=1, initial=FAR)
     return np.append(least, 0)
 
 

@@ -90,8 +90,11 @@ def split(instance: DnnPartitioningInstance, *, orders: int = 50, seed: int = 0)
 
 
 def bound_ns(instance: DnnPartitioningInstance) -> int:
-    """Return a proven bound of the latency, ns: the longest path with every operator at its fastest, data for free."""
-    problem = instance.problem()
+    """Return a proven bound of the latency, ns: the longest path with every operator at its fastest, data for free.
+
+    The CPUs count whatever number of them the instance grants to the other objective, for here they are many.
+    """
+    problem = replace(instance, cpus=max(1, instance.cpus)).problem()
     return critical_path_ns(replace(problem, transfer_ns=np.zeros_like(problem.transfer_ns)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -34,12 +35,14 @@ class Cp:
         require_latency(request, self.name)
         if problem.network == "fair":
             raise InputError(f"{self.name}: 'fair' transfers have no fixed length; use --network one-port, or auto")
+        started = time.perf_counter()
         start = improved_start(problem, request)
         horizon = start.value_ns if start else longest_ns(problem)
         model = CpModel(problem, horizon)
         if start:
             model.hint(start.placement, replay(problem, start.placement))
-        answer = model.solve(request.time_limit_s, seed=request.seed, workers=request.workers)
+        built = time.perf_counter() - started
+        answer = model.solve(max(0.1, request.time_limit_s - built), seed=request.seed, workers=request.workers)
         placement = answer.placement
         if placement is None and start:
             placement = start.placement

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moirai_sim.placement import Placement, transfer_edges
-from moirai_sim.policies.bounds import heads_and_tails
+from moirai_sim.policies.bounds import device_kinds, heads_and_tails
 from moirai_sim.problem import UNLIMITED
 from moirai_sim.simulation.schedule import Schedule, placement_from_schedule
 
@@ -70,9 +70,8 @@ class CpModel:
 
     def _windows(self) -> None:
         p = self.problem
-        head, tail = heads_and_tails(p)
-        if head.shape[1] != p.n_devices:
-            head, tail = head[:, p.device_type], tail[:, p.device_type]
+        kind = np.unique(device_kinds(p), return_inverse=True)[1]
+        head, tail = (table[:, kind] for table in heads_and_tails(p))
         self.usable = (p.device_ns >= 0) & (head + np.maximum(p.device_ns, 0) + tail <= self.horizon_ns)
         if self.allowed is not None:
             self.usable &= self.allowed

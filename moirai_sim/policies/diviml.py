@@ -43,8 +43,9 @@ class DiviML:
     of server, and the layers are shared out by a dynamic programme (`repeated`), with memory.
     Throughput: the graph is coarsened along its topological order into at most 60 groups of equal work, whose exact
     programme (``milp-throughput``) is solved, and expanded. The bound is that of the original: critical path, loads and
-    both (`bounds`), not the harmonic mean, which is wrong for unrelated devices. Without series structure, with binding
-    memory or under ``fair`` latency is left to ``auto``.
+    both (`bounds`), not the harmonic mean, which is wrong for unrelated devices. Modules that do not repeat themselves
+    are solved without memory, and stitched they count if they fit. Without series structure, with co-location or under
+    ``fair`` latency is left to ``auto``.
     """
 
     name: ClassVar[str] = "diviml"

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from scipy.sparse import coo_array, csr_array
 
-from moirai_sim.policies.bounds import heads_and_tails
+from moirai_sim.policies.bounds import device_kinds, heads_and_tails
 from moirai_sim.policies.symmetry import interchangeable_devices
 from moirai_sim.problem import UNLIMITED
 
@@ -100,11 +100,8 @@ class MilpModel:
         self.horizon = self.horizon_ns / self.unit_ns
         duration = np.where(p.device_ns < 0, 0, p.device_ns)
         self.duration = duration / self.unit_ns
-        if p.n_devices <= 16:
-            head, tail = heads_and_tails(p)
-        else:
-            kind_head, kind_tail = heads_and_tails(p)
-            head, tail = kind_head[:, p.device_type], kind_tail[:, p.device_type]
+        kind = np.unique(device_kinds(p), return_inverse=True)[1]
+        head, tail = (table[:, kind] for table in heads_and_tails(p))
         if self.objective == "throughput":
             head, tail = np.zeros_like(head), np.zeros_like(tail)
         self.usable = (p.device_ns >= 0) & (head + duration + tail <= self.horizon_ns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -33,12 +34,14 @@ class Moirai:
     def place(self, problem: PlacementProblem, request: Request) -> Placement:
         """Return the expanded answer of the coarse problem."""
         require_latency(request, self.name)
+        started = time.perf_counter()
         coarse = contract(problem, chains(problem))
         small = coarse.problem.n_operators <= MILP_OPERATORS and problem.network != "fair"
         solver = Milp() if small else Auto()
         answer = coarse.invert(solver.place(coarse.problem, request))
         if not len(answer.device) and not coarse.lossless:  # merged operators are harder to fit into memory
             solver = Auto()
-            answer = solver.place(problem, request)
+            left = max(0.0, request.time_limit_s - (time.perf_counter() - started))
+            answer = solver.place(problem, replace(request, time_limit_s=left))
         facts = {"coarse_operators": coarse.problem.n_operators, "solver": solver.name}
         return replace(answer, provenance={**answer.provenance, **facts})

@@ -22,6 +22,7 @@ from moirai_sim.verify import verify
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from moirai_sim.placement import Status
     from moirai_sim.policies.base import Objective
     from moirai_sim.problem import PlacementProblem
 
@@ -137,7 +138,9 @@ def time_placement(problem: PlacementProblem, placement: Placement, request: Req
     if broken:
         reason = f"the policy's answer was refused: {'; '.join(broken)}"
         provenance = {**placement.provenance, "reason": reason}
-        return replace(nothing, status="limit", lower_bound_ns=bound, provenance=provenance)
+        limit = request.max_latency_ns if request.objective == "latency" else request.max_period_ns
+        status: Status = "infeasible" if limit is not None and bound > limit else "limit"
+        return replace(nothing, status=status, lower_bound_ns=bound, provenance=provenance)
     proven = bound >= timeline.objective_ns
     timeline = replace(timeline, lower_bound_ns=bound, status="optimal" if proven else "feasible")
     wrong = verify(problem, timeline)

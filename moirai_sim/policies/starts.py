@@ -24,6 +24,14 @@ CHEAP = ("single", "heft", "heft-blind", "cpop", "met", "m-topo", "m-etf", "m-sc
 """Policies that answer thousands of operators within seconds, in the order in which they are tried."""
 QUICK = ("single", "heft", "met", "m-topo", "m-etf")
 """Those of them that need no linear programme."""
+BY_READY = ("m-etf", "m-sct", "getf")
+"""Those that look at every ready operator on every device, turn after turn."""
+MOST_STEPS = 3_000_000_000
+"""Looks, at a few nanoseconds each, above which those are left out; nothing stops them once they run."""
+MOST_ENTRIES = 300_000_000
+"""Entries of a table of tensors by devices, eight bytes each, above which a policy that keeps one is left out."""
+TABLED = ("heft", "heft-blind", "cpop", *BY_READY)
+"""Policies that keep one."""
 SKIPPED_OPERATORS = 2_000
 """Above this size a policy is left out once half of the time is gone; below, none takes a second."""
 
@@ -51,7 +59,7 @@ def find_starts(problem: PlacementProblem, request: Request, names: Sequence[str
     anyhow = replace(request, max_period_ns=None)
     for name in names:
         late = problem.n_operators > SKIPPED_OPERATORS and time.perf_counter() - started > request.time_limit_s / 2
-        if name not in policy_names() or (found and late):
+        if name not in policy_names() or (found and (late or _too_large(problem, name))):
             continue
         try:
             answer = load_policy(name).place(problem, replace(request, time_limit_s=request.time_limit_s / 4))
@@ -67,6 +75,12 @@ def find_starts(problem: PlacementProblem, request: Request, names: Sequence[str
         turns = cycle_from(problem, pool, request)
         found += [] if turns is None else [turns]
     return sorted(found, key=lambda start: start.value_ns)
+
+
+def _too_large(problem: PlacementProblem, policy: str) -> bool:
+    n, k, q = problem.n_operators, problem.n_devices, len(problem.tensor_bytes)
+    steps = n * problem.width * k if policy in BY_READY else 0
+    return steps > MOST_STEPS or (policy in TABLED and (n + q) * k > MOST_ENTRIES)
 
 
 def improved_start(problem: PlacementProblem, request: Request) -> Start | None:

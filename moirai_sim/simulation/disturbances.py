@@ -38,8 +38,6 @@ class Disturbances:
         """[k] random numbers drawn ahead, a block at a time."""
         self._speed = [1.0] * problem.n_devices
         self._device = {name: k for k, name in enumerate(problem.devices)}
-        self.lost: list[int] = []
-        """Jobs that a failed device cut short (``~job`` for transfers)."""
         links = engine.link_names
         wrong = [
             f"fault: there is no device or shared link '{fault.resource}'; "
@@ -88,9 +86,12 @@ class Disturbances:
             t = ~job % plan.stride
             return None if t < len(plan.edge) and k in (plan.source[t], plan.target[t]) else when
 
-        self.lost += engine.revise(revised)
+        lost = engine.revise(revised)
         self._speed[k] = fault.speed
         if not fault.speed:
             engine.free[k] = -(2**60)
             if hasattr(engine.shared, "drop"):
-                self.lost += engine.shared.drop(k)
+                lost += engine.shared.drop(k)
+            if hasattr(engine.network, "fail"):
+                engine.network.fail(k, [~job % plan.stride for job in lost if job < 0])
+                engine.at(now)  # the other ends may go on

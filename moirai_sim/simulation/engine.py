@@ -145,11 +145,6 @@ class Engine:
         links = getattr(self.shared, "links", None)
         return [] if links is None else list(links.directions)
 
-    @property
-    def unfinished(self) -> list[int]:
-        """Requests that have arrived and are not done."""
-        return list(self._exits)
-
     def _round(self, _event: simpy.Event) -> None:
         """Book all ends of this instant, start operators on idle devices, queue the transfers of those that ended."""
         plan, now, on_operator = self.plan, self.env.now, self.on_operator

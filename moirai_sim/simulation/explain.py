@@ -7,6 +7,7 @@ sum to the makespan.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -184,19 +185,20 @@ def critical_path(timeline: Timeline) -> tuple[Step, ...]:
     by_end: dict[int, list[Span]] = defaultdict(list)
     for span in spans:
         by_end[span.end_ns].append(span)
+    ends = sorted(by_end)
     current = max(spans, key=lambda span: (span.end_ns, span.start_ns, span.kind == "operator"))
     seen = {id(current)}
     steps: list[Step] = []
     while True:
-        cause, reason = _cause(timeline.network, current, by_end[current.start_ns], seen)
+        cause, reason = _cause(timeline.network, current, by_end.get(current.start_ns, ()), seen)
         waited = current.start_ns - current.ready_ns
         steps.append(
             Step(current.kind, current.name, current.resource, current.start_ns, current.end_ns, reason, waited)
         )
         if cause is None and current.start_ns > 0:
             # The timeline does not show what held it; go on from the last thing that ended before.
-            before = [end for end in by_end if end < current.start_ns]
-            until = max(before, default=0)
+            before = bisect_left(ends, current.start_ns)
+            until = ends[before - 1] if before else 0
             steps.append(Step("idle", "", current.resource, until, current.start_ns, "idle", 0))
             cause = max(by_end[until], key=lambda span: span.start_ns) if before else None
         if cause is None:
@@ -319,6 +321,8 @@ def _faster_link(problem: PlacementProblem, name: str, factor: float) -> Placeme
                 work = np.maximum(0, problem.transfer_ns[:, old] - way.latency_ns)
                 columns.append(problem.transfer_ns[:, old] - work + np.ceil(work / ratio).astype(np.int64))
             route_class[s, t] = classes[key]
+    if not classes:
+        return replace(problem, cluster=replace(cluster, links=links))
     return replace(
         problem,
         cluster=replace(cluster, links=links),

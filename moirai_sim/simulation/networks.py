@@ -6,6 +6,8 @@ from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from moirai_sim.simulation.engine import Engine
 
 
@@ -117,6 +119,13 @@ class CopyEngines:
         """[k] transfers that wait."""
         self._holding = [0] * devices
         """[k] transfers that keep the device from computing: those that wait and the one under way."""
+        self._failed: set[int] = set()
+
+    def fail(self, k: int, lost: Sequence[int]) -> None:
+        """Note that a device has failed, with the transfers that it takes along: nobody waits for its engines."""
+        self._failed.add(k)
+        for t in lost:
+            self.arrived(t)
 
     def arrived(self, t: int) -> None:
         """Note the end of a transfer; launches of operators have larger numbers and are none."""
@@ -159,6 +168,8 @@ class CopyEngines:
             self.behind.queue(now, sorted(go))
 
     def _free(self, k: int) -> bool:
+        if k in self._failed:
+            return True
         if not self._idle[k]:
             return False
         streams = self._engine.options.streams

@@ -21,8 +21,9 @@ class Fault:
     """Name of a device, or of a link (network ``fair``)."""
     at_ns: int
     speed: float = 0.0
-    """Factor on the speed until the next fault of the same resource: 0 has failed, 1 is whole again. What is in
-    progress goes on at the new speed; what a failed device ran, sent or received is lost."""
+    """Factor on the speed until the next fault of the same resource, 1 for its own. What is in progress goes on at the
+    new speed. A link of speed 0 may come back; a device has failed for good, and what it ran, sent or received is
+    lost."""
 
 
 def parse_fault(text: str) -> Fault:

@@ -149,7 +149,7 @@ def read_arrivals(path: Path) -> NDArray[np.int64]:
         if not line.strip() or line.startswith("#"):
             continue
         try:
-            ns = round(float(line) * 1e9)
+            ns = int(np.int64(round(float(line) * 1e9)))
         except (ValueError, OverflowError):
             problems.append(f"{path}:{number}: read '{line}'; give a time in seconds")
             continue
@@ -278,6 +278,7 @@ class _Stream:
         self._submitted = 0
         self._counting = warm_up == 0
         self._begin = 0
+        self._answered = 0
         k = problem.n_devices
         self._busy, self._queue = [0] * k, [0] * k
         self._pairs: dict[tuple[int, int], list[int]] = {}
@@ -320,7 +321,8 @@ class _Stream:
     def _done(self, request: int, now: int) -> None:
         self.done[request] = now
         self._load[self._replica.pop(request)] -= 1
-        if not self._counting and self._submitted > self.warm_up:
+        self._answered += 1
+        if not self._counting and self._answered >= self.warm_up:
             self._counting, self._begin = True, now
         if self._clients and self._submitted < len(self.arrival):
             self._submit()
@@ -349,7 +351,7 @@ class _Stream:
         links: dict[tuple[str, int], float] = {}
         shared = None
         if problem.cluster is not None:
-            from moirai_sim.simulation.fair import Links
+            from moirai_sim.clusters.routes import Links
 
             shared = Links(problem.cluster)
         for (s, t), (busy, _, size) in sorted(self._pairs.items()):

@@ -15,6 +15,7 @@ import pytest
 
 from moirai_sim.clusters.cluster import Link
 from moirai_sim.placement import Placement
+from moirai_sim.policies.loads import period_ns
 from moirai_sim.simulation.corrections import COOLING_NS, contended, overlap, rested, split
 from moirai_sim.simulation.engine import simulate, simulate_schedule
 from moirai_sim.simulation.explain import critical_path, explain, faster
@@ -393,3 +394,24 @@ def test_the_log_of_events_does_not_depend_on_the_hash_seed() -> None:
         for seed in ("0", "1", "12345")
     }
     assert len(hashes) == 1
+
+
+@pytest.mark.parametrize("network", ["none", "fair"])
+@pytest.mark.parametrize("engines", [0, 1])
+def test_who_sends_to_a_device_that_fails_can_send_to_others(build, network, engines) -> None:
+    """Requests go to d1 and d2 in turn; d1 fails while it receives the first one's tensor."""
+    problem = build([1, 1], [(0, 1, 10)], 3, network)
+    options = SimulationOptions(copy_engines=engines, faults=(Fault("d1", 5),))
+    service = serve(problem, [on(0, 1), on(0, 2)], arrivals=np.zeros(6, dtype=np.int64), warm_up=0, options=options)
+    assert (service.done_ns >= 0).tolist() == [False, True] * 3
+
+
+@pytest.mark.parametrize(("duplex", "expected"), [("full", 100), ("half", 160)])
+def test_the_period_of_a_stream_is_what_its_busiest_link_needs(build, duplex, expected) -> None:
+    """A request sends 100 bytes to d1 and 60 back, and keeps d0 busy for 50: a byte takes a nanosecond."""
+    link = Link("wire", ("d0", "d1"), 1e9, duplex=duplex)
+    problem = build([30, 10, 20], [(0, 1, 100), (1, 2, 60)], 2, "fair", links=[link])
+    placement = on(0, 1, 0)
+    assert period_ns(problem, placement.device) == expected
+    service = serve(problem, placement, in_flight=8, requests=400)
+    assert 1e9 / service.throughput_per_s == pytest.approx(expected, rel=0.02)

@@ -228,3 +228,11 @@ def test_fewer_answers_than_the_warm_up_takes_are_no_throughput(build, answered)
     document = json.loads(json.dumps(service.to_json()))
     assert document["unanswered"] == 100 - answered
     assert math.isnan(document["figures"]["throughput_per_s"])
+
+
+def test_shares_are_of_the_same_time_as_the_throughput(build) -> None:
+    """With many in flight the device never rests: whatever the warm-up, each answer takes its service time."""
+    problem = build([SERVICE_NS])
+    service = serve(problem, Placement(np.array([0])), in_flight=32, requests=100, warm_up=0.5)
+    assert service.device_busy["d0"] == pytest.approx(1, abs=0.03)
+    assert service.throughput_per_s == pytest.approx(1e9 / SERVICE_NS)
