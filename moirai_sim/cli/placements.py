@@ -175,6 +175,8 @@ def simulate(
         source, cluster, network, no_memory=no_memory, memory_scale=memory_scale, fuse=fuse, in_place=in_place
     )
     wanted = placement_from_timeline(problem, placed)
+    if placed.network and placed.network != problem.network:
+        say(f"{placement}: was made for the network '{placed.network}' and is simulated under '{problem.network}'")
     if priced is not None:
         problem, options = _as_measured(priced, wanted, options, requests, in_flight, placement)
     made_by = problem.facts | _placed_by(placement)

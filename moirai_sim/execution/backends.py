@@ -173,19 +173,22 @@ def device_backends(cluster: Cluster) -> dict[str, str]:
     Raises
     ------
     InputError
-        If one is unknown, not installed, or does not run on the device.
+        With every one that is unknown, not installed, or does not run on its device.
     """
     found = {device.name: device.backend for device in cluster.devices}
+    problems = []
     for device in cluster.devices:
         if device.backend not in BACKENDS:
             hint = did_you_mean(device.backend, list(BACKENDS))
-            raise InputError(f"device '{device.name}': no backend '{device.backend}'; {hint}")
-        if on_gpu(device) and device.backend != TORCH:
-            raise InputError(
+            problems.append(f"device '{device.name}': no backend '{device.backend}'; {hint}")
+        elif on_gpu(device) and device.backend != TORCH:
+            problems.append(
                 f"device '{device.name}': address '{device.address}' is for PyTorch, and its backend is "
                 f"'{device.backend}'; write backend: torch"
             )
     if TORCH in found.values() and importlib.util.find_spec(TORCH) is None:
         name = next(name for name, backend in found.items() if backend == TORCH)
-        raise InputError(f"device '{name}': backend 'torch' needs PyTorch; pip install 'moirai-sim[torch]'")
+        problems.append(f"device '{name}': backend 'torch' needs PyTorch; pip install 'moirai-sim[torch]'")
+    if problems:
+        raise InputError(problems)
     return found

@@ -116,7 +116,11 @@ class InPlace:
         for name in devices if crossing else ():
             other = next((other for other in workers.apart if other != name), None)
             if other is not None and name in workers.apart:
-                self._crossing[name, other] = self._alternating(name, other)
+                loaded = self._alternating(name, other)
+                if len(loaded.participants) == 2:
+                    self._crossing[name, other] = loaded
+                else:  # the kernels of one operator have nothing to cross
+                    loaded.close()
         self._coarse: dict[str, Loaded] = {}
         for name, loaded in self._loaded.items():
             size = max(2, math.isqrt(len(loaded.parts)))

@@ -114,12 +114,14 @@ class RayWorkers:
             import ray
         except ImportError as error:
             raise InputError("Ray is not installed; install it with: pip install 'moirai-sim[ray]'") from error
-        for device in cluster.devices:
-            if is_emulated(device):
-                raise InputError(
-                    f"device '{device.name}': address '{device.address}' is an emulated machine, and those of "
-                    "Ray are real; write cpu:FIRST[-LAST] or cuda:INDEX"
-                )
+        emulated = [
+            f"device '{device.name}': address '{device.address}' is an emulated machine, and those of Ray are real; "
+            "write cpu:FIRST[-LAST] or cuda:INDEX"
+            for device in cluster.devices
+            if is_emulated(device)
+        ]
+        if emulated:
+            raise InputError(emulated)
         self.names = self.apart = [device.name for device in cluster.devices]
         self.threads = {device.name: device.threads for device in cluster.devices}
         self.backends = device_backends(cluster)
@@ -144,7 +146,8 @@ class RayWorkers:
         missing = sorted({d.server for d in cluster.devices if d.server and d.server not in have})
         if missing:
             raise InputError(
-                f"cluster '{cluster.name}': no Ray node has the resource '{missing[0]}'; start one with it"
+                f"cluster '{cluster.name}': no Ray node has the resource '{name}'; start one with it"
+                for name in missing
             )
         actor = ray.remote(num_cpus=0)(_Actor)
         for device in cluster.devices:
@@ -275,7 +278,7 @@ def _connect(address: str | None) -> None:
     import ray
 
     try:
-        ray.init(address=address, include_dashboard=False, log_to_driver=False)
+        ray.init(address=address or "local", include_dashboard=False, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError, SystemExit) as error:  # Ray exits where no port answers
         where = f"at address '{address}'" if address else "here"
         raise InputError(f"Ray: no cluster answers {where} ({error}); start one with: ray start --head") from error

@@ -156,6 +156,8 @@ class Executed:
         """Return the devices, and an operator on each, that read a conversion of model inputs; else nothing."""
         if node.op_type not in _CONVERSIONS or any(name in self.writer for name in node.input):
             return {}
+        if any(name in self.outputs for name in node.output):  # one of them has to make it
+            return {}
         readers = [owner for other, owner in zip(self.nodes, self.owner, strict=True) if node.output[0] in other.input]
         where = {device[owner]: owner for owner in reversed(readers)}
         return where if len(where) > 1 else {}

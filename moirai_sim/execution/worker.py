@@ -10,6 +10,7 @@ import gc
 import os
 import re
 import select
+import signal
 import socket
 import threading
 import time
@@ -465,6 +466,7 @@ def _leave_with_master(control: Connection) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Connect, pin, and serve. Arguments: descriptors of the control socket and of the inbox."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the master's: without it this process ends anyway
     control = Connection(int(arguments[0]))
     threading.Thread(target=_leave_with_master, args=(control,), daemon=True).start()
     settings = control.recv()

@@ -8,9 +8,10 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import send_handle
 from typing import TYPE_CHECKING, Any, NoReturn, Self
@@ -58,11 +59,10 @@ class Workers:
     """All workers have the clock of this machine."""
 
     def __init__(self, cluster: Cluster) -> None:
+        check_runnable(cluster)
         self.backends = device_backends(cluster)
         cores, crowded = worker_cores(cluster)
         self.emulated = any(map(is_emulated, cluster.devices))
-        if self.emulated:
-            namespaces.check_emulated(cluster)
         sharing = shared_cores(cluster)
         self.shares_cores = bool(crowded)
         """Whether workers wait for each other's work on a core, which is no disturbance then."""
@@ -277,6 +277,28 @@ def _timeval(seconds: float) -> bytes:
     return struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
 
 
+def check_runnable(cluster: Cluster) -> None:
+    """Check that this machine can run all devices of a cluster.
+
+    Raises
+    ------
+    InputError
+        With every address, backend and link that is none of this machine.
+    """
+    checks: list[Callable[[], object]] = [partial(device_cores, device) for device in cluster.devices]
+    checks.append(partial(device_backends, cluster))
+    if any(map(is_emulated, cluster.devices)):
+        checks.append(partial(namespaces.check_emulated, cluster))
+    problems: list[str] = []
+    for check in checks:
+        try:
+            check()
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
+
+
 def is_emulated(device: Device) -> bool:
     """Tell whether a device is to run as if it were another machine."""
     return device.address.partition(":")[0] == EMULATED
@@ -326,14 +348,13 @@ def device_cores(device: Device) -> tuple[int, ...]:
             f"{where} cannot be measured here; write cpu:FIRST[-LAST], cuda:INDEX for a GPU, or {EMULATED}:FIRST for "
             "an emulated machine"
         )
-    cores = tuple(range(int(first), int(last or first) + 1))
+    cores = range(int(first), int(last or first) + 1)
+    usable = sorted(allowed)
     if not cores:
         raise InputError(f"{where} names no core; write {kind}:{last}-{first}")
     if kind == EMULATED:
-        usable = sorted(allowed)
-        cores = tuple(dict.fromkeys(usable[core % len(usable)] for core in cores))
-    missing = [str(core) for core in cores if core not in allowed]
-    if missing:
-        have = ", ".join(map(str, sorted(allowed)))
-        raise InputError(f"{where} names core {', '.join(missing)}; this process may use {have}")
-    return cores
+        return tuple(dict.fromkeys(usable[core % len(usable)] for core in cores[: len(usable)]))
+    missing = next((core for core in cores if core not in allowed), None)
+    if missing is not None:
+        raise InputError(f"{where} names core {missing}; this process may use {', '.join(map(str, usable))}")
+    return tuple(cores)

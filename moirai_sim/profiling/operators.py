@@ -131,11 +131,11 @@ def parse_cores(device: str) -> set[int]:
     match = re.fullmatch(r"cpu:(\d+)(?:-(\d+))?", device)
     if match is None:
         raise InputError(f"device '{device}': write cpu:CORE, cpu:FIRST-LAST, or cuda:INDEX with --backend torch")
-    cores = set(range(int(match[1]), int(match[2] or match[1]) + 1))
+    cores = range(int(match[1]), int(match[2] or match[1]) + 1)
     usable = os.sched_getaffinity(0)
-    if not cores or not cores <= usable:
+    if not cores or any(core not in usable for core in cores):
         raise InputError(f"device '{device}': this process may use the cores {sorted(usable)}")
-    return cores
+    return set(cores)
 
 
 def _profile(models: Sequence[str | Path], *, threads: int, budget_s: float) -> pd.DataFrame:

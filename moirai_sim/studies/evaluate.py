@@ -109,6 +109,7 @@ def evaluate(
     InputError
         If the study is wrong; nothing is written then.
     """
+    runs.forget()
     study = read_study(study_path, "evaluate")
     if not isinstance(study, EvaluateStudy):
         raise TypeError(f"read_study returned {type(study).__name__}")

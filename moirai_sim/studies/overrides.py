@@ -58,18 +58,21 @@ def _assign(data: MutableMapping[str, Any], dotted: str, value: object) -> None:
 def _take_away(data: MutableMapping[str, Any]) -> None:
     """Remove the entries whose count is 0, and the links that end at one of them; the reader refuses malformed ones."""
     scopes = [("", data), *((f"{server.get('name')}.", server) for server in _mappings(data, "servers"))]
-    gone = []
+    gone, kept = [], []
     for prefix, scope in scopes:
         for part in ("devices", "switches", "servers"):
             for entry in _mappings(scope, part):
+                name = f"{prefix}{entry.get('name')}"
                 if entry.get("count") == 0 and "name" in entry:
                     scope[part].remove(entry)
-                    gone.append(f"{prefix}{entry['name']}")
+                    gone.append(name)
+                else:
+                    kept.append(name)
     for prefix, scope in scopes:
         for link in _mappings(scope, "links"):
             ends = link.get("ends")
             ends = ends if isinstance(ends, list) else []
-            if any(_belongs(f"{prefix}{end}", name) for name in gone for end in ends):
+            if any(_is_gone(f"{prefix}{end}", gone, kept) for end in ends):
                 scope["links"].remove(link)
 
 
@@ -78,6 +81,17 @@ def _mappings(scope: Mapping[str, Any], part: str) -> list[MutableMapping[str, A
     entries = scope.get(part)
     found = entries if isinstance(entries, list) else []
     return [entry for entry in found if isinstance(entry, MutableMapping)]
+
+
+def _is_gone(end: str, gone: Sequence[str], kept: Sequence[str]) -> bool:
+    """Tell whether the end of a link belongs to an entry that is gone, and to none beside it of a longer name."""
+    return any(
+        _belongs(end, name)
+        and not any(
+            len(other) > len(name) and other.count(".") == name.count(".") and _belongs(end, other) for other in kept
+        )
+        for name in gone
+    )
 
 
 def _belongs(end: str, name: str) -> bool:

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from moirai_sim.errors import InputError
+from moirai_sim.errors import ExecutionError, InputError
 from moirai_sim.progress import progress
 
 if TYPE_CHECKING:
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 _WORKER_BYTES = 1 << 30
 """What a worker may need: numpy, numba and a solver take 0.3 GiB, a problem of 100,000 operators the rest."""
+_KILLED = (
+    "a worker was killed, most often because memory was short; what has finished is kept: run the same command again "
+    "with fewer --jobs"
+)
 
 Key = Mapping[str, Any]
 Run = Callable[[Key], tuple[dict[str, Any], float]]
@@ -59,6 +63,8 @@ def run_all(
     ------
     InputError
         If there are no workers, Ray is not installed, or no cluster answers.
+    ExecutionError
+        If a worker process is killed.
     """
     store.ask(keys)
     missing = {one: key for one, key in keys.items() if not store.has(one, failed_too=not retry_failed)}
@@ -77,13 +83,25 @@ def _named(run: Run, name: str, key: Key) -> Finished:
 
 
 def _on_this_machine(run: Run, keys: Mapping[str, Key], jobs: int | None) -> Iterator[Finished]:
-    import joblib
 
     workers = _workers(jobs, len(keys))
     if workers == 1:
         return (_named(run, name, key) for name, key in keys.items())
+    return _in_processes(run, keys, workers)
+
+
+def _in_processes(run: Run, keys: Mapping[str, Key], workers: int) -> Iterator[Finished]:
+    import joblib
+    from joblib.externals.loky import get_reusable_executor
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
     calls = (joblib.delayed(_named)(run, name, key) for name, key in keys.items())
-    return iter(joblib.Parallel(n_jobs=workers, return_as="generator_unordered")(calls))
+    try:
+        yield from joblib.Parallel(n_jobs=workers, return_as="generator_unordered")(calls)
+    except TerminatedWorkerError as error:
+        raise ExecutionError(_KILLED) from error
+    finally:
+        get_reusable_executor().shutdown()  # the next study reads its files anew
 
 
 def _on_ray(run: Run, keys: Mapping[str, Key], address: str) -> Iterator[Finished]:
@@ -93,10 +111,8 @@ def _on_ray(run: Run, keys: Mapping[str, Key], address: str) -> Iterator[Finishe
     except ImportError as error:
         raise InputError("--ray: Ray is not installed; install it with: pip install 'moirai-sim[ray]'") from error
     try:
-        if address == "local":
-            ray.init(log_to_driver=False, include_dashboard=False)
-        else:
-            ray.init(address=address, log_to_driver=False)
+        more = {"include_dashboard": False} if address == "local" else {}
+        ray.init(address=address, log_to_driver=False, **more)
     except (ConnectionError, ValueError, RuntimeError, SystemExit) as error:  # a dead port ends in the last one
         raise InputError(
             f"--ray {address}: no Ray cluster answers ({error}); start one with: ray start --head"
@@ -110,6 +126,8 @@ def _on_ray(run: Run, keys: Mapping[str, Key], address: str) -> Iterator[Finishe
             done, running = ray.wait(running, num_returns=1)
             running += [task.remote(run, name, key) for name, key in itertools.islice(waiting, len(done))]
             yield from ray.get(done)
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+        raise ExecutionError(_KILLED) from error
     finally:
         ray.shutdown()
 

@@ -5,12 +5,15 @@ It is a small ``validate`` study over models that ship with the ``onnx`` package
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+from moirai_sim.errors import InputError
 from moirai_sim.files import write_whole
 from moirai_sim.graphs.light import light_models
 from moirai_sim.studies.report import report
+from moirai_sim.studies.store import Store
 
 MODELS = ("light_squeezenet", "light_bvlc_alexnet", "light_resnet50", "light_inception_v1")
 """Four architectures of different shape: fire modules, a chain, residual blocks, inception branches."""
@@ -20,7 +23,7 @@ STUDY = """\
 kind: validate
 name: quickstart
 description: Four networks, a few placements each, predicted and measured on this machine.
-models: [{models}]
+models: {models}
 clusters: [local-cpu]
 policies: [single, heft, auto]
 random_placements: 2
@@ -39,12 +42,23 @@ def quickstart(out: Path) -> dict[str, Any]:
     -------
     dict
         The summary of the validate study, with ``report``: the path of the HTML file, and ``study``: of the study file.
+
+    Raises
+    ------
+    InputError
+        If the folder holds another study.
     """
     from moirai_sim.studies.validate import validate
 
     known = light_models()
     study = out / "study.yaml"
-    write_whole(study, STUDY.format(models=", ".join(str(known[name]) for name in MODELS)))
+    text = STUDY.format(models=json.dumps([str(known[name]) for name in MODELS]))
+    Store(out).check("validate")
+    if study.is_file() and study.read_text(encoding="utf-8") != text:
+        raise InputError(
+            f"{study}: is another study; run it with 'moirai-sim validate', or name another folder with -o"
+        )
+    write_whole(study, text)
     summary = validate(study, out)
     page = out / "report.html"
     report(out, page)

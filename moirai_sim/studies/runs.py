@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import lru_cache
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from moirai_sim.errors import MoiraiError
@@ -56,8 +58,13 @@ def model_files(model: str) -> list[tuple[str, str]]:
 
 
 def cluster_figures(cluster: Cluster) -> list[str]:
-    """Return everything in a cluster that a result can depend on, as text."""
-    return [*map(repr, cluster.devices), *map(repr, cluster.links), *cluster.switches, str(cluster.link_model)]
+    """Return everything in a cluster that a result can depend on, as text; of cost models their names alone."""
+    devices = (replace(device, cost_model=_bare(device.cost_model)) for device in cluster.devices)
+    return [*map(repr, devices), *map(repr, cluster.links), *cluster.switches, str(_bare(cluster.link_model))]
+
+
+def _bare(cost_model: str | None) -> str | None:
+    return cost_model and PurePath(cost_model).name  # where it lies says nothing of what is in it
 
 
 @lru_cache(maxsize=4)
@@ -68,6 +75,12 @@ def load(model: str, cluster: str | None, network: str | None, memory_scale: flo
 
     where = None if cluster is None else read_cluster(cluster)
     return load_problem(model, where, network=network, memory_scale=memory_scale)
+
+
+def forget() -> None:
+    """Forget what earlier studies of this process read: files may have changed since."""
+    for cached in (source_digest, cluster_digest, model_files, load):
+        cached.cache_clear()
 
 
 def outcome(problem: PlacementProblem, timeline: Timeline) -> dict[str, Any]:
@@ -133,8 +146,13 @@ def guarded(work: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], float]:
     started = time.perf_counter()
     try:
         found = work()
-    except MoiraiError as error:
-        found = {"status": "error", "error": str(error), "kind": type(error).__name__}
     except Exception as error:  # noqa: BLE001 - one broken run must not end a study of thousands
-        found = {"status": "error", "error": f"{type(error).__name__}: {error}", "kind": "InternalError"}
+        found = failed(error)
     return found, time.perf_counter() - started
+
+
+def failed(error: Exception) -> dict[str, Any]:
+    """Return a failure as an outcome; what is no error of ours is a bug of ours."""
+    if isinstance(error, MoiraiError):
+        return {"status": "error", "error": str(error), "kind": type(error).__name__}
+    return {"status": "error", "error": f"{type(error).__name__}: {error}", "kind": "InternalError"}

@@ -51,16 +51,25 @@ class Store:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{self.folder}: cannot be a results folder ({error.strerror}); name another") from error
-        path = self.folder / "study.json"
-        if path.exists():
-            found = _read_study(path)["kind"]
-            if found != study["kind"]:
-                raise InputError(f"{self.folder}: holds a study of kind '{found}', not '{study['kind']}'; name another")
+        self.check(study["kind"])
         for folder in (self.results, self.seconds):
             for left in folder.glob(".*.json.*"):  # half-written when a run was killed
                 left.unlink()
         self.asked.unlink(missing_ok=True)
-        write_whole(path, json.dumps(study, indent=1, sort_keys=True) + "\n")
+        write_whole(self.folder / "study.json", json.dumps(study, indent=1, sort_keys=True) + "\n")
+
+    def check(self, kind: str) -> None:
+        """Check that the folder holds no study of another kind.
+
+        Raises
+        ------
+        InputError
+            If it does, or its ``study.json`` is damaged.
+        """
+        path = self.folder / "study.json"
+        found = _read_study(path)["kind"] if path.exists() else kind
+        if found != kind:
+            raise InputError(f"{self.folder}: holds a study of kind '{found}', not '{kind}'; name another")
 
     def ask(self, names: Collection[str]) -> None:
         """Note that these results, which need not be there yet, belong to the study; `read` leaves out others then."""

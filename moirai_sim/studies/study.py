@@ -29,6 +29,9 @@ from moirai_sim.units import parse_ns, parse_period_ns
 from moirai_sim.yaml_files import YamlDocument
 
 Value = float | int | str | bool
+MOST_VALUES = 100_000
+"""Values of one range, and variants of one study: a slip of the keyboard must not fill the memory."""
+Seed = Annotated[int, Field(ge=0)]
 
 
 class _Strict(BaseModel):
@@ -42,6 +45,12 @@ class Range(_Strict):
     to: FiniteFloat
     step: FiniteFloat = Field(gt=0)
     unit: str = ""
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> Range:
+        if self.to - self.start > MOST_VALUES * self.step:
+            raise ValueError(f"a range of more than {MOST_VALUES:,} values; take a larger step")
+        return self
 
     def values(self) -> list[float | str]:
         """Return the values: text where they have a unit, whole numbers as integers; none where ``to`` comes first."""
@@ -88,12 +97,14 @@ class _Runs(_Strict):
 
     @field_validator("time_limit", "target", "calibrate", "patience", "budget", mode="before", check_fields=False)
     @classmethod
-    def _is_a_time(cls, value: object) -> object:
+    def _is_a_time(cls, value: object, info: ValidationInfo) -> object:
         if value is not None:
             try:
-                parse_ns(str(value))
+                known = parse_ns(str(value))
             except InputError as error:
                 raise ValueError(str(error)) from error
+            if info.field_name == "time_limit" and not known:
+                raise ValueError("no policy answers in no time; give more than 0")
         return value
 
     @property
@@ -106,7 +117,7 @@ class EvaluateStudy(_Runs):
     """Policies x models x clusters x networks x objectives x memory scales x seeds."""
 
     kind: Literal["evaluate"]
-    clusters: list[str | None] = [None]
+    clusters: list[str | None] = Field(default=[None], min_length=1)
     """Catalog names or YAML files for models; null for published instances, which bring their own devices."""
     policies: list[str] = Field(min_length=1)
     networks: list[Network | None] = [None]
@@ -114,7 +125,7 @@ class EvaluateStudy(_Runs):
     objectives: list[Objective] = ["latency"]
     memory_scales: list[float | None] = [None]
     """null: the devices' own memory; a number gives every device this share of the model's weights."""
-    seeds: list[int] = [0]
+    seeds: list[Seed] = [0]
     replicas: list[Annotated[int, Field(ge=1)]] = [1]
     """Placements that may take turns in serving a stream (data parallelism)."""
     max_latencies: list[str | None] = [None]
@@ -135,7 +146,7 @@ class WhatIfStudy(_Runs):
     policy: str = "auto"
     network: Network | None = None
     objective: Objective = "latency"
-    seed: int = 0
+    seed: Seed = 0
     overrides: dict[str, dict[str, Value | list[Value] | Range]] = {}
     """Name -> dotted key of the cluster YAML -> a value, several values, or a range. Several values make several
     variants; several keys in one override combine to their product. A link's or device's name stands for its index."""
@@ -167,7 +178,7 @@ class ValidateStudy(_Runs):
     """Predicted against measured, on this machine's devices."""
 
     kind: Literal["validate"]
-    clusters: list[str] = ["local-cpu"]
+    clusters: list[str] = Field(default=["local-cpu"], min_length=1)
     policies: list[str] = ["single", "random", "heft"]
     random_placements: int = Field(default=2, ge=0)
     """Random placements a model beside those of the policies."""
@@ -184,7 +195,7 @@ class ValidateStudy(_Runs):
     """Time after which disturbed placements of a model have no more rounds than ``repeats``; null for no limit."""
     in_flight: int = Field(default=1, ge=1)
     """Requests in flight while measuring; more than 1 measures the throughput of a stream."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 Study = Annotated[EvaluateStudy | WhatIfStudy | ValidateStudy, Field(discriminator="kind")]

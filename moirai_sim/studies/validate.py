@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from moirai_sim.errors import InputError, MoiraiError
 from moirai_sim.execution.measure import nearest_run, typical_ns, undisturbed
 from moirai_sim.files import write_whole
 from moirai_sim.studies.in_place import emulated, in_place_on, priced_as_it_is
-from moirai_sim.studies.runs import cluster_digest, source_digest
+from moirai_sim.studies.runs import cluster_digest, failed, forget, source_digest
 from moirai_sim.studies.store import Store, digest
 from moirai_sim.studies.study import ValidateStudy, read_study
 from moirai_sim.studies.validate_prices import (
@@ -94,16 +94,14 @@ def validate(study_path: Path, out: Path) -> dict[str, Any]:
         If the study is wrong or needs devices that are not here.
     """
     from moirai_sim.clusters.reader import read_cluster
-    from moirai_sim.execution.workers import device_cores
 
+    forget()
     study = read_study(study_path, "validate")
     if not isinstance(study, ValidateStudy):
         raise InputError(f"{study_path}: kind: must be 'validate'")
     clusters = {name: read_cluster(name) for name in study.clusters}
-    for cluster in clusters.values():
-        for device in cluster.devices:
-            device_cores(device)
-    sources = [model_source(model) for model in study.models]
+    _check(clusters, study)
+    sources = list(dict.fromkeys(model_source(model) for model in study.models))
     store = Store(out)
     store.open(study.model_dump(mode="json"))
     (out / "summary.json").unlink(missing_ok=True)  # until this study has its own
@@ -115,8 +113,35 @@ def validate(study_path: Path, out: Path) -> dict[str, Any]:
     results = list(store.read(names))
     summary = summarise(results, study.seed) | {"machine": machine()}
     write_whole(out / "summary.json", json.dumps(summary, indent=1, sort_keys=True) + "\n")
-    failed = [result for result in results if result["outcome"]["status"] == "error"]
-    return {"summary": summary, "cases": cases_of(results), "failed": len(failed)}
+    failures = sum(result["outcome"]["status"] == "error" for result in results)
+    return {"summary": summary, "cases": cases_of(results), "failed": failures}
+
+
+def _check(clusters: Mapping[str, Cluster], study: ValidateStudy) -> None:
+    """Refuse what cannot be measured here before anything of an earlier study in the folder is touched.
+
+    Raises
+    ------
+    InputError
+        With everything that is wrong.
+    """
+    from moirai_sim.execution.workers import check_runnable
+
+    problems: list[str] = []
+    for cluster in clusters.values():
+        try:
+            check_runnable(cluster)
+        except InputError as error:
+            problems += error.problems
+        if study.calibrate and len(cluster.devices) < 2:
+            problems.append(f"cluster '{cluster.name}': calibration times tensors between devices; name two at least")
+    names = [cluster.name for cluster in clusters.values()]
+    problems += [
+        f"clusters: two are called '{name}'; give each a name of its own"
+        for name in sorted({name for name in names if names.count(name) > 1})
+    ]
+    if problems:
+        raise InputError(problems)
 
 
 def _run_cluster(name: str, cluster: Cluster, sources: Sequence[str], study: ValidateStudy, store: Store) -> list[str]:
@@ -224,9 +249,9 @@ def _run_model(
             outcome, middle = _outcome(priced, candidate, found, patience_s > 0, family, study.seed)
             outcomes[candidate.name] = outcome | {"foreseen_ns": foreseen_ns[candidate.name]}
             timelines[candidate.name] = replace(middle, policy=candidate.name, network=problem.network)
-    except MoiraiError as error:
+    except Exception as error:  # noqa: BLE001 - one model must not end a study of many
         workers.close()  # with all that they hold; the next model has new ones
-        failure = {"status": "error", "error": str(error), "kind": type(error).__name__}
+        failure = failed(error)
         if not candidates:
             try:
                 candidates, refused = _candidates(priced, study)

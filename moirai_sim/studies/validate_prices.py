@@ -63,7 +63,6 @@ def calibrated(cluster: Cluster, sources: Sequence[str], study: ValidateStudy, o
     text = json.dumps(facts, indent=1, sort_keys=True) + "\n"
     if note.is_file() and note.read_text(encoding="utf-8") == text:
         return priced_by(cluster, model)
-    note.unlink(missing_ok=True)
     profiles = [folder / "links.parquet"]
     links = profile_links(cluster)
     write_profile(links, profiles[0], kind="links", metadata=links.attrs["metadata"])
@@ -79,6 +78,7 @@ def calibrated(cluster: Cluster, sources: Sequence[str], study: ValidateStudy, o
         operators = profile_operators(_enough(sources), address, backend=backend, budget_s=budget_s)
         profiles.append(folder / f"operators-{backend}-{threads}{gpu and '-'}{gpu}.parquet")
         write_profile(operators, profiles[-1], metadata=operators.attrs["metadata"])
+    note.unlink(missing_ok=True)
     calibrate(profiles, model, name=f"{cluster.name}-here", seed=study.seed)
     write_whole(note, text)
     return priced_by(cluster, model)

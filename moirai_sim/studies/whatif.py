@@ -19,7 +19,7 @@ from moirai_sim.studies.parallel import Key, run_all
 from moirai_sim.studies.prices import Parts, check_prices, parts, price_eur
 from moirai_sim.studies.sizes import MAX_SIZES, Counts, answer_of, search
 from moirai_sim.studies.store import Store, digest
-from moirai_sim.studies.study import Range, WhatIfStudy, read_study
+from moirai_sim.studies.study import MOST_VALUES, Range, WhatIfStudy, read_study
 
 if TYPE_CHECKING:
     from moirai_sim.clusters.cluster import Cluster
@@ -57,16 +57,20 @@ def expand(study: WhatIfStudy) -> list[tuple[str, Changes]]:
         for key, value in changes.items()
         if not _values(value)
     ]
+    choices = {
+        scenario: {key: _values(value) for name in names for key, value in study.overrides[name].items()}
+        for scenario, names in scenarios.items()
+    }
+    if sum(math.prod(map(len, values.values())) for values in choices.values()) > MOST_VALUES:
+        problems.append(f"overrides: more than {MOST_VALUES:,} variants; give fewer values")
     if problems:
         raise InputError(problems)
     variants: list[tuple[str, Changes]] = [(BASE, {})]
-    for scenario, names in scenarios.items():
-        choices: dict[str, list[Any]] = {}
-        for name in names:
-            choices |= {key: _values(value) for key, value in study.overrides[name].items()}
-        variants += [
-            (scenario, dict(zip(choices, values, strict=True))) for values in itertools.product(*choices.values())
-        ]
+    variants += [
+        (scenario, dict(zip(values, combination, strict=True)))
+        for scenario, values in choices.items()
+        for combination in itertools.product(*values.values())
+    ]
     return variants
 
 
@@ -91,6 +95,9 @@ def whatif(
     study = read_study(study_path, "whatif")
     if not isinstance(study, WhatIfStudy):
         raise TypeError(f"read_study returned {type(study).__name__}")
+    runs.forget()
+    _graph.cache_clear()
+    _base_timeline.cache_clear()
     variants = [(scenario, changes) for scenario, changes in expand(study)]
     clusters = _read_clusters(study, [changes for _, changes in variants])
     sizes = list_sizes(study) if study.sizes else {}

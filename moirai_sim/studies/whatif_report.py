@@ -31,6 +31,8 @@ BREAKS = (
 
 def build(study: dict[str, Any], store: Store) -> Report:
     """Return the report of a ``whatif`` folder."""
+    if next(store.read(), None) is None:
+        return Report(study["name"], "no variant has finished", [("variants", "0")], [], {"study": study})
     table = variants_table(store, study.get("prices", {}))
     answered = table.dropna(subset=["objective_ms"])
     gains = answered[answered["verdict"] == "faster"]

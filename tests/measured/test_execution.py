@@ -39,7 +39,7 @@ from moirai_sim.execution.measure import (
 )
 from moirai_sim.execution.split import Executed, execute_as, share_places, split
 from moirai_sim.execution.tcp import Address
-from moirai_sim.execution.workers import Workers, device_cores
+from moirai_sim.execution.workers import Workers, check_runnable, device_cores
 from moirai_sim.graphs.load import load_graph
 from moirai_sim.graphs.onnx_reader import read_model
 from moirai_sim.placement import Placement
@@ -358,6 +358,39 @@ def test_a_single_device_times_no_crossing(subject):
         assert in_place.cuts("c0").crossing is None
 
 
+def chain(nodes: list[onnx.NodeProto], outputs: list[str]) -> Subject:
+    """Return a model of a 4 x 8 input ``x`` and some nodes; every output is a matrix."""
+    ends = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 8])]
+    results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, None]) for name in outputs]
+    graph = helper.make_graph(nodes, "chain", ends, results)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    model = onnx.shape_inference.infer_shapes(model)
+    return Subject(model, read_model(model, name="chain"))
+
+
+def test_a_single_kernel_times_no_crossing():
+    one = chain([helper.make_node("Softmax", ["x"], ["y"], name="soft")], ["y"])
+    with Workers(cluster()) as crew:
+        in_place = InPlace(crew, one, {"c0": "c0", "c1": "c0"})
+        in_place.round()
+        assert in_place.cuts("c0").crossing is None
+        assert in_place.alike() == [True]
+
+
+def test_an_input_in_another_order_that_is_an_output_too_comes_out(workers):
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["y"], name="turn", perm=[1, 0]),
+        helper.make_node("Relu", ["y"], ["r"], name="relu"),
+        helper.make_node("Sigmoid", ["y"], ["s"], name="sigmoid"),
+    ]
+    subject = chain(nodes, ["y", "r", "s"])
+    device = {"turn": "c0", "relu": "c0", "sigmoid": "c1"}
+    loaded = load_order(workers, subject, device, list(subject.graph.operators))
+    loaded.run()
+    assert loaded.check() == 0
+    loaded.close()
+
+
 def test_a_kernel_that_serves_twins_counts_where_its_work_is():
     """ONNX Runtime rectifies the convolution once for both readers and fuses it: the time is the convolution's."""
     rng = np.random.default_rng(0)
@@ -591,6 +624,19 @@ def test_a_model_with_a_free_dimension_is_refused():
 def test_an_address_that_is_not_here_is_refused(address):
     with pytest.raises(InputError, match=f"address '{address}'"):
         device_cores(Device("d", CORE, address=address))
+
+
+def test_all_that_cannot_run_here_is_named_at_once():
+    devices = (
+        Device("far", CORE, address="cpu:0-99999999999"),
+        Device("odd", CORE, address="cpu:0", backend="abacus"),
+        Device("wrong", CORE, address="tcp:1"),
+    )
+    with pytest.raises(InputError) as error:
+        check_runnable(Cluster("here", devices, ()))
+    assert [name for line in error.value.problems for name in ("far", "wrong", "odd") if f"'{name}'" in line] == [
+        "far", "wrong", "odd",
+    ]  # fmt: skip
 
 
 def test_nothing_stays_in_shared_memory():

@@ -295,3 +295,6 @@ def test_feedback_corrects_a_model_that_is_wrong_by_a_factor(study: Path, tmp_pa
     assert json.loads((tmp_path / "better" / "card.json").read_text())["from_runs"]["factors"] == report["factors"]
     with pytest.raises(InputError, match="no study"):
         calibrate_from_runs(tmp_path, tmp_path / "none")
+    (out / "summary.json").unlink()
+    with pytest.raises(InputError, match="not finished"):
+        calibrate_from_runs(out, tmp_path / "none")

@@ -174,3 +174,39 @@ def test_a_model_without_placements_is_one_failure(study: Study, tmp_path: Path,
     assert found["failed"] == 1
     assert [case["error"] for case in found["cases"] if case["model"] == "a"] == ["does not fit, 1"]
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["cases"] == 2
+
+
+def test_a_study_that_cannot_run_here_leaves_the_older_one(study: Study, tmp_path: Path):
+    validate(study("a"), tmp_path / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.json")}
+    cluster = tmp_path / "two.yaml"
+    cluster.write_text(cluster.read_text().replace("device: local-core", "device: local-core, backend: abacus"))
+    with pytest.raises(InputError, match="abacus") as error:
+        validate(study("ab"), tmp_path / "out")
+    assert len(error.value.problems) == 2
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.json")} == before
+
+
+def test_clusters_of_one_name_are_refused(study: Study, tmp_path: Path):
+    (tmp_path / "again.yaml").write_text((tmp_path / "two.yaml").read_text())
+    path = study("a")
+    path.write_text(path.read_text().replace("[two.yaml]", "[two.yaml, again.yaml]"))
+    with pytest.raises(InputError, match="two are called 'two'"):
+        validate(path, tmp_path / "out")
+
+
+def test_a_model_that_is_named_twice_counts_once(study: Study, tmp_path: Path):
+    found = validate(study("aab"), tmp_path / "out")
+    assert found["summary"]["cases"] == len({(case["model"], case["placement"]) for case in found["cases"]})
+
+
+def test_a_model_that_shows_a_bug_does_not_end_the_study(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    load = measure.load_subject
+
+    def first_breaks(source, graph):
+        return load(source, graph) if source.endswith("b.onnx") else {}["c0"]
+
+    monkeypatch.setattr(measure, "load_subject", first_breaks)
+    found = validate(study("ab"), tmp_path / "out")
+    assert models_of(found) == ["b"]
+    assert {case["error"] for case in found["cases"] if case["model"] == "a"} == {"KeyError: 'c0'"}

@@ -139,3 +139,13 @@ def test_a_folder_keeps_one_kind_of_study(study, tmp_path):
     (tmp_path / "out" / "study.json").write_text('{"kind": "whatif"}')
     with pytest.raises(InputError, match="kind 'whatif'"):
         evaluate(study, tmp_path / "out", jobs=1)
+
+
+def test_a_file_that_changed_is_read_again(study, tmp_path):
+    evaluate(study, tmp_path / "out", jobs=1)
+    (tmp_path / "net1.json").write_text(json.dumps(_instance(7)))
+    again = evaluate(study, tmp_path / "out", jobs=1)
+    assert again["resumed"] == 24
+    fresh = evaluate(study, tmp_path / "fresh", jobs=1)
+    assert fresh["failed"] == 0
+    assert _bytes(tmp_path / "fresh").items() <= _bytes(tmp_path / "out").items()

@@ -46,3 +46,18 @@ def test_only_runs_of_the_study_as_it_is_now_are_shown_and_the_others_kept(tmp_p
         )
         assert evaluate(path, out, jobs=1)["resumed"] == resumed
         assert sorted(runs_table(Store(out))["policy"]) == sorted(policies)
+
+
+def test_quickstart_overwrites_no_other_study(tmp_path):
+    from moirai_sim.studies.quickstart import quickstart
+
+    mine = tmp_path / "study.yaml"
+    mine.write_text("kind: evaluate\n")
+    with pytest.raises(InputError, match="another study"):
+        quickstart(tmp_path)
+    assert mine.read_text() == "kind: evaluate\n"
+    mine.unlink()
+    Store(tmp_path).open({"kind": "evaluate", "name": "s"})
+    with pytest.raises(InputError, match="kind 'evaluate'"):
+        quickstart(tmp_path)
+    assert not mine.exists()

@@ -175,3 +175,30 @@ def test_a_changed_key_leads_somewhere(tmp_path):
     assert {link.bandwidth_bytes_per_s for link in changed.links} == {32e9}
     with pytest.raises(InputError, match="no entry 'bsu' in 'links'; did you mean 'bus'"):
         whatif.changed_cluster(str(cluster), {"links.bsu.bandwidth": "32 GB/s"})
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ("seeds: [-1]", "seeds.0"),
+        ("time_limit: 0 s", "time_limit"),
+        ("clusters: []", "clusters"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(tmp_path, change, complaint):
+    text = "".join(line for line in EVALUATE.splitlines(keepends=True) if not line.startswith(change.partition(":")[0]))
+    with pytest.raises(InputError, match=complaint):
+        read_study(_write(tmp_path, f"{text}{change}\n"), "evaluate")
+
+
+@pytest.mark.parametrize("values", ["{from: 1, to: 1e12, step: 1}", "{from: 0, to: 1e308, step: 1e-10}"])
+def test_a_range_without_end_is_refused(tmp_path, values):
+    with pytest.raises(InputError, match="larger step"):
+        read_study(_write(tmp_path, WHATIF.replace("{from: 1, to: 3, step: 1}", values)), "whatif")
+
+
+def test_too_many_variants_are_refused(tmp_path):
+    many = "{from: 1, to: 1000, step: 1}"
+    text = WHATIF.replace("{from: 1, to: 3, step: 1}", many).replace("[1 us, 2 us]", f"{many[:-1]}, unit: us}}")
+    with pytest.raises(InputError, match="variants"):
+        whatif.expand(read_study(_write(tmp_path, text), "whatif"))

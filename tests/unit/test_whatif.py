@@ -10,6 +10,7 @@ from moirai_sim import catalog
 from moirai_sim.clusters.cluster import Cluster, Device, DeviceType, Link
 from moirai_sim.errors import InputError
 from moirai_sim.studies import runs
+from moirai_sim.studies.overrides import changed_cluster
 from moirai_sim.studies.prices import parts, price_eur
 from moirai_sim.studies.store import Store
 from moirai_sim.studies.uncertainty import Z90, difference_interval, interval
@@ -20,7 +21,7 @@ DEVICE = """\
 name: {name}
 kind: gpu
 memory: 8 GiB
-memory_bandwidth: 100 GB/s
+memory_bandwidth: {bandwidth} GB/s
 peak_flops: {{float32: {rate} TFLOP/s}}
 idle_power: 10 W
 peak_power: 110 W
@@ -46,8 +47,8 @@ overrides:
 
 @pytest.fixture
 def study(tmp_path):
-    (tmp_path / "slow.yaml").write_text(DEVICE.format(name="slow", rate=1, price=1000))
-    (tmp_path / "fast.yaml").write_text(DEVICE.format(name="fast", rate=1000, price=3000))
+    (tmp_path / "slow.yaml").write_text(DEVICE.format(name="slow", rate=1, bandwidth=100, price=1000))
+    (tmp_path / "fast.yaml").write_text(DEVICE.format(name="fast", rate=1000, bandwidth=1000, price=3000))
     (tmp_path / "pair.yaml").write_text(CLUSTER)
     path = tmp_path / "study.yaml"
     path.write_text(STUDY.format(target="1 h"))
@@ -204,3 +205,21 @@ def test_numbers_at_the_start_of_values():
     assert leading_number("16 GB/s") == 16
     assert leading_number("nvidia-t4") is None
     assert leading_number(True) is None
+
+
+def test_a_report_of_nothing_says_so(tmp_path):
+    store = Store(tmp_path)
+    store.open({"kind": "whatif", "name": "s"})
+    assert build({"name": "s"}, store).subtitle == "no variant has finished"
+
+
+def test_an_entry_of_a_like_name_keeps_its_links(tmp_path):
+    cluster = """\
+name: names
+devices: [{name: a100, device: nvidia-t4}, {name: a1000, device: nvidia-t4}, {name: b, device: nvidia-t4}]
+links: [{ends: [a100, b], bandwidth: 1 GB/s}, {ends: [a1000, b], bandwidth: 1 GB/s}]
+"""
+    (tmp_path / "names.yaml").write_text(cluster)
+    left = changed_cluster(str(tmp_path / "names.yaml"), {"devices.a100.count": 0})
+    assert [device.name for device in left.devices] == ["a1000", "b"]
+    assert [link.ends for link in left.links] == [("a1000", "b")]
