@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +97,8 @@ def _in_processes(run: Run, keys: Mapping[str, Key], workers: int) -> Iterator[F
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     calls = (joblib.delayed(_named)(run, name, key) for name, key in keys.items())
+    # Loky replaces a worker whose memory has grown, which is no reason to warn.
+    warnings.filterwarnings("ignore", message="A worker stopped while some jobs", category=UserWarning)
     try:
         yield from joblib.Parallel(n_jobs=workers, return_as="generator_unordered")(calls)
     except TerminatedWorkerError as error:
