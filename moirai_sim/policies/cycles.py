@@ -31,7 +31,7 @@ def best_cycle(problem: PlacementProblem, pool: Sequence[Placement], replicas: i
     """Return the cycle of up to ``replicas`` placements of a pool with the shortest period found; None if none fits.
 
     Greedy, from each placement as the first: the next turn goes to the placement that leaves the largest load of a
-    device or port least, ties to the least sum of loads, then to the earlier in the pool.
+    device, port or link least, ties to the least sum of loads, then to the earlier in the pool.
     """
     loads = np.array([resource_loads_ns(problem, one.device) for one in pool])
     best: tuple[float, list[int]] | None = None
