@@ -21,7 +21,7 @@ from moirai_sim.policies.registry import load_policy, policy_names
 from moirai_sim.policies.repeated import repeated
 from moirai_sim.policies.repeated_bound import repeated_bound_ns
 from moirai_sim.policies.search import Improvement, improve
-from moirai_sim.policies.starts import CHEAP, Start, cycle_from, find_starts, start_from
+from moirai_sim.policies.starts import CHEAP, Start, cycle_from, find_starts, start_from, too_large
 from moirai_sim.simulation.replay import replay
 
 if TYPE_CHECKING:
@@ -141,9 +141,13 @@ def _throughput(problem: PlacementProblem, request: Request) -> Placement:
         return _fair_throughput(problem, request)
     clock = _Clock(request)
     starts = find_starts(problem, clock.request(0.3), CHEAP)
+    if not starts and request.max_latency_ns is not None:  # what is searched for latency may keep the limit
+        start = start_from(problem, _latency(problem, clock.request(0.3)), request, "least latency")
+        starts = [] if start is None else [start]
     steps = [f"{start.policy} {start.value_ns}" for start in starts]
     best = starts[0] if starts else None
     bound = lower_bound_ns(problem, "throughput", replicas=request.replicas, time_limit_s=clock.left(BOUND))
+    impossible = False
 
     def search(share: float, rounds: int | None = None) -> None:
         nonlocal best
@@ -165,7 +169,8 @@ def _throughput(problem: PlacementProblem, request: Request) -> Placement:
         if name == "milp-throughput" and (large or problem.n_operators * problem.n_devices > WHOLE_MODEL):
             continue  # with a latency it orders operators pairwise; `diviml` coarsens first
         answer = load_policy(name).place(problem, clock.request(share))
-        bound = FAR if answer.status == "infeasible" else max(bound, answer.lower_bound_ns)
+        bound = max(bound, answer.lower_bound_ns)
+        impossible |= answer.status == "infeasible"
         start = start_from(problem, answer, request, name)
         best = _better(best, start)
         starts += [] if start is None else [start]
@@ -173,12 +178,17 @@ def _throughput(problem: PlacementProblem, request: Request) -> Placement:
     if request.replicas > 1:
         pool = [one for start in starts for one in start.placement.cycle]
         best = _better(best, cycle_from(problem, pool, request))
-    return _answer(best, bound, steps)
+    impossible |= bound > (request.max_period_ns or bound)
+    return _answer(best, FAR if impossible and best is None else bound, steps)
 
 
 def _fair_throughput(problem: PlacementProblem, request: Request) -> Placement:
     """Answer for the linear networks, and choose by the loads of the real links."""
     from moirai_sim.simulation.engine import simulate
+
+    def in_time(one: Placement) -> bool:
+        longest = request.max_latency_ns
+        return longest is None or simulate(problem, one, engine="simpy").latency_ns <= longest
 
     clock = _Clock(request)
     candidates: list[Placement] = []
@@ -188,11 +198,8 @@ def _fair_throughput(problem: PlacementProblem, request: Request) -> Placement:
     bound = answer.lower_bound_ns  # of the last, under which nothing waits: no link makes a load or a latency less
     if request.replicas > 1:
         pool = [one for answer in candidates for one in answer.cycle] + whole_models(problem)
-        candidates += filter(None, [best_cycle(problem, pool, request.replicas)])
-    candidates.sort(key=lambda one: period_ns(problem, one.devices))
-    longest = request.max_latency_ns
-    if longest is not None:
-        candidates = [one for one in candidates if simulate(problem, one, engine="simpy").latency_ns <= longest]
+        candidates += filter(None, [best_cycle(problem, [one for one in pool if in_time(one)], request.replicas)])
+    candidates = sorted(filter(in_time, candidates), key=lambda one: period_ns(problem, one.devices))
     if not candidates:
         status: Status = "infeasible" if answer.status == "infeasible" else "limit"
         return Placement(device=np.zeros(0, dtype=np.int64), status=status)
@@ -218,6 +225,7 @@ def _within(problem: PlacementProblem, request: Request) -> Placement:
     found = [start_from(problem, answer, request, by) for by, answer in answers.items()]
     best = min((start for start in found if start is not None), key=lambda start: start.value_ns, default=None)
     missed = stream.lower_bound_ns > (request.max_period_ns or FAR)
+    missed |= alone.lower_bound_ns > (request.max_latency_ns or FAR)
     if missed or "infeasible" in {answer.status for answer in answers.values()}:
         bound = FAR
     else:
@@ -242,7 +250,7 @@ def _fair(policy: Policy, problem: PlacementProblem, request: Request) -> Placem
         elif network == "none":
             status = answer.status
     for name in CHEAP:
-        if name in policy_names() and (not candidates or clock.left(1.0) > 0):
+        if name in policy_names() and (not candidates or (clock.left(1.0) > 0 and not too_large(problem, name))):
             answer = load_policy(name).place(problem, clock.request(0.5))
             if len(answer.device) == problem.n_operators and fits(problem, answer.device):
                 candidates.append(answer)

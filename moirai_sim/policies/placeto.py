@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -61,6 +62,7 @@ class Placeto:
 
         deadline = time.perf_counter() + request.time_limit_s
         ported = problem.with_network("one-port") if problem.network == "fair" else problem
+        request = replace(request, max_latency_ns=None)  # training may come to what keeps a limit
         starts = find_starts(ported, request, (*QUICK, "random"))
         if not starts:
             return no_room("no simple policy finds a placement that fits the memory")

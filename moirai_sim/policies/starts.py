@@ -59,7 +59,7 @@ def find_starts(problem: PlacementProblem, request: Request, names: Sequence[str
     anyhow = replace(request, max_period_ns=None)
     for name in names:
         late = problem.n_operators > SKIPPED_OPERATORS and time.perf_counter() - started > request.time_limit_s / 2
-        if name not in policy_names() or (found and (late or _too_large(problem, name))):
+        if name not in policy_names() or (found and (late or too_large(problem, name))):
             continue
         try:
             answer = load_policy(name).place(problem, replace(request, time_limit_s=request.time_limit_s / 4))
@@ -77,7 +77,8 @@ def find_starts(problem: PlacementProblem, request: Request, names: Sequence[str
     return sorted(found, key=lambda start: start.value_ns)
 
 
-def _too_large(problem: PlacementProblem, policy: str) -> bool:
+def too_large(problem: PlacementProblem, policy: str) -> bool:
+    """Tell whether a simple policy would take more time or memory than an answer beside others is worth."""
     n, k, q = problem.n_operators, problem.n_devices, len(problem.tensor_bytes)
     steps = n * problem.width * k if policy in BY_READY else 0
     return steps > MOST_STEPS or (policy in TABLED and (n + q) * k > MOST_ENTRIES)
@@ -87,6 +88,7 @@ def improved_start(problem: PlacementProblem, request: Request) -> Start | None:
     """Return a good answer within about a second: the horizon and the first solution of an exact solver."""
     from moirai_sim.policies.search import improve
 
+    request = replace(request, max_latency_ns=None)  # from what breaks the limit, search may come to what keeps it
     starts = find_starts(problem, request, (*QUICK, "random"))
     if not starts or problem.n_operators > IMPROVED_OPERATORS:
         return starts[0] if starts else None

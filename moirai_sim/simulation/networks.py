@@ -122,27 +122,43 @@ class CopyEngines:
         self._failed: set[int] = set()
 
     def fail(self, k: int, lost: Sequence[int]) -> None:
-        """Note that a device has failed, with the transfers that it takes along: nobody waits for its engines."""
+        """Note that a device has failed, with the transfers under way that it takes along; those that wait go, too."""
         self._failed.add(k)
         for t in lost:
             self.arrived(t)
+        waiting = {job for queue in self._queue for job in queue if not self._can_go(job)}
+        for end, queue in enumerate(self._queue):
+            self._queue[end] = deque(job for job in queue if job not in waiting)
+        for job in waiting:
+            self._let_go(job % self._engine.plan.stride)
+
+    def _can_go(self, job: int) -> bool:
+        """Tell whether both devices of a transfer still work."""
+        plan = self._engine.plan
+        t = job % plan.stride
+        return plan.source[t] not in self._failed and plan.target[t] not in self._failed
 
     def arrived(self, t: int) -> None:
         """Note the end of a transfer; launches of operators have larger numbers and are none."""
         plan = self._engine.plan
         if t >= len(plan.edge):
             return
-        for k in (plan.source[t], plan.target[t]):
-            self._idle[k] += 1
-            if self._blocks:
-                self._holding[k] -= 1
-                self._engine.free[k] += self._engine.options.streams
-                self._engine.touched.append(k)
+        self._idle[plan.source[t]] += 1
+        self._idle[plan.target[t]] += 1
+        self._let_go(t)
+
+    def _let_go(self, t: int) -> None:
+        """Let both devices of a transfer compute again, if it kept them from it."""
+        engine, plan = self._engine, self._engine.plan
+        for k in (plan.source[t], plan.target[t]) if self._blocks else ():
+            self._holding[k] -= 1
+            engine.free[k] += engine.options.streams
+            engine.touched.append(k)
 
     def queue(self, now: int, transfers: list[int]) -> None:
         """Let the new transfers wait, then let through all that can go."""
         engine, plan = self._engine, self._engine.plan
-        for job in transfers:
+        for job in filter(self._can_go, transfers) if self._failed else transfers:
             t = job % plan.stride
             for k in (plan.source[t], plan.target[t]):
                 self._queue[k].append(job)
@@ -168,8 +184,6 @@ class CopyEngines:
             self.behind.queue(now, sorted(go))
 
     def _free(self, k: int) -> bool:
-        if k in self._failed:
-            return True
         if not self._idle[k]:
             return False
         streams = self._engine.options.streams

@@ -10,7 +10,7 @@ import moirai_sim
 from moirai_sim.errors import InputError
 from moirai_sim.sources import brings_devices
 from moirai_sim.studies import runs
-from moirai_sim.studies.parallel import run_all
+from moirai_sim.studies.parallel import end_processes, run_all
 from moirai_sim.studies.store import Store, digest
 from moirai_sim.studies.study import EvaluateStudy, read_study
 
@@ -116,4 +116,7 @@ def evaluate(
     named = {run_name(key): key for key in expand(study)}
     store = Store(out)
     store.open(study.model_dump(mode="json", by_alias=True))
-    return run_all(runs.run, named, store, name=study.name, jobs=jobs, ray=ray, retry_failed=retry_failed)
+    try:
+        return run_all(runs.run, named, store, name=study.name, jobs=jobs, ray=ray, retry_failed=retry_failed)
+    finally:
+        end_processes()

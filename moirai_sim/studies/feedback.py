@@ -60,7 +60,7 @@ def calibrate_from_runs(folder: Path, out: Path, *, seed: int = 0) -> dict[str, 
         If the folder holds no such study, or too few runs to keep half of them apart.
     """
     study, store = read_folder(folder)
-    if not (folder / "summary.json").is_file():
+    if study["kind"] == "validate" and not (folder / "summary.json").is_file():
         raise InputError(f"{folder}: the study has not finished; run the same validate command again")
     found = [result for result in store.read() if result["outcome"]["status"] == "measured"]
     clusters = sorted({result["key"]["cluster"] for result in found})

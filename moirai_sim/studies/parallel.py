@@ -84,7 +84,6 @@ def _named(run: Run, name: str, key: Key) -> Finished:
 
 
 def _on_this_machine(run: Run, keys: Mapping[str, Key], jobs: int | None) -> Iterator[Finished]:
-
     workers = _workers(jobs, len(keys))
     if workers == 1:
         return (_named(run, name, key) for name, key in keys.items())
@@ -93,7 +92,6 @@ def _on_this_machine(run: Run, keys: Mapping[str, Key], jobs: int | None) -> Ite
 
 def _in_processes(run: Run, keys: Mapping[str, Key], workers: int) -> Iterator[Finished]:
     import joblib
-    from joblib.externals.loky import get_reusable_executor
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     calls = (joblib.delayed(_named)(run, name, key) for name, key in keys.items())
@@ -103,8 +101,13 @@ def _in_processes(run: Run, keys: Mapping[str, Key], workers: int) -> Iterator[F
         yield from joblib.Parallel(n_jobs=workers, return_as="generator_unordered")(calls)
     except TerminatedWorkerError as error:
         raise ExecutionError(_KILLED) from error
-    finally:
-        get_reusable_executor().shutdown()  # the next study reads its files anew
+
+
+def end_processes() -> None:
+    """End the worker processes of this machine, with all that they remember of a study's files."""
+    from joblib.externals.loky import get_reusable_executor
+
+    get_reusable_executor().shutdown()
 
 
 def _on_ray(run: Run, keys: Mapping[str, Key], address: str) -> Iterator[Finished]:

@@ -54,7 +54,7 @@ def quickstart(out: Path) -> dict[str, Any]:
     study = out / "study.yaml"
     text = STUDY.format(models=json.dumps([str(known[name]) for name in MODELS]))
     Store(out).check("validate")
-    if study.is_file() and study.read_text(encoding="utf-8") != text:
+    if study.is_file() and _but_models(study.read_text(encoding="utf-8")) != _but_models(text):
         raise InputError(
             f"{study}: is another study; run it with 'moirai-sim validate', or name another folder with -o"
         )
@@ -63,3 +63,8 @@ def quickstart(out: Path) -> dict[str, Any]:
     page = out / "report.html"
     report(out, page)
     return summary | {"report": str(page), "study": str(study)}
+
+
+def _but_models(study: str) -> list[str]:
+    """Return the lines of a study file without that of the models, which lie elsewhere in another environment."""
+    return [line for line in study.splitlines() if not line.startswith("models:")]

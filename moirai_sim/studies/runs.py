@@ -40,10 +40,8 @@ def cluster_digest(name: str | None) -> str | None:
 
 def digest_of(cluster: Cluster) -> str:
     """Return the hash of a cluster's figures and of the cost models that its devices and links name."""
-    models = sorted({device.cost_model for device in cluster.devices if device.cost_model})
-    if cluster.link_model:
-        models.append(cluster.link_model)
-    return digest([cluster_figures(cluster), [entry for model in models for entry in model_files(model)]])
+    models = [device.cost_model for device in cluster.devices] + [cluster.link_model]
+    return digest([cluster_figures(cluster), [model and model_files(model) for model in models]])
 
 
 @lru_cache(maxsize=64)

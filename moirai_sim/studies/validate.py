@@ -255,8 +255,8 @@ def _run_model(
         if not candidates:
             try:
                 candidates, refused = _candidates(priced, study)
-            except MoiraiError:
-                refused = {"all": {"status": "error", "error": str(error)}}
+            except Exception:  # noqa: BLE001 - the first one says why
+                refused = {"all": failure}
     predicted = {candidate.name: candidate.predicted for candidate in candidates}
     outcomes = {name: outcomes.get(name, failure) for name in predicted}
     outcomes |= refused

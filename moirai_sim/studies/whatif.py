@@ -15,7 +15,7 @@ from moirai_sim.errors import InputError
 from moirai_sim.progress import progress
 from moirai_sim.studies import runs
 from moirai_sim.studies.overrides import changed_cluster
-from moirai_sim.studies.parallel import Key, run_all
+from moirai_sim.studies.parallel import Key, end_processes, run_all
 from moirai_sim.studies.prices import Parts, check_prices, parts, price_eur
 from moirai_sim.studies.sizes import MAX_SIZES, Counts, answer_of, search
 from moirai_sim.studies.store import Store, digest
@@ -114,9 +114,12 @@ def whatif(
     def run(keys: Mapping[str, Key], name: str) -> dict[str, Any]:
         return run_all(run_variant, keys, store, name=name, jobs=jobs, ray=ray, retry_failed=retry_failed)
 
-    summary = run(named, study.name)
-    for model in study.models if sizes else ():
-        _search_sizes(study, model, sizes, store, run, summary)
+    try:
+        summary = run(named, study.name)
+        for model in study.models if sizes else ():
+            _search_sizes(study, model, sizes, store, run, summary)
+    finally:
+        end_processes()
     return summary
 
 

@@ -68,9 +68,10 @@ def test_a_latency_that_no_simple_policy_reaches_is_searched_for(policy: str) ->
     found = place(problem, policy, Request(time_limit_s=4)).makespan_ns
     assert found < min(starts)
     limit = (found + min(starts)) // 2
-    timeline = place(problem, policy, Request(time_limit_s=4, max_latency_ns=limit))
-    assert timeline.spans
-    assert timeline.makespan_ns <= limit
+    for objective in ("latency", "throughput") if policy == "auto" else ("latency",):
+        timeline = place(problem, policy, Request(objective, time_limit_s=4, max_latency_ns=limit))
+        assert timeline.spans
+        assert timeline.makespan_ns <= limit
 
 
 def test_a_latency_that_is_proven_out_of_reach_is_infeasible() -> None:

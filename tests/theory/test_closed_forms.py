@@ -76,6 +76,14 @@ def test_a_short_flow_speeds_up_the_long_one_it_leaves_behind(build) -> None:
     assert spans == {"d1": 200, "d2": 400}
 
 
+@pytest.mark.parametrize("engines", [0, 1])
+def test_what_waits_for_a_device_that_fails_is_lost(build, engines) -> None:
+    """d0 sends to d1 and then to d2, one after the other, and fails during the first."""
+    problem = build([1, 1, 1], [(0, 1, 10), (0, 2, 10)], 3, "none")
+    options = SimulationOptions(copy_engines=engines, faults=(Fault("d0", 5),))
+    assert losses(problem, on(0, 1, 2), options).lost == ("o1", "o2")
+
+
 @pytest.mark.parametrize(("duplex", "expected"), [("full", 100), ("half", 200)])
 def test_opposite_flows_share_a_half_duplex_link_only(build, duplex, expected) -> None:
     links = [Link("cable", ("d0", "d1"), 1e9, 0, duplex)]
