@@ -112,17 +112,24 @@ def links(device: TorchDevice, rows: Rows, budget_s: float) -> None:
     memory = {"pinned": [whole.pin_memory() for whole in all_host]} if cuda else {}
     for size, (label, pair) in itertools.product(sizes, (memory | {"pageable": all_host}).items()):
         host, back, here, other = (whole[:size] for whole in (*pair, *all_device))
-        ways = {("host", "device"): (here, host), ("device", "host"): (back, here)}
-        if label == "pinned" or not cuda:
-            ways["device", "device"] = (other, here)
+        ways = {("host", "device"): [(here, host)], ("device", "host"): [(back, here)]}
+        if label == "pinned" or not cuda:  # through more memory than the cache holds
+            starts = range(0, sizes[-1] - size + 1, size)[: max(1, -(-2 * device.cache_bytes // size))]
+            ways["device", "device"] = [tuple(whole[at : at + size] for whole in all_device) for at in starts]
 
         def row(way: tuple[str, str], how: str, samples: Callable[[], Any]) -> None:
             named = {"source_device": way[0], "target_device": way[1], "collective": f"copy {way[0]}-{way[1]} {how}",
                      "participants": 2, "bytes": size, "source": "measured"}  # fmt: skip
             rows.measure(named, lambda: statistics(samples()))
 
-        for way, (into, out) in ways.items():
-            row(way, label, lambda: device.time(lambda: into.copy_(out, non_blocking=True), each))
+        for way, pairs in ways.items():
+            turn = itertools.cycle(pairs)
+
+            def copy() -> None:
+                into, out = next(turn)
+                into.copy_(out, non_blocking=True)
+
+            row(way, label, lambda: device.time(copy, each))
         if busy is None:
             continue
 
@@ -133,7 +140,7 @@ def links(device: TorchDevice, rows: Rows, budget_s: float) -> None:
                 back.copy_(here, non_blocking=True)
 
         row(("host", "device"), f"{label} both-ways", lambda: wall(device, both, each))
-        for way, (into, out) in ways.items():
+        for way, ((into, out), *_) in ways.items():
             row(way, f"{label} while-kernels", lambda: busy.times(lambda: into.copy_(out, non_blocking=True)))
 
 

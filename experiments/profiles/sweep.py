@@ -67,7 +67,7 @@ def log_uniform(u: float, low: int, high: int) -> int:
     """Map a number in [0, 1) to a size between ``low`` and ``high``; a quarter of them are awkward."""
     value = round(low * (high / low) ** u)
     if int(u * 1e4) % 4 == 0:
-        near = [size for size in AWKWARD if low <= size <= high]
+        near = [size for size in AWKWARD if low <= size <= high and value / 2 <= size <= value * 2]
         value = min(near, key=lambda size: abs(math.log(size / value))) if near else value
     return value
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from moirai_sim.costs.kernels import rows_of
 from moirai_sim.costs.measured import FILE, key_hash, read_table, write_table
 from moirai_sim.errors import InputError
 from moirai_sim.files import folder_in_place_of
-from moirai_sim.profiling.schema import operator_key, row_operator, write_profile
+from moirai_sim.profiling.schema import operator_key, read_profile, row_operator, write_profile
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,7 +90,7 @@ def adapt(
             "inputs": hashes(profiles),
             "dropped": dropped,
         }
-    sharpened = _estimator(model).adapt(used)
+    sharpened = _estimator(model, set(frame["device"])).adapt(used)
     sheets = {part.device.name: part.device for parts in rows_of(used).values() for part in parts}
     sharpened.devices_ |= sheets
     card = _card(model.card, name or out.name, splits, facts, frame)
@@ -99,27 +99,43 @@ def adapt(
         devices, cpus, outputs = read_table(folder) if (folder / FILE).is_file() else ({}, {}, {})
         devices, cpus = devices | times_table(frame, keys), cpus | cpus_of(frame, metadata)
         write_table(work, devices, cpus, outputs | output_shapes(frame))
-        write_profile(frame, work / POINTS, metadata={"reconciled": True})
+        write_profile(_with_others(frame, folder / POINTS), work / POINTS, metadata={"reconciled": True})
         for kept in ("links.json", PROFILE):
             if (folder / kept).is_file():
                 (work / kept).write_bytes((folder / kept).read_bytes())
     return card
 
 
-def _estimator(model: LearnedModel) -> TimeEstimator:
-    """Return an estimator in the state of a stored model, which adapting it leaves as it is."""
+def _estimator(model: LearnedModel, anew: Collection[str]) -> TimeEstimator:
+    """Return an estimator in the state of a stored model, which adapting it leaves as it is.
+
+    What the model has learned from points of the devices ``anew`` is left out.
+    """
     from moirai_sim.costs.estimator import TimeEstimator
 
+    def others(by_device: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in by_device.items() if key.partition("|")[0] not in anew}
+
     estimator = TimeEstimator()
-    estimator.devices_ = dict(model.devices)
+    estimator.devices_ = others(model.devices)
     estimator.models_ = {
         key: replace(
-            family, defaults=dict(family.defaults), corrections=dict(family.corrections), tiles=dict(family.tiles),
-            tile_widths=dict(family.tile_widths), tile_points=dict(family.tile_points),
+            family, defaults=others(family.defaults), corrections=others(family.corrections),
+            tiles=others(family.tiles), tile_widths=others(family.tile_widths), tile_points=others(family.tile_points),
         )
         for key, family in model.families.items()
     }  # fmt: skip
     return estimator
+
+
+def _with_others(frame: pd.DataFrame, earlier: Path) -> pd.DataFrame:
+    """Return the points, with those of other devices that the model was adapted to before."""
+    import pandas as pd
+
+    if not earlier.is_file():
+        return frame
+    points, _ = read_profile(earlier)
+    return pd.concat([points[~points["device"].isin(frame["device"])], frame], ignore_index=True)
 
 
 def _known(model: LearnedModel, frame: pd.DataFrame) -> NDArray[np.bool_]:
@@ -148,10 +164,10 @@ def _held_out(
     fold = np.random.default_rng(seed).permutation(len(distinct))[group] % _FOLDS
     pieces = []
     for i in sorted(set(fold.tolist())):
-        fitted = _estimator(model).adapt(points[fold != i].reset_index(drop=True))
+        fitted = _estimator(model, [device]).adapt(points[fold != i].reset_index(drop=True))
         pieces.append(errors_of(fitted, points[fold == i].reset_index(drop=True)))
     whole = {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]}
-    before = errors_of(_estimator(model), points)["ape"]
+    before = errors_of(_estimator(model, [device]), points)["ape"]
     return error_rows(f"left-out points of {device}", whole), round(float(np.median(before)), 4)
 
 

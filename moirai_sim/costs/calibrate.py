@@ -308,9 +308,10 @@ def _splits(frame: pd.DataFrame, keys: NDArray[Any], seed: int) -> Iterator[tupl
     for members in frame.groupby(["device", "family"], sort=True).indices.values():
         larger[members] = work[members] > np.quantile(work[members], 0.9)
     yield "larger", [larger]
-    models = sorted(model for model in frame["model"].unique() if model and not model.startswith(PREFIX))
-    if len(models) > 1:
-        yield "model", [(frame["model"] == model).to_numpy() for model in models]
+    network = frame["model"].str.partition("?")[0]  # its other batches and lengths have the same layers
+    networks = sorted(name for name in network.unique() if name and not name.startswith(PREFIX))
+    if len(networks) > 1:
+        yield "model", [(network == name).to_numpy() for name in networks]
     devices = sorted(frame["device"].unique())
     if len(devices) > 1:
         yield "device", [(frame["device"] == device).to_numpy() for device in devices]

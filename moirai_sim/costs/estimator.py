@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 
 _FEW_ROWS = 20_000
+_UNKNOWN = 0.7
+"""Half-width of an interval, in log time, where there is too little to learn one from: half to twice the time."""
 _NOISE = 0.12
 """Scatter of log time that no correction of a device's level explains; sets the weight of the ridge prior."""
 
@@ -136,7 +138,7 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         the devices already known make them expect; what it still misses there is carried to similar sizes, and the
         interval becomes what five-fold fits miss, narrower near the points. Elsewhere a ridge regression on a handful
         of features corrects what the shared ensemble predicts; its prior spreads are those between devices, so that
-        few points move little but the level.
+        few points move little but the level. Each data type has one of its own, around that of all of them.
 
         Parameters
         ----------
@@ -155,8 +157,14 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
                 basis = np.concatenate([pair[0] for pair in pairs])
                 base = np.concatenate([pair[1] for pair in pairs])
                 rest = np.log(seconds[np.concatenate([part.index for part in own])]) - base
-                system = basis.T @ basis + _NOISE**2 * np.eye(basis.shape[1])
-                self.models_[key].corrections[name] = np.linalg.solve(system, basis.T @ rest).tolist()
+                dtype = np.concatenate([np.full(len(part.index), part.dtype) for part in own])
+                whole = _ridge(basis, rest)
+                self.models_[key].corrections[name] = whole.tolist()
+                kinds = np.unique(dtype)
+                for kind in kinds if len(kinds) > 1 else ():  # around what all data types have in common
+                    here = dtype == kind
+                    more = _ridge(basis[here], rest[here] - basis[here] @ whole)
+                    self.models_[key].corrections[f"{name}|{kind}"] = (whole + more).tolist()
         return self
 
     def predict(self, X: pd.DataFrame) -> Array:  # noqa: N803
@@ -213,7 +221,7 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
             shared=shared.predict,
             sharp=None if sharp is None else sharp.predict,
             bins=np.quantile(load, [0.25, 0.5, 0.75]).tolist(),
-            widths={"random": [0.3] * 4, "larger": [0.5] * 4, "device": [0.7] * 4},
+            widths={kind: [_UNKNOWN] * 4 for kind in ("random", "larger", "device")},
             defaults=samples.defaults(),
             tiles=samples.tiles(train),
         )
@@ -245,6 +253,12 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
             if kind not in found:  # nothing of the kind to learn from: say that little is known
                 model.widths[kind] = [factor * w for w in at_least]
             model.widths[kind] = [max(a, b) for a, b in zip(model.widths[kind], at_least, strict=True)]
+
+
+def _ridge(basis: Array, rest: Array) -> Array:
+    """Return coefficients that explain ``rest``, [n], of a prior with mean 0 and spread 1."""
+    system = basis.T @ basis + _NOISE**2 * np.eye(basis.shape[1])
+    return np.linalg.solve(system, basis.T @ rest).astype(np.float64)
 
 
 def _answer_for(model: FamilyModel, device: str, parts: list[Rows]) -> None:

@@ -25,8 +25,9 @@ Shape = Sequence[int]
 Dimensions = tuple[float, float, float, float, float, float]
 
 _MEMBERS: dict[str, str] = {
-    "gemm": "Gemm MatMul MatMulInteger MatMulNBits QLinearMatMul FusedMatMul FusedGemm Linear",
-    "conv": "Conv ConvTranspose ConvInteger QLinearConv FusedConv NhwcFusedConv",
+    "gemm": "Gemm MatMul MatMulInteger MatMulIntegerToFloat DynamicQuantizeMatMul MatMulNBits QLinearMatMul "
+    "FusedMatMul FusedGemm Linear",
+    "conv": "Conv ConvTranspose ConvInteger QLinearConv FusedConv NhwcFusedConv DeformConv",
     "normalization": "LayerNormalization SimplifiedLayerNormalization SkipLayerNormalization RMSNormalization "
     "BatchNormalization InstanceNormalization GroupNormalization LRN MeanVarianceNormalization LpNormalization "
     "SkipSimplifiedLayerNormalization",
@@ -59,7 +60,12 @@ COLUMNS = (
 
 
 def family(op_type: str, inputs: Sequence[Shape]) -> str:
-    """Return the family of an operator; a MatMul is batched where both operands have a batch axis above 1."""
+    """Return the family of an operator; a MatMul is batched where both operands have a batch axis above 1.
+
+    An Einsum of two operands is taken for a batched product, whose batch may be 1.
+    """
+    if op_type == "Einsum" and len(inputs) == 2:
+        return "batched-matmul"
     name = FAMILY.get(op_type, "elementwise")
     if name == "gemm" and math.prod(_second(op_type, inputs)[:-2]) > 1:
         return "batched-matmul"
@@ -79,6 +85,8 @@ def dimensions(
     op_type: str, inputs: Sequence[Shape], outputs: Sequence[Shape], attributes: Mapping[str, Any]
 ) -> Dimensions:
     """Return (batch, m, n, k, width, extra) of an operator; missing shapes count as scalars."""
+    if op_type == "Einsum" and len(inputs) == 2:
+        return _einsum(str(attributes["equation"]), *inputs)
     rule = FAMILY.get(op_type, "elementwise")
     out = outputs[0] if outputs else ()
     first = inputs[0] if inputs else ()
@@ -86,7 +94,7 @@ def dimensions(
     last = float(out[-1]) if out else 1.0
     if rule == "gemm":  # batch x (m, k) times (k, n)
         second = _second(op_type, inputs)
-        k = float(first[0 if attributes.get("transA") and len(first) == 2 else -1]) if first else 1.0
+        k = float(first[-2 if attributes.get("transA") and len(first) > 1 else -1]) if first else 1.0
         n = last if len(second) > 1 or op_type == "MatMulNBits" else 1.0
         batch = float(math.prod(second[:-2])) if len(second) > 2 else 1.0
         return batch, max(elements / max(n * batch, 1.0), 1.0), n, k, 1.0, 0.0
@@ -96,6 +104,10 @@ def dimensions(
         window = float(math.prod(weight[2:])) or 1.0
         channels = float(out[1]) if len(out) > 1 else 1.0
         strides = attributes.get("strides") or (1,)
+        if op_type == "ConvTranspose":  # every input pixel is multiplied by the window, and the results are added up
+            into = float(first[1]) if len(first) > 1 else 1.0
+            columns = float(weight[1]) * window if len(weight) > 1 else window
+            return groups, math.prod(first) / max(into, 1.0), columns, into / groups, window, float(strides[0])
         per_group = float(first[1]) / groups if len(first) > 1 else 1.0
         return groups, elements / max(channels, 1.0), channels / groups, per_group * window, window, float(strides[0])
     if rule in ("normalization", "softmax", "reduction"):  # m rows of k values each
@@ -129,6 +141,32 @@ def dimensions(
         return 1.0, elements, float(len(inputs)), last, _moved(op_type, inputs, out, attributes), float(len(first))
     run, constant = _alike(inputs, out)
     return 1.0, elements, float(len(inputs)), last, run, constant
+
+
+def _einsum(equation: str, left: Shape, right: Shape) -> Dimensions:
+    """Return the sizes of the product of two tensors: letters of both that stay are its batch, others its contraction.
+
+    An ellipsis stands for the axes that the letters beside it leave over.
+    """
+    terms, arrow, result = equation.replace(" ", "").partition("->")
+    letters = []
+    sizes: dict[str, int] = {}
+    for term, shape in zip(terms.split(","), (left, right), strict=True):
+        head, dots, tail = term.partition("...")
+        between = [f".{i}" for i in range(len(shape) - len(head) - len(tail))][::-1] if dots else []
+        names = [*head, *between, *tail]
+        for name, length in zip(names, shape, strict=True):
+            sizes[name] = max(sizes.get(name, 1), length)
+        letters.append(set(names))
+    one, other = letters
+    kept = set(result) if arrow else one ^ other
+    kept |= {name for name in sizes if name.startswith(".")}
+    batch, k = one & other & kept, (one & other) - kept
+
+    def size(names: set[str]) -> float:
+        return float(math.prod(sizes[name] for name in names))
+
+    return size(batch), size(one - other), size(other - one), size(k), 1.0, 0.0
 
 
 def _alike(inputs: Sequence[Shape], out: Shape) -> tuple[float, float]:

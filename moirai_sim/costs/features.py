@@ -34,6 +34,7 @@ TENSOR_TILES = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 128), (64, 6
 _INSTEAD = {
     "float16": ("bfloat16", "float32"), "bfloat16": ("float16", "float32"), "tf32": ("float32",),
     "float8": ("int8", "bfloat16", "float16", "float32"), "int8": ("float8", "bfloat16", "float16", "float32"),
+    "uint8": ("int8", "float8", "bfloat16", "float16", "float32"),
     "float4": ("float8", "int8", "bfloat16", "float16", "float32"), "float64": ("float32",),
 }  # fmt: skip
 _RIVALS = ((2, 4), (1, 2), (0, 1), (3, 4), (3, 2), (1, 4))
@@ -46,7 +47,8 @@ _PAGE = 2.0**21
 
 _JOULES = (17e-12, 15e-12, 7.5e-12, 5e-12)
 """Energy of a single-precision operation at the lowest voltage, by `generation`."""
-_ENERGY = {"tf32": 0.24, "float16": 0.12, "bfloat16": 0.12, "float8": 0.06, "int8": 0.06, "float4": 0.03}
+_ENERGY = {"tf32": 0.24, "float16": 0.12, "bfloat16": 0.12, "float8": 0.06, "int8": 0.06, "uint8": 0.06,
+           "float4": 0.03}  # fmt: skip
 """Energy of an operation on matrix units as a share of one in single precision on vector units."""
 _MATRIX_FAMILIES = ("gemm", "batched-matmul", "conv")
 

@@ -105,7 +105,7 @@ class FamilyModel:
     unmasked: bool = False
     """Whether attention of several queries that all see every key was measured."""
     corrections: dict[str, list[float]] = field(default_factory=dict)
-    """Coefficients of the few-shot correction, by device."""
+    """Coefficients of the few-shot correction, by device and by ``device|dtype``."""
     defaults: dict[str, str] = field(default_factory=dict)
     """The group that answers for a device when no stack is asked for; of one known by a few points, their stack."""
     tiles: dict[str, list[float]] = field(default_factory=dict)
@@ -201,8 +201,9 @@ def predict_rows(
             log_time += more
     else:
         log_time = base + _learned(model, x, group)
-        if not seen and rows.device.name in model.corrections:
-            log_time += _few_shot(design, x) @ np.asarray(model.corrections[rows.device.name])
+        correction = model.corrections.get(own, model.corrections.get(rows.device.name))
+        if not seen and correction is not None:
+            log_time += _few_shot(design, x) @ np.asarray(correction)
     sizes = rows.table[:, DOMAIN]
     low, high = (np.asarray(edge) for edge in model.domain)
     larger = (sizes > high * 1.0001).any(axis=1)
@@ -279,7 +280,7 @@ def _chip(device: DeviceType) -> tuple[int, int, int] | None:
 
 def _computes_in(device: DeviceType, key: str, dtype: str) -> bool:
     """Return whether a device computes in a data type, as far as it matters to a family of kernels."""
-    return not key.endswith(("-vector", "-tensor")) or dtype in device.peak_flops
+    return not key.endswith(("-vector", "-tensor")) or {"uint8": "int8"}.get(dtype, dtype) in device.peak_flops
 
 
 def few_shot_basis(model: FamilyModel, devices: Mapping[str, DeviceType], key: str, rows: Rows) -> tuple[Array, Array]:

@@ -136,7 +136,7 @@ def refit(
     """Return what a few points tell: parameters, the points for `krige`, and a half-width in log time.
 
     The width is that of the 90 % interval far from all points; `krige` says how much narrower it is near them. It is
-    the finite-sample quantile of what five-fold fits missed; fewer than 10 points tell none. ``stacks``: [n] software
+    the finite-sample quantile of what five-fold fits missed; fewer than 10 sizes tell none. ``stacks``: [n] software
     stacks of the points, of which at most 500 are kept.
     """
     if len(table) > _MOST_POINTS:
@@ -150,11 +150,12 @@ def refit(
         return parameters, {**points, "missed": missed.tolist()}
 
     parameters, points = learn(np.ones(len(table), dtype=bool))
-    if len(table) < 10:
+    shape = np.unique(table, axis=0, return_inverse=True)[1].ravel()  # what was measured twice is one
+    if shape.max(initial=-1) < 9:
         return parameters, points, None
-    fold = np.random.default_rng(0).permutation(len(table)) % _FOLDS
+    fold = np.random.default_rng(0).permutation(shape.max() + 1)[shape] % _FOLDS
     off = np.empty(len(table))
-    for i in range(_FOLDS):
+    for i in np.unique(fold):
         part, known = learn(fold != i)
         for stack in np.unique(stacks[fold == i]):
             test = (fold == i) & (stacks == stack)

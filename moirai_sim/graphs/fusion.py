@@ -218,9 +218,9 @@ class _Kernels:
                 tensor = next((t for t in before if not t.weight), before[0])
             return tensor
 
-        ordered = dict.fromkeys(source(tensor) for tensor in main.inputs)
-        ordered |= dict.fromkeys(t for o in operators for t in o.inputs if t.name and t.name not in inside)
-        return tuple(ordered)
+        first = [source(tensor) for tensor in main.inputs]  # by position: a product may read a tensor twice
+        others = dict.fromkeys(t for o in operators for t in o.inputs if t.name and t.name not in inside)
+        return (*first, *(tensor for tensor in others if tensor not in first))
 
     def result(self) -> FusedGraph:
         """Return the graph of kernels."""
@@ -250,12 +250,23 @@ def _operator(kernel: Kernel) -> Operator:
         kernel.op_type,
         kernel.inputs,
         kernel.root.outputs,
-        kernel.main.attributes,
+        {**kernel.main.attributes, **({"transA": 1} if _is_turned(kernel) else {})},
         kernel.main.dtype,
         flops=sum(operator.flops for operator in kernel.operators),
-        read_bytes=sum(tensor.bytes for tensor in kernel.inputs),
+        read_bytes=sum(tensor.bytes for tensor in dict.fromkeys(kernel.inputs)),
         write_bytes=sum(tensor.bytes for tensor in kernel.root.outputs),
         weight_bytes=sum(operator.weight_bytes for operator in kernel.operators),
         bytes_only=any(operator.bytes_only for operator in kernel.operators),
         parts=kernel.operators,
     )
+
+
+def _is_turned(kernel: Kernel) -> bool:
+    """Tell whether a product reads its first operand with the last two axes swapped."""
+    made = {tensor.name: operator for operator in kernel.operators for tensor in operator.outputs if tensor.name}
+    turned, tensor = False, kernel.main.inputs[0] if kernel.op_type == "MatMul" else None
+    while tensor is not None and tensor.name in made:
+        before = made[tensor.name]
+        turned ^= before.op_type == "Transpose"
+        tensor = next((t for t in before.inputs if not t.weight), before.inputs[0])
+    return turned

@@ -135,7 +135,7 @@ def _conv(weight: int) -> _Flops:
     def flops(inputs: _Shapes, outputs: _Shapes, attributes: Mapping[str, object]) -> int:
         per_output = 2 * math.prod(inputs[weight].shape[1:])
         per_output += sum(_present(inputs, i) for i in (weight + 1, weight + 2))  # bias, and the addend of FusedConv
-        per_output += _ACTIVATION_FLOPS[str(attributes.get("activation", ""))]
+        per_output += _ACTIVATION_FLOPS.get(str(attributes.get("activation", "")), 2)
         return per_output * outputs[0].elements
 
     return flops
@@ -148,7 +148,7 @@ def _conv_transpose(inputs: _Shapes, outputs: _Shapes, _attributes: Mapping[str,
 
 def _gemm(inputs: _Shapes, outputs: _Shapes, attributes: Mapping[str, object]) -> int:
     depth = inputs[0].shape[0 if _number(attributes, "transA", 0) else 1]
-    per_output = 2 * depth + _present(inputs, 2) + _ACTIVATION_FLOPS[str(attributes.get("activation", ""))]
+    per_output = 2 * depth + _present(inputs, 2) + _ACTIVATION_FLOPS.get(str(attributes.get("activation", "")), 2)
     return per_output * outputs[0].elements
 
 

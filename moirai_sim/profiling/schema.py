@@ -13,7 +13,7 @@ from moirai_sim.files import write_whole
 from moirai_sim.graphs.operator import Operator, Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     import pandas as pd
@@ -203,6 +203,35 @@ def device_type_from_json(text: str) -> DeviceType:
     return DeviceType(**json.loads(text))
 
 
+def _list(value: object) -> None:
+    if not isinstance(value, list):
+        raise TypeError("must be a list")
+
+
+def _mapping(value: object) -> None:
+    if not isinstance(value, dict):
+        raise TypeError("must be an object")
+
+
+def _sheet(value: Any) -> None:  # noqa: ANN401
+    DeviceType(**value)
+
+
+_CELLS: dict[str, Callable[[Any], None]] = {
+    "input_shapes": _list, "output_shapes": _list, "attributes": _mapping, "parts": _list, "device_type": _sheet,
+}  # fmt: skip
+"""Columns of operators that hold JSON, and what raises a TypeError where it is not what belongs there."""
+
+
+def _unreadable(text: object, read: Callable[[Any], None]) -> str:
+    """Return why a cell cannot be read; nothing where it can."""
+    try:
+        read(json.loads(str(text)))
+    except (TypeError, ValueError, RecursionError) as error:
+        return f"cannot be read ({error})"
+    return ""
+
+
 def check_profile(frame: pd.DataFrame, kind: str = "operators", place: str = "profile") -> None:
     """Refuse a profile with missing columns or with times that no clock gives.
 
@@ -229,6 +258,13 @@ def check_profile(frame: pd.DataFrame, kind: str = "operators", place: str = "pr
             problems.append(f"{place}: row {row}: times must be positive and in order, read {times}")
         if (frame["count"] < 1).any():
             problems.append(f"{place}: a row has no repeats (count < 1)")
+    if not problems and kind == "operators":
+        problems += [
+            f"{place}: column {column}, row {int((frame[column] == text).to_numpy().argmax())}: {reason}"
+            for column, read in _CELLS.items()
+            for text in frame[column].unique()
+            if (reason := _unreadable(text, read))
+        ]
     if problems:
         raise InputError(problems)
 

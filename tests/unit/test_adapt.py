@@ -98,6 +98,20 @@ def test_points_of_a_second_device_leave_those_of_the_first(folder, tmp_path):
     assert error(tmp_path / "two", NEW, rest) == error(tmp_path / "one", NEW, rest)
 
 
+def test_points_of_the_same_device_are_replaced_and_those_of_others_kept(folder, tmp_path):
+    other = DeviceType("other", "gpu", 2**33, 300e9, {"float32": 5e12}, 20, 1.5e9, 2_000_000)
+    profile(tmp_path / "other.parquet", other, 10, 6, 0.5)
+    once = adapt([folder / "points.parquet"], folder / "base", tmp_path / "one")
+    adapt([tmp_path / "other.parquet"], tmp_path / "one", tmp_path / "two")
+    again = adapt([folder / "points.parquet"], tmp_path / "two", tmp_path / "three")
+    assert again["adapted"]["new"] == once["adapted"]["new"], "errors without points are those of the base"
+    assert [row for row in again["splits"] if "new" in row["split"]] == [
+        row for row in once["splits"] if "new" in row["split"]
+    ]
+    points = pd.read_parquet(tmp_path / "three" / "points.parquet")
+    assert points["device"].value_counts().to_dict() == {"new": 12, "other": 10}
+
+
 def test_what_cannot_be_adapted_is_refused(folder, tmp_path):
     with pytest.raises(InputError, match="was fitted to known; calibrate a model from the profile alone"):
         adapt([folder / "a.parquet"], folder / "base", tmp_path / "out")

@@ -8,6 +8,7 @@ import networkx as nx
 import onnx
 import pytest
 
+from moirai_sim.costs.families import describe
 from moirai_sim.errors import InputError
 from moirai_sim.graphs.fusion import BACKENDS, fuse
 from moirai_sim.graphs.load import load_graph
@@ -110,6 +111,26 @@ def test_product_reads_a_transposed_operand_and_scales():
     (kernel,) = fuse(graph, "onnxruntime").graph
     assert kernel.op_type == "MatMul"
     assert [tensor.name for tensor in kernel.inputs[:2]] == ["q", "k"]
+
+
+def test_a_product_of_a_tensor_with_itself_keeps_both_operands():
+    def build(b):
+        x = b.input("x", [2, 3, 4])
+        return b.matmul(x, b.transpose(x, [0, 2, 1]))
+
+    (kernel,) = fuse(graph_of(build), "onnxruntime").graph
+    assert [tensor.name for tensor in kernel.inputs] == ["x", "x"]
+    assert kernel.read_bytes == 4 * 2 * 3 * 4
+    assert describe([kernel])[1][0, :4].tolist() == [2, 3, 3, 4]
+
+
+def test_a_first_operand_that_is_read_transposed_keeps_its_contraction():
+    def build(b):
+        q, k = b.input("q", [2, 4, 3]), b.input("k", [2, 4, 5])
+        return b.matmul(b.transpose(q, [0, 2, 1]), k)
+
+    (kernel,) = fuse(graph_of(build), "onnxruntime").graph
+    assert describe([kernel])[1][0, :4].tolist() == [2, 3, 5, 4]
 
 
 def test_only_a_matrix_result_takes_the_activation():

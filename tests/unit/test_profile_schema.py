@@ -92,6 +92,9 @@ def test_file_round_trip(tmp_path):
         ("min_s", 0.0, "positive"),
         ("count", 0, "no repeats"),
         ("device", None, "empty"),
+        ("input_shapes", "[[1,2", "input_shapes, row 0: cannot be read"),
+        ("parts", "null", "parts, row 0: .*must be a list"),
+        ("device_type", '{"name": "x"}', "device_type, row 0"),
     ],
 )
 def test_impossible_rows_are_refused(column, value, message, tmp_path):

@@ -173,3 +173,14 @@ def test_fewer_than_ten_points_tell_no_interval(fitted):
     assert "new|bfloat16" in adapted.models_["gemm-tensor"].tiles
     assert len(adapted.models_["gemm-tensor"].tile_points["new|bfloat16"]["missed"]) == 9
     assert not adapted.models_["gemm-tensor"].tile_widths
+
+
+def test_points_that_were_measured_twice_tell_no_narrower_interval(fitted):
+    """A twin in another fold would tell what its double is off by, which nothing tells of a new size."""
+    bent = measured(NEW, 40, 2)
+    bent = bent.assign(median_s=bent["median_s"] * np.exp(np.random.default_rng(0).normal(0, 0.15, 40)))
+    widths = []
+    for points in (bent, pd.concat([bent, bent], ignore_index=True)):
+        adapted = TimeEstimator(**fitted.get_params()).fit(measured(OLD, 400, 0)).adapt(points)
+        widths.append(adapted.models_["gemm-tensor"].tile_widths["new|bfloat16"])
+    assert widths[1] > 0.85 * widths[0]

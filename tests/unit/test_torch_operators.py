@@ -164,3 +164,17 @@ def test_what_runs_is_the_operator_of_the_standard(case):
 def test_a_condition_read_from_a_profile_is_one_again():
     pick = row_operator(operator_row(make_operator("w", "Where", [Tensor("c", ROWS, "bool"), ROWS, ROWS], [ROWS])))
     assert (TorchDevice("cpu:0").time_operator(pick, 0.001) > 0).all()
+
+
+def test_a_transposition_that_moves_nothing_is_a_copy():
+    """What PyTorch would give as a view, ONNX writes: else an empty call is timed."""
+    turn = make_operator("t", "Transpose", [(1, 64)], [(64, 1)], {"perm": [1, 0]})
+    x = torch.randn(1, 64)
+    assert call_of(torch, turn)(x).data_ptr() != x.data_ptr()
+
+
+def test_bytes_are_random():
+    device = TorchDevice("cpu:0")
+    for dtype, least, most in (("int8", -128, 127), ("uint8", 0, 255)):
+        drawn = device.tensor((4096,), dtype)
+        assert (int(drawn.min()), int(drawn.max())) == (least, most)

@@ -206,7 +206,7 @@ def _gelu(torch: Any, _op: Operator, at: Attributes) -> Callable[..., object]:  
 
 def _transpose(_torch: Any, op: Operator, at: Attributes) -> Callable[..., object]:  # noqa: ANN401
     order = at.ints("perm", list(range(len(op.inputs[0].shape)))[::-1])
-    return lambda x: x.permute(order).contiguous()
+    return lambda x: _copy(x.permute(order))  # also where all axes that move are of one element
 
 
 def _gather(torch: Any, op: Operator, at: Attributes) -> Callable[..., object]:  # noqa: ANN401
