@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -44,8 +45,8 @@ class DiviML:
     Throughput: the graph is coarsened along its topological order into at most 60 groups of equal work, whose exact
     programme (``milp-throughput``) is solved, and expanded. The bound is that of the original: critical path, loads and
     both (`bounds`), not the harmonic mean, which is wrong for unrelated devices. Modules that do not repeat themselves
-    are solved without memory, and stitched they count if they fit. Without series structure, with co-location or under
-    ``fair`` latency is left to ``auto``.
+    are solved without memory. Where they do not fit once they are stitched, without series structure, with co-location
+    or under ``fair`` latency is left to ``auto``.
     """
 
     name: ClassVar[str] = "diviml"
@@ -56,6 +57,7 @@ class DiviML:
             return _stream(problem, request)
         if request.max_period_ns is not None and problem.network != "fair":
             return _stream(problem, request)
+        began = time.perf_counter()
         cuts = cut_vertices(problem)
         if problem.network == "fair" or len(cuts) < 2 or problem.colocation is not None:
             return Auto().place(problem, request)
@@ -67,7 +69,10 @@ class DiviML:
         bound = 0 if blocks is None else repeated_bound_ns(blocks, request.time_limit_s / 8, request.seed)
         if stitched is None:
             stitched = start_from(problem, _stitch(problem, cuts, starts[0], request), request, self.name)
-        best = min([one for one in (stitched, starts[0]) if one], key=lambda one: one.value_ns)
+        if stitched is None:
+            left = request.time_limit_s - (time.perf_counter() - began)
+            return Auto().place(problem, replace(request, time_limit_s=max(0.0, left)))
+        best = min(stitched, starts[0], key=lambda one: one.value_ns)
         facts: dict[str, object] = {"found_by": best.policy, "cuts": len(cuts)}
         if blocks is not None:
             facts |= {"kinds_of_blocks": len(blocks.example), "solves": blocks.solves}
