@@ -220,7 +220,7 @@ def predict_rows(
     width = np.where(outside, np.asarray(model.widths["larger"])[bins], width)
     if not seen or stand_in != key:
         width = np.maximum(width, np.asarray(model.widths["device"])[bins])
-    if by_tiles and own in model.tile_widths:
+    if by_tiles and stand_in == key and own in model.tile_widths:
         width = model.tile_widths[own] * share
     seconds = np.exp(log_time)
     return seconds, seconds * np.exp(-width), seconds * np.exp(width), outside
