@@ -44,6 +44,8 @@ _CYCLES_PER_S = 2e9
 _MAX_SLEEP_S = 0.02
 _ENERGY_BATCH_S, _ENERGY_LOOP_S, _ENERGY_LIMIT_S = 5e-3, 0.1, 2.0
 _MAX_COPIES = 1024
+_LITTLE_WRITTEN = 20
+"""Where so many times as much is read as written, it does not matter where the results lie."""
 _ALIGNMENT = 256
 _COPY_BYTES, _GEMM = 512 << 20, {"cuda": 8192, "cpu": 1536}
 _SINCE = {"tf32": (8, 0), "bfloat16": (8, 0), "int8": (8, 0), "float8": (8, 9)}
@@ -278,8 +280,9 @@ class TorchDevice:
         turn = itertools.cycle(sets)
         if self.kind == "cpu":
             return lambda: call(*next(turn))
-        size = max(sum(tensor.bytes for tensor in operator.outputs), 1)
-        kept: deque[object] = deque(maxlen=int(np.clip(-(-2 * self.cache_bytes // size), 1, _MAX_COPIES)))
+        result_size = max(sum(tensor.bytes for tensor in operator.outputs), 1)
+        turns = -(-2 * self.cache_bytes // result_size) if result_size * _LITTLE_WRITTEN >= size else 1
+        kept: deque[object] = deque(maxlen=int(np.clip(turns, 1, _MAX_COPIES)))
 
         def run() -> object:
             result = call(*next(turn))
