@@ -44,7 +44,7 @@ def calibrate(profiles: Sequence[Path], out: Path, *, name: str | None = None, s
 
     Times of operators are first reconciled: those of a model that was also timed whole are scaled so that they add up
     to it. Held-out errors come from fits that did not see the rows in question: a random fifth of the operators, the
-    largest tenth of each family, each model in turn, each device in turn.
+    largest tenth of each family, each network (all its sizes) in turn, each device in turn.
 
     Parameters
     ----------

@@ -159,6 +159,8 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
                 rest = np.log(seconds[np.concatenate([part.index for part in own])]) - base
                 dtype = np.concatenate([np.full(len(part.index), part.dtype) for part in own])
                 whole = _ridge(basis, rest)
+                for earlier in [k for k in self.models_[key].corrections if k.partition("|")[0] == name]:
+                    del self.models_[key].corrections[earlier]
                 self.models_[key].corrections[name] = whole.tolist()
                 kinds = np.unique(dtype)
                 for kind in kinds if len(kinds) > 1 else ():  # around what all data types have in common

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 Shape = Sequence[int]
 Dimensions = tuple[float, float, float, float, float, float]
+
+_NONE: Mapping[str, Any] = MappingProxyType({})
 
 _MEMBERS: dict[str, str] = {
     "gemm": "Gemm MatMul MatMulInteger MatMulIntegerToFloat DynamicQuantizeMatMul MatMulNBits QLinearMatMul "
@@ -59,13 +62,13 @@ COLUMNS = (
 """Columns of the table that `describe` returns."""
 
 
-def family(op_type: str, inputs: Sequence[Shape]) -> str:
+def family(op_type: str, inputs: Sequence[Shape], attributes: Mapping[str, Any] = _NONE) -> str:
     """Return the family of an operator; a MatMul is batched where both operands have a batch axis above 1.
 
-    An Einsum of two operands is taken for a batched product, whose batch may be 1.
+    An Einsum of two operands that sums over letters of both is a batched product, whose batch may be 1.
     """
-    if op_type == "Einsum" and len(inputs) == 2:
-        return "batched-matmul"
+    if op_type == "Einsum":
+        return "batched-matmul" if _contracts(inputs, attributes) else "elementwise"
     name = FAMILY.get(op_type, "elementwise")
     if name == "gemm" and math.prod(_second(op_type, inputs)[:-2]) > 1:
         return "batched-matmul"
@@ -85,7 +88,7 @@ def dimensions(
     op_type: str, inputs: Sequence[Shape], outputs: Sequence[Shape], attributes: Mapping[str, Any]
 ) -> Dimensions:
     """Return (batch, m, n, k, width, extra) of an operator; missing shapes count as scalars."""
-    if op_type == "Einsum" and len(inputs) == 2:
+    if op_type == "Einsum" and _contracts(inputs, attributes):
         return _einsum(str(attributes["equation"]), *inputs)
     rule = FAMILY.get(op_type, "elementwise")
     out = outputs[0] if outputs else ()
@@ -107,7 +110,7 @@ def dimensions(
         if op_type == "ConvTranspose":  # every input pixel is multiplied by the window, and the results are added up
             into = float(first[1]) if len(first) > 1 else 1.0
             columns = float(weight[1]) * window if len(weight) > 1 else window
-            return groups, math.prod(first) / max(into, 1.0), columns, into / groups, window, float(strides[0])
+            return groups, math.prod(first) / max(into, 1.0), columns, into / groups, 1.0, float(strides[0])
         per_group = float(first[1]) / groups if len(first) > 1 else 1.0
         return groups, elements / max(channels, 1.0), channels / groups, per_group * window, window, float(strides[0])
     if rule in ("normalization", "softmax", "reduction"):  # m rows of k values each
@@ -143,15 +146,27 @@ def dimensions(
     return 1.0, elements, float(len(inputs)), last, run, constant
 
 
+def _einsum_terms(equation: str) -> tuple[list[str], set[str]]:
+    """Return the terms of an equation, and the letters of its result: without one those that occur once."""
+    given, arrow, result = equation.replace(" ", "").partition("->")
+    return given.split(","), set(result) if arrow else {letter for letter in given if given.count(letter) == 1}
+
+
+def _contracts(inputs: Sequence[Shape], attributes: Mapping[str, Any]) -> bool:
+    """Tell whether an Einsum sums over a letter of both of its two operands."""
+    terms, kept = _einsum_terms(str(attributes.get("equation", "")))
+    return len(inputs) == len(terms) == 2 and bool(set(terms[0]) & set(terms[1]) - kept - {"."})
+
+
 def _einsum(equation: str, left: Shape, right: Shape) -> Dimensions:
     """Return the sizes of the product of two tensors: letters of both that stay are its batch, others its contraction.
 
     An ellipsis stands for the axes that the letters beside it leave over.
     """
-    terms, arrow, result = equation.replace(" ", "").partition("->")
+    terms, kept = _einsum_terms(equation)
     letters = []
     sizes: dict[str, int] = {}
-    for term, shape in zip(terms.split(","), (left, right), strict=True):
+    for term, shape in zip(terms, (left, right), strict=True):
         head, dots, tail = term.partition("...")
         between = [f".{i}" for i in range(len(shape) - len(head) - len(tail))][::-1] if dots else []
         names = [*head, *between, *tail]
@@ -159,7 +174,6 @@ def _einsum(equation: str, left: Shape, right: Shape) -> Dimensions:
             sizes[name] = max(sizes.get(name, 1), length)
         letters.append(set(names))
     one, other = letters
-    kept = set(result) if arrow else one ^ other
     kept |= {name for name in sizes if name.startswith(".")}
     batch, k = one & other & kept, (one & other) - kept
 
@@ -220,7 +234,7 @@ def describe(operators: Sequence[Operator]) -> tuple[list[str], NDArray[np.float
             outputs = [t.shape for t in op.outputs]
             try:
                 b, m, n, k, width, extra = map(float, dimensions(op.op_type, inputs, outputs, attributes))
-                known = family(op.op_type, inputs), (b, m, n, k, width, extra)
+                known = family(op.op_type, inputs, attributes), (b, m, n, k, width, extra)
             except (TypeError, ValueError, LookupError, ArithmeticError) as error:
                 raise InputError(
                     f"operator '{op.name}': {op.op_type} of shapes {inputs} with attributes {dict(attributes)} cannot "

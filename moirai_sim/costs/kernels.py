@@ -151,7 +151,7 @@ def _table(profile: pd.DataFrame) -> tuple[Array, NDArray[np.str_]]:
         known = read.get(key)
         if known is None:
             inputs, outputs, attributes = (json.loads(text) for text in key[1:])
-            known = family(key[0], inputs), dimensions(key[0], inputs, outputs, attributes)
+            known = family(key[0], inputs, attributes), dimensions(key[0], inputs, outputs, attributes)
             read[key] = known
         names.append(known[0])
         rows.append(known[1])

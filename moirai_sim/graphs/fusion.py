@@ -200,15 +200,16 @@ class _Kernels:
         op_type = MAIN_TYPE.get(result, result)
         if result in CLASSES:
             op_type = max(match, key=lambda kernel: sum(operator.flops for operator in kernel.operators)).op_type
-        merged = Kernel(result, op_type, tuple(operators), self._boundary(operators, main), main)
+        merged = Kernel(result, op_type, tuple(operators), self._boundary(operators, main, op_type), main)
         self.types.add(result)
         for operator in operators:
             self.kernel[operator.name] = merged
 
-    def _boundary(self, operators: Sequence[Operator], main: Operator) -> tuple[Tensor, ...]:
+    def _boundary(self, operators: Sequence[Operator], main: Operator, op_type: str) -> tuple[Tensor, ...]:
         """Return the tensors read from outside, the inputs of the main operator first.
 
-        Where the main operator reads an inner value, the activation which that is made from stands in its place.
+        Where the main operator reads an inner value, the activation which that is made from stands in its place. Each
+        stands there once, but for both operands of a product.
         """
         inside = {tensor.name: operator for operator in operators for tensor in operator.outputs if tensor.name}
 
@@ -218,7 +219,9 @@ class _Kernels:
                 tensor = next((t for t in before if not t.weight), before[0])
             return tensor
 
-        first = [source(tensor) for tensor in main.inputs]  # by position: a product may read a tensor twice
+        first = [source(tensor) for tensor in main.inputs]
+        if op_type not in ("MatMul", "Gemm"):
+            first = list(dict.fromkeys(first))
         others = dict.fromkeys(t for o in operators for t in o.inputs if t.name and t.name not in inside)
         return (*first, *(tensor for tensor in others if tensor not in first))
 

@@ -13,7 +13,7 @@ from moirai_sim.policies.bounds import FAR, lower_bound_ns
 from moirai_sim.policies.cp_model import CpModel
 from moirai_sim.policies.cycles import best_cycle, whole_models
 from moirai_sim.policies.decompose import decompose, near_cut_bound_ns
-from moirai_sim.policies.loads import fits, memory_binds, period_ns
+from moirai_sim.policies.loads import device_loads_ns, fits, memory_binds, period_ns
 from moirai_sim.policies.modules import cut_vertices, modules_of
 from moirai_sim.policies.period_search import improve_period
 from moirai_sim.policies.reductions import chains, contract
@@ -142,7 +142,8 @@ def _throughput(problem: PlacementProblem, request: Request) -> Placement:
     clock = _Clock(request)
     starts = find_starts(problem, clock.request(0.3), CHEAP)
     if not starts and request.max_latency_ns is not None:  # what is searched for latency may keep the limit
-        start = start_from(problem, _latency(problem, clock.request(0.3)), request, "least latency")
+        alone = replace(clock.request(0.3), objective="latency", max_period_ns=None, replicas=1)
+        start = start_from(problem, _latency(problem, alone), request, "least latency")
         starts = [] if start is None else [start]
     steps = [f"{start.policy} {start.value_ns}" for start in starts]
     best = starts[0] if starts else None
@@ -186,9 +187,19 @@ def _fair_throughput(problem: PlacementProblem, request: Request) -> Placement:
     """Answer for the linear networks, and choose by the loads of the real links."""
     from moirai_sim.simulation.engine import simulate
 
+    known: dict[Placement, int] = {}
+
     def in_time(one: Placement) -> bool:
         longest = request.max_latency_ns
-        return longest is None or simulate(problem, one, engine="simpy").latency_ns <= longest
+        if longest is not None and one not in known:
+            homes = np.unique(one.devices)
+            alone = len(homes) == 1  # nothing is sent, so no simulation is needed
+            known[one] = (
+                int(device_loads_ns(problem, one.device)[homes[0]])
+                if alone
+                else simulate(problem, one, engine="simpy").latency_ns
+            )
+        return longest is None or known[one] <= longest
 
     clock = _Clock(request)
     candidates: list[Placement] = []

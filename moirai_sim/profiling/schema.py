@@ -103,7 +103,7 @@ def operator_row(operator: Operator) -> dict[str, Any]:
     return {
         "name": operator.name,
         "op_type": operator.op_type,
-        "family": family(operator.op_type, [tensor.shape for tensor in operator.inputs]),
+        "family": family(operator.op_type, [tensor.shape for tensor in operator.inputs], operator.attributes),
         "dtype": operator.dtype,
         "input_shapes": _json([tensor.shape for tensor in operator.inputs]),
         "output_shapes": _json([tensor.shape for tensor in operator.outputs]),
@@ -203,6 +203,11 @@ def device_type_from_json(text: str) -> DeviceType:
     return DeviceType(**json.loads(text))
 
 
+def _sizes(value: list[list[int]]) -> None:
+    for shape in value:
+        tuple(map(int, shape))
+
+
 def _list(value: object) -> None:
     if not isinstance(value, list):
         raise TypeError("must be a list")
@@ -218,7 +223,7 @@ def _sheet(value: Any) -> None:  # noqa: ANN401
 
 
 _CELLS: dict[str, Callable[[Any], None]] = {
-    "input_shapes": _list, "output_shapes": _list, "attributes": _mapping, "parts": _list, "device_type": _sheet,
+    "input_shapes": _sizes, "output_shapes": _sizes, "attributes": _mapping, "parts": _list, "device_type": _sheet,
 }  # fmt: skip
 """Columns of operators that hold JSON, and what raises a TypeError where it is not what belongs there."""
 
@@ -238,7 +243,8 @@ def check_profile(frame: pd.DataFrame, kind: str = "operators", place: str = "pr
     Raises
     ------
     InputError
-        With every problem: missing columns, empty cells, times that are not positive or not in order.
+        With every problem: missing columns, empty cells, times that are not positive or not in order; of each column of
+        JSON the first cell that cannot be read.
     """
     columns = _COLUMNS[kind]
     missing = [column for column in columns if column not in frame.columns]
@@ -259,12 +265,13 @@ def check_profile(frame: pd.DataFrame, kind: str = "operators", place: str = "pr
         if (frame["count"] < 1).any():
             problems.append(f"{place}: a row has no repeats (count < 1)")
     if not problems and kind == "operators":
-        problems += [
-            f"{place}: column {column}, row {int((frame[column] == text).to_numpy().argmax())}: {reason}"
-            for column, read in _CELLS.items()
-            for text in frame[column].unique()
-            if (reason := _unreadable(text, read))
-        ]
+        for column, read in _CELLS.items():
+            broken = next(
+                ((text, reason) for text in frame[column].unique() if (reason := _unreadable(text, read))), None
+            )
+            if broken is not None:
+                row = int((frame[column] == broken[0]).to_numpy().argmax())
+                problems.append(f"{place}: column {column}, row {row}: {broken[1]}")
     if problems:
         raise InputError(problems)
 

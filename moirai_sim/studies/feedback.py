@@ -149,7 +149,7 @@ def _scale_operators(plain: Path, model: Path, sources: Sequence[str], factors: 
     factor_of = {}
     for source in sources:
         for kernel in fuse(load_graph(source), "onnxruntime").graph:
-            kind = family(kernel.op_type, [tensor.shape for tensor in kernel.inputs])
+            kind = family(kernel.op_type, [tensor.shape for tensor in kernel.inputs], kernel.attributes)
             factor_of[key_hash(operator_key(kernel))] = factors.get(kind, 1.0)
     for times in table["devices"].values():
         for key, factor in factor_of.items():

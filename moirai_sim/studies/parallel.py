@@ -23,6 +23,8 @@ _KILLED = (
 Key = Mapping[str, Any]
 Run = Callable[[Key], tuple[dict[str, Any], float]]
 Finished = tuple[str, dict[str, Any], float]
+_started: list[int] = []
+"""Worker processes of each pool that has not been ended."""
 
 
 def run_all(
@@ -94,6 +96,7 @@ def _in_processes(run: Run, keys: Mapping[str, Key], workers: int) -> Iterator[F
     import joblib
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
+    _started.append(workers)
     calls = (joblib.delayed(_named)(run, name, key) for name, key in keys.items())
     # Loky replaces a worker whose memory has grown, which is no reason to warn.
     warnings.filterwarnings("ignore", message="A worker stopped while some jobs", category=UserWarning)
@@ -104,10 +107,12 @@ def _in_processes(run: Run, keys: Mapping[str, Key], workers: int) -> Iterator[F
 
 
 def end_processes() -> None:
-    """End the worker processes of this machine, with all that they remember of a study's files."""
+    """End the worker processes that studies started here, with all that they remember of files; if there are any."""
     from joblib.externals.loky import get_reusable_executor
 
-    get_reusable_executor().shutdown()
+    if _started:
+        get_reusable_executor().shutdown()
+        _started.clear()
 
 
 def _on_ray(run: Run, keys: Mapping[str, Key], address: str) -> Iterator[Finished]:

@@ -6,6 +6,7 @@ It is a small ``validate`` study over models that ship with the ``onnx`` package
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def quickstart(out: Path) -> dict[str, Any]:
     study = out / "study.yaml"
     text = STUDY.format(models=json.dumps([str(known[name]) for name in MODELS]))
     Store(out).check("validate")
-    if study.is_file() and _but_models(study.read_text(encoding="utf-8")) != _but_models(text):
+    if study.is_file() and _anywhere(study.read_text(encoding="utf-8")) != _anywhere(text):
         raise InputError(
             f"{study}: is another study; run it with 'moirai-sim validate', or name another folder with -o"
         )
@@ -65,6 +66,6 @@ def quickstart(out: Path) -> dict[str, Any]:
     return summary | {"report": str(page), "study": str(study)}
 
 
-def _but_models(study: str) -> list[str]:
-    """Return the lines of a study file without that of the models, which lie elsewhere in another environment."""
-    return [line for line in study.splitlines() if not line.startswith("models:")]
+def _anywhere(study: str) -> str:
+    """Return a study file with the bare names of its models, which lie elsewhere in another environment."""
+    return re.sub(r"[^\s\"',\[]*[/\\\\]", "", study)

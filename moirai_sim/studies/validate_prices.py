@@ -145,7 +145,7 @@ def families(problem: PlacementProblem, graph: OperatorGraph) -> dict[str, str]:
         if graph[name].flops > graph[best].flops:
             heaviest[int(kernel[i])] = name
     main = {name: graph[heaviest[int(kernel[i])]] for i, name in enumerate(problem.operators)}
-    return {name: family(one.op_type, [tensor.shape for tensor in one.inputs]) for name, one in main.items()}
+    return {name: family(one.op_type, [t.shape for t in one.inputs], one.attributes) for name, one in main.items()}
 
 
 def kernel_of(problem: PlacementProblem) -> Any:  # noqa: ANN401 - an array

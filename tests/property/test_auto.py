@@ -68,10 +68,19 @@ def test_a_latency_that_no_simple_policy_reaches_is_searched_for(policy: str) ->
     found = place(problem, policy, Request(time_limit_s=4)).makespan_ns
     assert found < min(starts)
     limit = (found + min(starts)) // 2
-    for objective in ("latency", "throughput") if policy == "auto" else ("latency",):
-        timeline = place(problem, policy, Request(objective, time_limit_s=4, max_latency_ns=limit))
-        assert timeline.spans
-        assert timeline.makespan_ns <= limit
+    timeline = place(problem, policy, Request(time_limit_s=4, max_latency_ns=limit))
+    assert timeline.spans
+    assert timeline.makespan_ns <= limit
+
+
+def test_a_stream_within_a_latency_that_no_simple_policy_reaches_is_searched_for() -> None:
+    problem = layered_problem(1, operators=60, devices=3, width=3)
+    starts = [place(problem, name, Request()).makespan_ns for name in CHEAP if name != "random"]
+    limit = (place(problem, "auto", Request(time_limit_s=4)).makespan_ns + min(starts)) // 2
+    assert limit < min(starts)
+    timeline = place(problem, "auto", Request("throughput", time_limit_s=8, max_latency_ns=limit))
+    assert timeline.spans
+    assert timeline.makespan_ns <= limit
 
 
 def test_a_latency_that_is_proven_out_of_reach_is_infeasible() -> None:

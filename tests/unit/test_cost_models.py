@@ -381,7 +381,7 @@ def test_generations_by_what_they_compute_in():
             [(1, 512, 32, 32), (512, 256, 2, 2)],
             (1, 256, 64, 64),
             {"strides": [2, 2]},
-            (1, 32 * 32, 256 * 4, 512, 4, 2),
+            (1, 32 * 32, 256 * 4, 512, 1, 2),
         ),
         ("MatMul", [(2, 4, 3), (2, 4, 5)], (2, 3, 5), {"transA": 1}, (2, 3, 5, 4, 1, 0)),
         (
@@ -435,6 +435,9 @@ def test_a_product_with_a_weight_is_not_batched():
 
 
 def test_blocks_scales_and_zero_points_are_no_batch():
+    assert family("Einsum", [(4, 5), (5, 6)], {"equation": "ij,jk"}) == "batched-matmul"
+    assert family("Einsum", [(4, 5), (4, 5)], {"equation": "ij,ij->ij"}) == "elementwise", "nothing is summed"
+    assert family("Einsum", [(4, 5)], {"equation": "ij->ji"}) == "elementwise"
     assert family("MatMulNBits", [(8, 64), (32, 2, 16), (64,)]) == "gemm"
     assert family("QLinearMatMul", [(8, 4, 4), (), (), (4, 4), (), (), (), ()]) == "gemm"
     assert family("QLinearMatMul", [(8, 4, 4), (), (), (8, 4, 4), (), (), (), ()]) == "batched-matmul"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -49,13 +50,18 @@ def test_only_runs_of_the_study_as_it_is_now_are_shown_and_the_others_kept(tmp_p
 
 
 def test_quickstart_overwrites_no_other_study(tmp_path):
-    from moirai_sim.studies.quickstart import quickstart
+    from moirai_sim.studies.quickstart import STUDY, quickstart
 
     mine = tmp_path / "study.yaml"
     mine.write_text("kind: evaluate\n")
     with pytest.raises(InputError, match="another study"):
         quickstart(tmp_path)
     assert mine.read_text() == "kind: evaluate\n"
+    other = json.dumps(["/elsewhere/light_squeezenet.onnx", "my-own.onnx"])
+    mine.write_text(STUDY.format(models=other))
+    with pytest.raises(InputError, match="another study"):
+        quickstart(tmp_path)
+    assert other in mine.read_text()
     mine.unlink()
     Store(tmp_path).open({"kind": "evaluate", "name": "s"})
     with pytest.raises(InputError, match="kind 'evaluate'"):

@@ -224,6 +224,7 @@ class TorchDevice:
             If there is no PyTorch call for it, its result has another shape than the operator's, or the device cannot
             run it (out of memory, missing kernel, attributes that do not fit).
         """
+        run: Callable[[], object] | None = None
         try:
             run = self.prepare(operator)
             with self.torch.no_grad():
@@ -238,6 +239,7 @@ class TorchDevice:
                 return Measured(samples, launch_s, self.energy(run, once) if energy and once > launch_s else math.nan)
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             if self.kind == "cuda":
+                run = None  # lets go of its results
                 self._pool.clear()
                 self.torch.cuda.empty_cache()
             raise Unsupported(f"{operator.op_type} {operator.dtype}: {error}") from error
