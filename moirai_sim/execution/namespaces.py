@@ -35,8 +35,6 @@ _BURST_BYTES, _BURST_S = 16384, 5e-4
 """What may pass at once, though a real link lets nothing pass so: some packets, or what flows until a timer wakes.
 
 With an eighth of it a link of 1 Gbps carries 0.6 to 0.8; with twice as much, 128 KiB take two thirds of their time."""
-_MOST_AT_ONCE = 65_536
-"""Largest piece that a virtual cable takes at once, bytes."""
 _PACKETS = 100_000
 """Most that are delayed on a link at once."""
 _ENTER_LIMIT_S, _ENTER_POLL_S = 10.0, 1e-3
@@ -171,7 +169,7 @@ def connect(cluster: Cluster, processes: Mapping[str, int]) -> dict[str, Address
         for node, pid, name in zip((a, b), pids, names, strict=True):
             ends[node].append(name)
             rate = f"{max(1, round(link.bandwidth_bytes_per_s * 8))}bit"
-            burst = max(_BURST_BYTES, round(link.bandwidth_bytes_per_s * _BURST_S))
+            burst = str(max(_BURST_BYTES, round(link.bandwidth_bytes_per_s * _BURST_S)))
             inside = ("nsenter", "-t", pid, "-n")
             above: tuple[str, ...] = ("root",)
             if link.latency_ns and kernel_delays():
@@ -179,9 +177,7 @@ def connect(cluster: Cluster, processes: Mapping[str, int]) -> dict[str, Address
                      "netem", "delay", f"{link.latency_ns / 1e3:.3f}us", "limit", str(_PACKETS))  # fmt: skip
                 above = ("parent", "1:1")
             _run(*inside, "tc", "qdisc", "add", "dev", name, *above,
-                 "tbf", "rate", rate, "burst", str(burst), "latency", "2s")  # fmt: skip
-            # What is larger than the bucket would be cut into small packets, each of which costs the cores time.
-            _run(*inside, "ip", "link", "set", name, "gso_max_size", str(min(burst // 2, _MOST_AT_ONCE)))
+                 "tbf", "rate", rate, "burst", burst, "latency", "2s")  # fmt: skip
             _run(*inside, "ip", "link", "set", name, "up")
     addresses = {}
     for number, node in enumerate(processes):
