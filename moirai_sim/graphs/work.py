@@ -129,13 +129,18 @@ def _pairwise(inputs: _Shapes, outputs: _Shapes, _attributes: Mapping[str, objec
 _ACTIVATION_FLOPS = {"": 0, "Relu": 1, "LeakyRelu": 2, "Clip": 2, "HardSigmoid": 4, "Sigmoid": 1, "Tanh": 1, "Gelu": 5}
 
 
+def _activation_flops(attributes: Mapping[str, object]) -> int:
+    """Return the operations an element of the activation that is fused into a kernel; 2 of one that is not listed."""
+    return _ACTIVATION_FLOPS.get(str(attributes.get("activation", "")), 2)
+
+
 def _conv(weight: int) -> _Flops:
     """Convolution whose kernel, (channels out, channels in / group, *window), is input ``weight``."""
 
     def flops(inputs: _Shapes, outputs: _Shapes, attributes: Mapping[str, object]) -> int:
         per_output = 2 * math.prod(inputs[weight].shape[1:])
         per_output += sum(_present(inputs, i) for i in (weight + 1, weight + 2))  # bias, and the addend of FusedConv
-        per_output += _ACTIVATION_FLOPS.get(str(attributes.get("activation", "")), 2)
+        per_output += _activation_flops(attributes)
         return per_output * outputs[0].elements
 
     return flops
@@ -148,7 +153,7 @@ def _conv_transpose(inputs: _Shapes, outputs: _Shapes, _attributes: Mapping[str,
 
 def _gemm(inputs: _Shapes, outputs: _Shapes, attributes: Mapping[str, object]) -> int:
     depth = inputs[0].shape[0 if _number(attributes, "transA", 0) else 1]
-    per_output = 2 * depth + _present(inputs, 2) + _ACTIVATION_FLOPS.get(str(attributes.get("activation", "")), 2)
+    per_output = 2 * depth + _present(inputs, 2) + _activation_flops(attributes)
     return per_output * outputs[0].elements
 
 

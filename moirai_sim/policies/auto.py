@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
@@ -187,19 +188,14 @@ def _fair_throughput(problem: PlacementProblem, request: Request) -> Placement:
     """Answer for the linear networks, and choose by the loads of the real links."""
     from moirai_sim.simulation.engine import simulate
 
-    known: dict[Placement, int] = {}
+    @functools.cache
+    def latency_ns(one: Placement) -> int:
+        if len(np.unique(one.devices)) == 1:  # nothing is sent, so there is nothing to simulate
+            return int(device_loads_ns(problem, one.device).max())
+        return simulate(problem, one, engine="simpy").latency_ns
 
     def in_time(one: Placement) -> bool:
-        longest = request.max_latency_ns
-        if longest is not None and one not in known:
-            homes = np.unique(one.devices)
-            alone = len(homes) == 1  # nothing is sent, so no simulation is needed
-            known[one] = (
-                int(device_loads_ns(problem, one.device)[homes[0]])
-                if alone
-                else simulate(problem, one, engine="simpy").latency_ns
-            )
-        return longest is None or known[one] <= longest
+        return request.max_latency_ns is None or latency_ns(one) <= request.max_latency_ns
 
     clock = _Clock(request)
     candidates: list[Placement] = []

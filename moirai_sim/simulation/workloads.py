@@ -149,7 +149,7 @@ def read_arrivals(path: Path) -> NDArray[np.int64]:
         if not line.strip() or line.startswith("#"):
             continue
         try:
-            ns = int(np.int64(round(float(line) * 1e9)))
+            ns = int(np.int64(round(float(line) * 1e9)))  # which does not hold milliseconds since 1970
         except (ValueError, OverflowError):
             problems.append(f"{path}:{number}: read '{line}'; give a time in seconds")
             continue
