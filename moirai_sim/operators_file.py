@@ -53,7 +53,7 @@ def read_operators(path: Path) -> list[tuple[dict[str, Any], Operator]]:
     from moirai_sim.graphs.work import make_operator
 
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # other separators may stand in a text
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot read it ({error})") from error
     problems: list[str] = []

@@ -49,6 +49,7 @@ HERTZ: dict[str, Decimal] = {f"{p}Hz": Decimal(f) for p, f in _SI.items()}
 WATTS: dict[str, Decimal] = {"W": Decimal(1), "kW": Decimal(1000), "mW": Decimal("0.001")}
 """Units of power, in watts."""
 
+_ALL = BYTES | BYTES_PER_SECOND | NANOSECONDS | REQUESTS_PER_SECOND | FLOPS_PER_SECOND | HERTZ | WATTS
 _LARGEST = Decimal(2**62)
 """In base units: what fits into 64 bits, and in time or rate is beyond any machine."""
 _QUANTITY = re.compile(r"\s*([-+0-9.eE_]+)\s*([A-Za-zµ/]*)\s*")
@@ -88,6 +89,23 @@ def parse(text: str | float, units: dict[str, Decimal]) -> Decimal:
         return number
     what = f"unknown unit '{match[2]}'" if match[2] else "missing unit"
     raise InputError(f"{what} in {text!r}; {example}")
+
+
+def number_of(value: object) -> float | None:
+    """Return a number, or a quantity in its base unit ("16 GB/s" -> 1.6e10); None for anything else."""
+    match = None if isinstance(value, bool) else _QUANTITY.fullmatch(str(value))
+    if match is None or (match[2] and match[2] not in _ALL):
+        return None
+    try:
+        return float(Decimal(match[1].replace("_", "")) * _ALL.get(match[2], 1))
+    except InvalidOperation:
+        return None
+
+
+def unit_of(value: object) -> str:
+    """Return the unit that a quantity is written with; nothing for what is none."""
+    match = _QUANTITY.fullmatch(str(value))
+    return match[2] if match and match[2] in _ALL else ""
 
 
 def parse_bytes(text: str | float) -> int:

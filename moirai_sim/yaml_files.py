@@ -52,6 +52,8 @@ class YamlDocument:
             raise InputError(f"{where}: {what}; repair the YAML here") from error
         except YAMLError as error:
             raise InputError(f"{path}: not YAML ({error})") from error
+        except ValueError as error:  # a date that is none, or a number of thousands of digits
+            raise InputError(f"{path}: a value cannot be read ({error}); put quotes around it") from error
         if not isinstance(self.data, Mapping):
             raise InputError(f"{path}:1:1: must be a mapping of keys to values, read {type(self.data).__name__}")
 

@@ -199,7 +199,7 @@ def operators(
             continue
         left = end - time.perf_counter()
         if left <= 0:
-            skipped["no time left"] = len(todo) - number * GROUP
+            skipped[sections.NO_TIME] = len(todo) - number * GROUP
             break
         write_whole(mark, "")
         with telemetry.Watch(device.board) as watch:
@@ -219,6 +219,11 @@ def operators(
         done += len(frame)
         print(f"{name}: group {number + 1} of {len(groups)}, {done} operators, {max(left, 0):.0f} s left", flush=True)
     return {"operators": done, "skipped": skipped}
+
+
+def finished(path: Path) -> bool:
+    """Tell whether a section has ended, and for another reason than that its time was over."""
+    return path.exists() and sections.NO_TIME not in path.read_text(encoding="utf-8")
 
 
 def parts(out: Path, *names: str) -> list[Path]:
@@ -437,8 +442,9 @@ def main() -> None:
         return
     errors = {}
     for name, share in SHARES.items():
+        code: int | str | None = None
         for attempt in (1, 2):
-            if (given.out / f"{name}.json").exists():
+            if code == 0 or finished(given.out / f"{name}.json"):
                 break
             start, minutes = time.perf_counter(), given.minutes * share / attempt
             print(f"== {name}: {minutes:.1f} minutes", flush=True)

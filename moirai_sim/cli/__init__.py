@@ -5,8 +5,9 @@ Every heavy import waits inside the command that needs it.
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -36,13 +37,26 @@ profile.command("in-place")(costs.profile_in_place)
 profile.command("import")(costs.profile_import)
 
 
+_STOPPED = 130
+"""Exit code after Ctrl-C."""
+_STOPPED_TEXT = "stopped; finished results are kept, nothing is half-written\n"
+
+
 def main() -> None:
     """Run the command line and exit: 0 done, 1 a check failed, 2 wrong input, 3 no answer, 4 our bug."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     usage_error: type[Exception] = typer.BadParameter.__bases__[0]
     try:
-        sys.exit(app(args=arguments, prog_name="moirai-sim", standalone_mode=False) or 0)
+        code = app(args=arguments, prog_name="moirai-sim", standalone_mode=False) or 0
+        if code == _STOPPED:
+            sys.stderr.write(_STOPPED_TEXT)
+        sys.stdout.flush()
+        sys.exit(code)
+    except SystemExit as leaving:  # by which typer answers a closed pipe
+        if not isinstance(leaving.__context__, BrokenPipeError):
+            raise
+        _reader_left()
     except MoiraiError as error:
         if debug:
             raise
@@ -55,17 +69,22 @@ def main() -> None:
         sys.stderr.write(text + "\n" if help_alone else f"error: {text}; see moirai-sim --help\n")
         sys.exit(InputError.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("stopped; finished results are kept, nothing is half-written\n")
-        sys.exit(130)
+        sys.stderr.write(_STOPPED_TEXT)
+        sys.exit(_STOPPED)
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has left, as in `... | head`
-        sys.exit(0)
+        _reader_left()
     except Exception as error:
         if debug:
             raise
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         sys.stderr.write(f"error: a bug of moirai-sim: {what}; run it again with --debug and please report it\n")
         sys.exit(InternalError.exit_code)
+
+
+def _reader_left() -> NoReturn:
+    """Exit: who read our output has enough, as in ``... | head``. What is left of it goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)
 
 
 @app.callback()

@@ -132,7 +132,7 @@ def simulate(
     import json
     from dataclasses import asdict, replace
 
-    from moirai_sim.console import print_facts, print_json, say
+    from moirai_sim.console import plain, print_facts, print_json, say
     from moirai_sim.files import write_whole
     from moirai_sim.placement import placement_from_timeline
     from moirai_sim.profiling.telemetry import ENGINES, versions
@@ -190,7 +190,7 @@ def simulate(
         stream = {"requests": requests, "in_flight": clients, "rate_per_s": rate}
         document = service.to_json() | {"provenance": made_by | stream}
         if out is not None:
-            write_whole(out, json.dumps(document, indent=1) + "\n")
+            write_whole(out, json.dumps(plain(document), indent=1, allow_nan=False) + "\n")
         print_json(document) if as_json else print_facts(service.figures())
         return
     timeline = run(problem, wanted, engine=engine, options=options)  # type: ignore[arg-type]

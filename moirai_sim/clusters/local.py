@@ -75,7 +75,7 @@ def _clock_hz(model: str, cpuinfo: str) -> float:
         clock = float(bogomips) / 2 * 1e6
         if clock > 5e8:
             return clock
-    import psutil
+    from moirai_sim.profiling.telemetry import cpu_clock
 
-    frequency = psutil.cpu_freq()
+    frequency = cpu_clock()
     return frequency.max * 1e6 if frequency and frequency.max else 2e9

@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moirai_sim.clusters.cluster import DeviceType
+from moirai_sim.costs import tiles
+from moirai_sim.costs.card import known_errors
 from moirai_sim.costs.families import describe
-from moirai_sim.costs.kernels import Booster, FamilyModel, Rows, arithmetic, predict_rows
+from moirai_sim.costs.kernels import DOMAIN, Booster, FamilyModel, Rows, arithmetic, predict_rows
 from moirai_sim.costs.model import CostModel, Prediction
 from moirai_sim.errors import InputError
 from moirai_sim.files import write_whole
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 FORMAT = "moirai-sim/cost-model@2"
 _READ = (FORMAT, "moirai-sim/cost-model@1")
 """Formats that can be read; in the first one sharp ensembles corrected shared ones, so a model of it must have none."""
-_BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)
+_BROKEN = (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 """What reading a file of a model raises that does not hold what it should."""
 _KEY = re.compile(r"[a-z-]+")
 _CHUNK = 4096
@@ -171,15 +173,18 @@ class LearnedModel:
                 if not _KEY.fullmatch(key) or plain[part] not in (f"{key}.{part}.onnx", f"{key}.{part}.onnx.gz"):
                     raise ValueError(f"impossible file name {plain[part]!r}")
                 boosters[part] = Ensemble(self.folder / plain[part])
-        return FamilyModel(**{**plain, "shared": boosters["shared"], "sharp": boosters.get("sharp")})
+        model = FamilyModel(**{**plain, "shared": boosters["shared"], "sharp": boosters.get("sharp")})
+        _check(key, model)
+        return model
 
     @cached_property
     def card(self) -> Mapping[str, object]:
         """Return data, licence, hardware, stack, held-out errors and limits of use."""
         try:
             card: Mapping[str, object] = json.loads((self.folder / "card.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self.folder / 'card.json'}: cannot be read ({error}); calibrate it again") from error
+            known_errors(card)
+        except _BROKEN as error:
+            raise InputError(f"{self.folder / 'card.json'}: cannot be read ({error!r}); calibrate it again") from error
         return card
 
     def predict(self, operators: Sequence[Operator], device: DeviceType) -> Prediction:
@@ -198,6 +203,32 @@ class LearnedModel:
             found = predict_rows(self.families, self.devices, arithmetic(family, dtype, device.kind), rows)
             out[:, index], flag[index] = np.stack(found[:3]), found[3]
         return Prediction(out[0], out[1], out[2], flag)
+
+
+def _check(key: str, model: FamilyModel) -> None:
+    """Raise `ValueError` where a number of a stored family is missing or none, or `TypeError` where text is."""
+    bins = len(model.bins)
+    numbers: dict[str, tuple[Any, tuple[int, ...]]] = {
+        "bins": (model.bins, (bins,)),
+        "domain": (model.domain, (2, len(DOMAIN))),
+        "parts": (model.parts, ()),
+        **{f"widths.{kind}": (model.widths[kind], (bins + 1,)) for kind in ("random", "larger", "device")},
+        **{f"launch_s.{name}": (model.launch_s[name], ()) for name in model.groups},
+        **{f"ops.{name}": (ratio, ()) for name, ratio in model.ops.items()},
+        **{f"corrections.{name}": (each, (len(each),)) for name, each in model.corrections.items()},
+        **{f"tiles.{name}": (each, (len(tiles.PARAMETERS),)) for name, each in model.tiles.items()},
+        **{f"tile_widths.{name}": (width, ()) for name, width in model.tile_widths.items()},
+    }
+    for name, points in model.tile_points.items():
+        count = len(points["stack"])
+        numbers |= {f"tile_points.{name}.at": (points["at"], (count, 4)), name: (points["missed"], (count,))}
+    for what, (value, shape) in numbers.items():
+        found = np.asarray(value, dtype=np.float64)
+        if found.shape != shape or not np.isfinite(found).all():
+            raise ValueError(f"{key}.{what} is not {shape or 'a'} finite numbers")
+    if not all(second > 0 for second in model.launch_s.values()):
+        raise ValueError(f"{key}.launch_s: a kernel cannot start in no time")
+    "|".join([*model.groups, *model.dtypes, *model.defaults, *model.defaults.values()])
 
 
 class Ensemble:
@@ -241,8 +272,12 @@ class Ensemble:
             )
 
         def price(start: int) -> NDArray[np.float64]:
-            found: NDArray[np.float64] = session.run(None, {"x": x[start : start + _CHUNK]})[0].ravel()
-            return found.astype(np.float64)
+            rows = x[start : start + _CHUNK]
+            try:
+                found = np.asarray(session.run(None, {"x": rows})[0], dtype=np.float64).reshape(len(rows))
+            except Exception as error:  # of onnxruntime, or of what its answer is
+                raise InputError(f"{self.path}: is no ensemble of ours ({error}); calibrate the model again") from error
+            return found
 
         starts = range(0, max(len(x), 1), _CHUNK)
         if len(starts) == 1:

@@ -240,10 +240,13 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
             splits += [("device", device == i) for i in range(device.max() + 1)]
         found: dict[str, list[tuple[Array, Array]]] = {}
         for kind, test in splits:
-            if test.sum() < 1 or (~test).sum() < 20:
+            if test.sum() < 1:
                 continue
-            fitted = self._fit_family(samples, everything[~test])
             known = kind != "device"
+            seen = ~np.isin(shape, shape[test]) if known else ~test  # not what another stack ran, either
+            if seen.sum() < 20:
+                continue
+            fitted = self._fit_family(samples, everything[seen])
             residual = samples.residual(fitted, everything[test], known=known)
             found.setdefault(kind, []).append((samples.load(fitted.launch_s)[test], np.abs(residual)))
         for kind, pieces in found.items():

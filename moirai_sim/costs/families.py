@@ -16,6 +16,7 @@ import numpy as np
 from moirai_sim.errors import InputError
 from moirai_sim.graphs.attention import attention_size
 from moirai_sim.graphs.operator import DTYPE_BITS
+from moirai_sim.graphs.work import einsum_axes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,7 +71,7 @@ def family(op_type: str, inputs: Sequence[Shape], attributes: Mapping[str, Any] 
     if op_type == "Einsum":
         return "batched-matmul" if _contracts(inputs, attributes) else "elementwise"
     name = FAMILY.get(op_type, "elementwise")
-    if name == "gemm" and math.prod(_second(op_type, inputs)[:-2]) > 1:
+    if name == "gemm" and math.prod(_batch(_second(op_type, inputs), attributes)) > 1:
         return "batched-matmul"
     return name
 
@@ -82,6 +83,11 @@ def _second(op_type: str, inputs: Sequence[Shape]) -> Shape:
     """
     at = _SECOND.get(op_type, 1)
     return inputs[at] if len(inputs) > at and op_type != "MatMulNBits" else ()
+
+
+def _batch(second: Shape, attributes: Mapping[str, Any]) -> Shape:
+    """Return the batch axes of the second operand of a product."""
+    return second[1:-1] if attributes.get("transBatchB") else second[:-2]
 
 
 def dimensions(
@@ -97,9 +103,12 @@ def dimensions(
     last = float(out[-1]) if out else 1.0
     if rule == "gemm":  # batch x (m, k) times (k, n)
         second = _second(op_type, inputs)
-        k = float(first[-2 if attributes.get("transA") and len(first) > 1 else -1]) if first else 1.0
+        deep = -1
+        if attributes.get("transA") and len(first) > 1:
+            deep = 0 if attributes.get("transBatchA") else -2
+        k = float(first[deep]) if first else 1.0
         n = last if len(second) > 1 or op_type == "MatMulNBits" else 1.0
-        batch = float(math.prod(second[:-2])) if len(second) > 2 else 1.0
+        batch = float(math.prod(_batch(second, attributes))) if len(second) > 2 else 1.0
         return batch, max(elements / max(n * batch, 1.0), 1.0), n, k, 1.0, 0.0
     if rule == "conv":  # implicit matrix product per group; width: window, extra: stride
         weight = _second(op_type, inputs)
@@ -167,9 +176,7 @@ def _einsum(equation: str, left: Shape, right: Shape) -> Dimensions:
     letters = []
     sizes: dict[str, int] = {}
     for term, shape in zip(terms, (left, right), strict=True):
-        head, dots, tail = term.partition("...")
-        between = [f".{i}" for i in range(len(shape) - len(head) - len(tail))][::-1] if dots else []
-        names = [*head, *between, *tail]
+        names = einsum_axes(term, len(shape))
         for name, length in zip(names, shape, strict=True):
             sizes[name] = max(sizes.get(name, 1), length)
         letters.append(set(names))
@@ -228,10 +235,10 @@ def describe(operators: Sequence[Operator]) -> tuple[list[str], NDArray[np.float
     for op in operators:
         inputs = tuple([t.shape for t in op.inputs])
         attributes = op.attributes
-        key = (op.op_type, inputs, op.outputs[0].shape if op.outputs else (), repr(attributes) if attributes else "")
+        outputs = tuple([t.shape for t in op.outputs])
+        key = (op.op_type, inputs, outputs, repr(attributes) if attributes else "")
         known = seen.get(key)
         if known is None:
-            outputs = [t.shape for t in op.outputs]
             try:
                 b, m, n, k, width, extra = map(float, dimensions(op.op_type, inputs, outputs, attributes))
                 known = family(op.op_type, inputs, attributes), (b, m, n, k, width, extra)

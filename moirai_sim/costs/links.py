@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moirai_sim.costs.card import known_errors
 from moirai_sim.errors import InputError
 from moirai_sim.files import write_whole
 
@@ -60,12 +61,26 @@ class Group:
 
 @dataclass(frozen=True)
 class Curve:
-    """Time over size for one kind of transfer among a number of devices."""
+    """Time over size for one kind of transfer among a number of devices.
+
+    Raises
+    ------
+    ValueError
+        If sizes and times are not as many as each other, at least one, positive, finite and in order.
+    """
 
     bytes: tuple[int, ...]
     """Ascending."""
     time_s: tuple[float, ...]
     """Not descending."""
+
+    def __post_init__(self) -> None:
+        """Check sizes and times."""
+        sizes, times = np.array(self.bytes, dtype=np.float64), np.array(self.time_s, dtype=np.float64)
+        if not (0 < len(sizes) == len(times) and sizes[0] > 0 and (np.diff(sizes) > 0).all()):
+            raise ValueError("sizes must be positive, rise, and be as many as times")
+        if not (times[0] > 0 and (np.diff(times) >= 0).all() and np.isfinite(times[-1])):
+            raise ValueError("times must be positive and finite, and not fall")
 
     @property
     def latency_s(self) -> float:
@@ -269,7 +284,7 @@ def load_link_model(folder: Path) -> LinkModel:
     path = folder / "links.json" if folder.is_dir() else folder
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as a link model ({error}); write it with 'calibrate'") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise InputError(f"{path}: is no link model; its format must be '{FORMAT}'")
@@ -282,6 +297,8 @@ def load_link_model(folder: Path) -> LinkModel:
                 float(entry.get("bandwidth_bytes_per_s", 0)),
             )  # fmt: skip
             curves[group] = Curve(tuple(map(int, entry["bytes"])), tuple(map(float, entry["time_s"])))
-        return LinkModel(str(document["name"]), curves, document.get("card", {}))
-    except (KeyError, TypeError, ValueError) as error:
+        card = document.get("card", {})
+        known_errors(card)
+        return LinkModel(str(document["name"]), curves, card)
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{path}: a curve is broken ({error!r}); write it again with 'calibrate'") from error

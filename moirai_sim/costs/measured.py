@@ -6,9 +6,10 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
+from pydantic import BaseModel, Field, ValidationError
 
 from moirai_sim.clusters.cluster import DeviceType
 from moirai_sim.costs.kernels import same_speed
@@ -23,8 +24,17 @@ if TYPE_CHECKING:
 FILE = "measured.json"
 FORMAT = "moirai-sim/measured@1"
 Shape = tuple[int, ...]
-Times = tuple[float, float, float]
+_Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Times = tuple[_Seconds, _Seconds, _Seconds]
 """Median, 10th and 90th percentile of one operator, seconds."""
+
+
+class _Content(BaseModel):
+    format: Literal["moirai-sim/measured@1"]
+    cpus: dict[str, str]
+    devices: dict[str, dict[str, Times]]
+    outputs: dict[str, set[Shape]] = {}
+    """Older tables have none."""
 
 
 def key_hash(key: str) -> str:
@@ -74,17 +84,14 @@ def read_table(folder: Path) -> tuple[dict[str, dict[str, Times]], dict[str, str
     """
     path = folder / FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        form, devices, cpus = content["format"], content["devices"], content["cpus"]
-        listed = content.get("outputs", {})  # older tables have none
-        outputs: dict[str, Set[Shape]] = {
-            device: {tuple(shape) for shape in shapes} for device, shapes in listed.items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        content = _Content.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"{path}: {where}: {first['msg']}; calibrate the model again") from error
+    except OSError as error:
         raise InputError(f"{path}: cannot be read ({error}); calibrate the model again") from error
-    if form != FORMAT:
-        raise InputError(f"{path}: format is {form!r}, not '{FORMAT}'; calibrate the model again")
-    return devices, cpus, outputs
+    return content.devices, content.cpus, dict(content.outputs)
 
 
 class MeasuredModel:

@@ -236,6 +236,8 @@ class Worker:
                 raise
             except ConnectionError as error:  # another worker has most likely ended: the master looks which
                 self.control.send(("lost", str(error)))
+            except InputError as error:
+                self.control.send(("refused", "; ".join(error.problems)))
             except Exception as error:  # noqa: BLE001 - whatever it is, the master must hear of it
                 self.control.send(("error", _why(error)))
             else:

@@ -39,10 +39,11 @@ def _skip_norm(inputs: Sequence[Shape], _attributes: Mapping[str, object]) -> li
 
 def _fused_matmul(inputs: Sequence[Shape], attributes: Mapping[str, object]) -> list[Shape]:
     left, right = list(inputs[0]), list(inputs[1])
-    if attributes.get("transA"):
-        left[-2:] = left[:-3:-1]
-    if attributes.get("transB"):
-        right[-2:] = right[:-3:-1]
+    for operand, name in ((left, "A"), (right, "B")):
+        if attributes.get(f"transBatch{name}"):  # (rows, batch..., columns)
+            operand.insert(len(operand) - 2, operand.pop(0))
+        if attributes.get(f"trans{name}"):
+            operand[-2:] = operand[:-3:-1]
     rank = max(len(left), len(right))
     batch = zip([1] * (rank - len(left)) + left[:-2], [1] * (rank - len(right)) + right[:-2], strict=True)
     return [(*(max(a, b) for a, b in batch), left[-2], right[-1])]
@@ -69,9 +70,10 @@ def _attention(inputs: Sequence[Shape], attributes: Mapping[str, object]) -> lis
 def _multi_head_attention(inputs: Sequence[Shape], attributes: Mapping[str, object]) -> list[Shape]:
     query, heads = inputs[0], _integer(attributes, "num_heads")
     past = inputs[6][-2] if len(inputs) > 6 and inputs[6] != (0,) else 0
-    value = inputs[2] if len(inputs) > 2 else query
-    keys = value[1 if len(value) == 3 else 2]
-    hidden = value[2] if len(value) == 3 else heads * value[3]
+    given = [shape for shape in inputs[:3] if shape != (0,)]
+    value = given[-1]  # or the keys where both are packed, or the queries where all three are
+    keys = value[2 if len(value) == 4 else 1]
+    hidden = value[2] if len(value) == 3 else heads * value[-1]
     present = (query[0], heads, keys + past, hidden // heads)
     return [(query[0], query[1], hidden), present, present]
 

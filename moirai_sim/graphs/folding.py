@@ -23,7 +23,15 @@ _MAX_INTEGERS = 4096
 _INTEGERS = frozenset({"int64", "int32", "bool"})
 
 NEVER_FOLDED = frozenset(
-    ("DequantizeLinear", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial")
+    (
+        "DequantizeLinear",
+        "Bernoulli",
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+        "Multinomial",
+    )
 )
 """Run every time even on constants: weights are stored quantised, and random numbers differ."""
 SHARE_STORAGE = VIEWS | {"Transpose"}

@@ -62,16 +62,20 @@ def load_model(source: str | Path) -> onnx.ModelProto:
         from moirai_sim.graphs.zoo import zoo_model
 
         return zoo_model(text.removeprefix(ZOO_PREFIX))
-    import onnx
+    from onnx.external_data_helper import load_external_data_for_model
+
+    from moirai_sim.graphs.onnx_reader import load_onnx
+    from moirai_sim.graphs.onnx_types import check_dimensions
 
     path, query = split_source(text)
     sizes = _sizes(query, text)
+    model = load_onnx(path)
+    check_dimensions(model, sizes, text)
     try:
-        model = onnx.load(str(path))
-    except OSError as error:
+        load_external_data_for_model(model, str(path.parent))
+    except Exception as error:  # missing, cut short, outside the folder: each a type of its own
         raise InputError(
-            f"{text}: cannot be read ({error.strerror}); name an .onnx file, with weights in other files beside it, "
-            "or zoo:NAME"
+            f"{text}: weights in other files cannot be read ({error}); put them beside the model, whole"
         ) from error
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         for dimension in value.type.tensor_type.shape.dim:

@@ -26,6 +26,7 @@ from moirai_sim.graphs.folding import NEVER_FOLDED, SHARE_STORAGE, evaluate, is_
 from moirai_sim.graphs.onnx_types import (
     DTYPES,
     StaticType,
+    check_dimensions,
     checked_size,
     has_subgraph,
     plain_attributes,
@@ -126,6 +127,7 @@ def read_model(
         raise InputError(f"{place}: the model has no operators; name a file that holds a whole model")
     if not _is_text(model.graph):
         raise InputError(f"{place}: a name is not valid UTF-8, the file is damaged; export it again")
+    check_dimensions(model, dimensions or {}, place)
     if model.functions:
         from onnx import inliner
 
@@ -411,8 +413,16 @@ class _Reader:
         dtype = next((v.type.onnx_dtype for v in inputs if v and v.type.dtype in _FLOATING), None)
         if shapes and dtype is not None:
             for i, (output, shape) in enumerate(zip(node.output, shapes, strict=False)):
-                kinds[i] = checked_size(StaticType(dtype, shape), what, self.place) if output else None
+                own = node.op_type == "GroupQueryAttention" and i and self._declares(output)  # how it keeps its cache
+                kinds[i] = checked_size(StaticType(dtype, shape), what, self.place) if output and not own else None
         return kinds
+
+    def _declares(self, output: str) -> bool:
+        """Tell whether the model declares the shape of a value that is read, with sizes that are known."""
+        if output not in self.declared or output not in self.read_names:
+            return False
+        axes = self.declared[output].tensor_type.shape.dim
+        return all(axis.HasField("dim_value") or axis.dim_param in self.dimensions for axis in axes)
 
     def _complete(
         self, node: onnx.NodeProto, what: str, inferred: Sequence[StaticType | None]
@@ -447,6 +457,8 @@ class _Reader:
 
 def _arithmetic(op_type: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> str:
     """Return the data type that an operator computes in."""
-    if inputs and (op_type.startswith("QLinear") or op_type.endswith("Integer")):
+    if op_type == "DynamicQuantizeMatMul":  # which quantises its first operand itself
+        return inputs[1].dtype
+    if inputs and (op_type.startswith("QLinear") or op_type.endswith("Integer") or op_type == "MatMulIntegerToFloat"):
         return inputs[0].dtype
     return next((t.dtype for t in inputs if t.dtype in _FLOATING), (inputs or outputs)[0].dtype)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
-from onnx import AttributeProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper
 
-from moirai_sim.errors import InputError
+from moirai_sim.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,6 +85,26 @@ def static_type(proto: TypeProto, what: str, place: str, dimensions: Mapping[str
             raise InputError(f"{place}: {what} has a dynamic dimension {label} at axis {axis}; {cure}")
         shape.append(size)
     return checked_size(StaticType(kind.elem_type, tuple(shape)), what, place)
+
+
+def check_dimensions(model: ModelProto, dimensions: Mapping[str, int], place: str) -> None:
+    """Refuse sizes for symbolic dimensions that no value of the model has.
+
+    Raises
+    ------
+    InputError
+        Naming each.
+    """
+    values = chain(model.graph.input, model.graph.output, model.graph.value_info)
+    known = {dim.dim_param for value in values for dim in value.type.tensor_type.shape.dim if dim.dim_param}
+    cure = "the model has no symbolic dimension, its sizes are fixed" if not known else ""
+    problems = [
+        f"{place}: no dimension is called '{name}'; {cure or did_you_mean(name, sorted(known))}"
+        for name in dimensions
+        if name not in known
+    ]
+    if problems:
+        raise InputError(problems)
 
 
 def checked_size(kind: StaticType, what: str, place: str) -> StaticType:

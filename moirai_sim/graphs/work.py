@@ -134,12 +134,15 @@ def _activation_flops(attributes: Mapping[str, object]) -> int:
     return _ACTIVATION_FLOPS.get(str(attributes.get("activation", "")), 2)
 
 
-def _conv(weight: int) -> _Flops:
-    """Convolution whose kernel, (channels out, channels in / group, *window), is input ``weight``."""
+def _conv(weight: int, *added: int) -> _Flops:
+    """Convolution whose kernel, (channels out, channels in / group, *window), is input ``weight``.
+
+    ``added`` are the inputs that are added to the result: the bias, and another tensor.
+    """
 
     def flops(inputs: _Shapes, outputs: _Shapes, attributes: Mapping[str, object]) -> int:
         per_output = 2 * math.prod(inputs[weight].shape[1:])
-        per_output += sum(_present(inputs, i) for i in (weight + 1, weight + 2))  # bias, and the addend of FusedConv
+        per_output += sum(_present(inputs, i) for i in added)
         per_output += _activation_flops(attributes)
         return per_output * outputs[0].elements
 
@@ -158,8 +161,10 @@ def _gemm(inputs: _Shapes, outputs: _Shapes, attributes: Mapping[str, object]) -
 
 
 def _matmul(inputs: _Shapes, outputs: _Shapes, attributes: Mapping[str, object]) -> int:
-    shape = inputs[0].shape
-    return 2 * outputs[0].elements * shape[-2 if _number(attributes, "transA", 0) and len(shape) > 1 else -1]
+    shape, depth = inputs[0].shape, -1
+    if _number(attributes, "transA", 0) and len(shape) > 1:
+        depth = 0 if _number(attributes, "transBatchA", 0) else -2
+    return 2 * outputs[0].elements * shape[depth]
 
 
 def _matmul_nbits(_inputs: _Shapes, outputs: _Shapes, attributes: Mapping[str, object]) -> int:
@@ -167,18 +172,21 @@ def _matmul_nbits(_inputs: _Shapes, outputs: _Shapes, attributes: Mapping[str, o
 
 
 def _einsum(inputs: _Shapes, outputs: _Shapes, attributes: Mapping[str, object]) -> int:
-    """Size of the whole index space, times two for a product that is summed. An ellipsis is read off the output."""
+    """Count a product of all operands at each index, and an addition where it is summed."""
     terms = str(attributes["equation"]).replace(" ", "").split("->")[0].split(",")
     sizes: dict[str, int] = {}
-    ellipsis = 1
     for term, tensor in zip(terms, inputs, strict=True):
-        head, _, tail = term.partition("...")
-        sizes |= dict(zip(head, tensor.shape, strict=False))
-        if "..." in term:
-            sizes |= dict(zip(reversed(tail), reversed(tensor.shape), strict=False))
-            ellipsis = max(ellipsis, math.prod(tensor.shape[len(head) : len(tensor.shape) - len(tail)]))
-    space = ellipsis * math.prod(sizes.values())
-    return space * (len(inputs) if space > outputs[0].elements or len(inputs) > 1 else 0)
+        for axis, size in zip(einsum_axes(term, len(tensor.shape)), tensor.shape, strict=True):
+            sizes[axis] = max(sizes.get(axis, 1), size)
+    space = math.prod(sizes.values())
+    return space * (len(inputs) - (space <= outputs[0].elements))
+
+
+def einsum_axes(term: str, rank: int) -> list[str]:
+    """Return a name for each axis of an operand of an Einsum: its letter, or its place in the ellipsis, last first."""
+    head, dots, tail = term.partition("...")
+    between = [f".{i}" for i in range(rank - len(head) - len(tail))][::-1] if dots else []
+    return [*head, *between, *tail]
 
 
 def _attention(inputs: _Shapes, outputs: _Shapes, attributes: Mapping[str, object]) -> int:
@@ -209,10 +217,18 @@ def _scores(op_type: str, inputs: _Shapes, outputs: _Shapes, attributes: Mapping
 
 def _mixture_of_experts(inputs: _Shapes, _outputs: _Shapes, attributes: Mapping[str, object]) -> int:
     """``com.microsoft.MoE``: each token passes ``k`` experts; weights are (experts, ., .) at inputs 2, 4 and 6."""
-    tokens = inputs[1].shape[0]
-    active = tokens * _number(attributes, "k", 1)
-    weights = [inputs[i] for i in (2, 4, 6) if _present(inputs, i)]
-    return 2 * active * sum(math.prod(w.shape[1:]) for w in weights) + active * weights[0].shape[-1]
+    return _experts(inputs, attributes, (2, 4, 6), 1)
+
+
+def _quantized_experts(inputs: _Shapes, _outputs: _Shapes, attributes: Mapping[str, object]) -> int:
+    """``com.microsoft.QMoE``: as ``MoE``, but weights are at inputs 2, 5 and 8, several to a byte."""
+    return _experts(inputs, attributes, (2, 5, 8), 8 // _number(attributes, "expert_weight_bits", 4))
+
+
+def _experts(inputs: _Shapes, attributes: Mapping[str, object], positions: tuple[int, ...], packed: int) -> int:
+    active = inputs[1].shape[0] * _number(attributes, "k", 1)
+    weights = [packed * math.prod(inputs[i].shape[1:]) for i in positions if _present(inputs, i)]
+    return active * (2 * sum(weights) + weights[0] // inputs[0].shape[-1])  # and the activation
 
 
 def _recurrent(inputs: _Shapes, _outputs: _Shapes, _attributes: Mapping[str, object]) -> int:
@@ -240,15 +256,16 @@ def _scatter(inputs: _Shapes, _outputs: _Shapes, attributes: Mapping[str, object
     return inputs[2].elements if attributes.get("reduction", "none") != "none" else 0
 
 
-def _top_k(inputs: _Shapes, outputs: _Shapes, _attributes: Mapping[str, object]) -> int:
+def _top_k(inputs: _Shapes, outputs: _Shapes, attributes: Mapping[str, object]) -> int:
     """Heap selection: n log2 k comparisons."""
-    k = max((a for a, b in zip(outputs[0].shape, inputs[0].shape, strict=True) if a != b), default=2)
+    k = outputs[0].shape[_number(attributes, "axis", -1)]
     return inputs[0].elements * math.ceil(math.log2(max(k, 2)))
 
 
-def _fourier(_inputs: _Shapes, outputs: _Shapes, _attributes: Mapping[str, object]) -> int:
-    length = max(outputs[0].shape[1:-1], default=1)
-    return 5 * outputs[0].elements * math.ceil(math.log2(max(length, 2)))
+def _fourier(_inputs: _Shapes, outputs: _Shapes, attributes: Mapping[str, object]) -> int:
+    """Count 5 n log2 n for n complex numbers; the last axis of the output holds their two parts."""
+    length = outputs[0].shape[_number(attributes, "axis", -2)]
+    return 5 * outputs[0].elements // 2 * math.ceil(math.log2(max(length, 2)))
 
 
 _ONE_PER_OUTPUT = (
@@ -293,8 +310,11 @@ FLOPS: dict[str, _Flops] = {
     "RotaryEmbedding": _per_output(3),
     "LRN": _lrn,
     **dict.fromkeys(("MaxPool", "AveragePool", "LpPool"), _pool),
-    **dict.fromkeys(("Conv", "FusedConv", "ConvInteger", "DeformConv"), _conv(1)),
-    "QLinearConv": _conv(3),
+    "Conv": _conv(1, 2),
+    "FusedConv": _conv(1, 2, 3),
+    "DeformConv": _conv(1, 3),
+    "ConvInteger": _conv(1),
+    "QLinearConv": _conv(3, 8),
     "ConvTranspose": _conv_transpose,
     **dict.fromkeys(("Gemm", "FusedGemm"), _gemm),
     **dict.fromkeys(("MatMul", "FusedMatMul", "MatMulInteger", "QLinearMatMul", "MatMulIntegerToFloat"), _matmul),
@@ -304,7 +324,9 @@ FLOPS: dict[str, _Flops] = {
     "Attention": _attention,
     "MultiHeadAttention": _multi_head_attention,
     "GroupQueryAttention": _grouped_query_attention,
+    "PagedAttention": lambda i, o, a: _scores("PagedAttention", i, o, a),
     "MoE": _mixture_of_experts,
+    "QMoE": _quantized_experts,
     **dict.fromkeys(("LSTM", "GRU", "RNN"), _recurrent),
     **dict.fromkeys(("Resize", "Upsample"), _resize),
     "GridSample": _per_output(8),
@@ -331,5 +353,5 @@ _READ: dict[str, _Flops] = {
     **dict.fromkeys(("Gather", "GatherElements", "GatherND", "Slice"), _picked),
     **dict.fromkeys(("Shape", "Size", "EyeLike"), lambda _i, _o, _a: 0),
     "EmbedLayerNormalization": lambda i, o, _a: 3 * o[0].bytes + sum(t.bytes for t in i[:2]),
-    "MoE": _experts_read,
+    **dict.fromkeys(("MoE", "QMoE"), _experts_read),
 }

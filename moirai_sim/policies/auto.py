@@ -22,7 +22,7 @@ from moirai_sim.policies.registry import load_policy, policy_names
 from moirai_sim.policies.repeated import repeated
 from moirai_sim.policies.repeated_bound import repeated_bound_ns
 from moirai_sim.policies.search import Improvement, improve
-from moirai_sim.policies.starts import CHEAP, Start, cycle_from, find_starts, start_from, too_large
+from moirai_sim.policies.starts import CHEAP, Start, cycle_from, find_starts, start_from, too_large, too_wide
 from moirai_sim.simulation.replay import replay
 
 if TYPE_CHECKING:
@@ -264,7 +264,11 @@ def _fair(policy: Policy, problem: PlacementProblem, request: Request) -> Placem
     longest = request.max_period_ns
     if longest is not None:
         candidates = [one for one in candidates if period_ns(problem, one.devices) <= longest]
-    found = [(simulate(problem, one, engine="simpy").latency_ns, one) for one in candidates]
+    found: list[tuple[int, Placement]] = []
+    for one in candidates:
+        if found and not clock.left(1.0):  # a simulation of a million operators takes half a minute
+            break
+        found.append((simulate(problem, one, engine="simpy").latency_ns, one))
     if not found:
         return Placement(device=np.zeros(0, dtype=np.int64), status=status)
     value, best = min(found, key=lambda pair: pair[0])
@@ -290,6 +294,8 @@ def _by_cp(
 ) -> tuple[Start | None, int]:
     from moirai_sim.policies.milp import longest_ns
 
+    if too_wide(problem):
+        return best, bound
     model = CpModel(problem, best.value_ns if best else longest_ns(problem))
     if best is not None:
         model.hint(best.placement, replay(problem, best.placement))

@@ -11,9 +11,9 @@ from moirai_sim.errors import InputError
 from moirai_sim.placement import Placement
 from moirai_sim.policies.bounds import lower_bound_ns
 from moirai_sim.policies.cp_model import CpModel
-from moirai_sim.policies.milp import longest_ns
+from moirai_sim.policies.milp import TOO_WIDE, answer_of, longest_ns
 from moirai_sim.policies.run import require_latency
-from moirai_sim.policies.starts import improved_start
+from moirai_sim.policies.starts import improved_start, too_wide
 from moirai_sim.simulation.replay import replay
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ class Cp:
             raise InputError(f"{self.name}: 'fair' transfers have no fixed length; use --network one-port, or auto")
         started = time.perf_counter()
         start = improved_start(problem, request)
+        if too_wide(problem):
+            return answer_of(start, lower_bound_ns(problem), {"solver": None, "reason": TOO_WIDE})
         horizon = start.value_ns if start else longest_ns(problem)
         model = CpModel(problem, horizon)
         if start:

@@ -266,7 +266,7 @@ class CpModel:
             return CpAnswer("infeasible", None, 0, beyond)
         solver = cp_model.CpSolver()
         solver.parameters.max_time_in_seconds = max(0.01, time_limit_s)
-        solver.parameters.random_seed = seed
+        solver.parameters.random_seed = seed % 2**31
         solver.parameters.num_workers = workers
         if work is not None:
             solver.parameters.max_deterministic_time = work

@@ -164,8 +164,8 @@ def _promise(module: Module) -> int:
     """Return what a module may add to a bound, ns: its best single device if it can be solved, else its first bound."""
     if len(module.operators) > LARGEST:
         return critical_path_ns(module.problem)
-    whole = np.where(module.problem.operator_ns < 0, FAR, module.problem.operator_ns).sum(axis=0)
-    return int(whole.min())
+    duration = module.problem.operator_ns
+    return int(np.where((duration < 0).any(axis=0), FAR, duration.sum(axis=0)).min())
 
 
 def _off_the_line(problem: PlacementProblem, related: NDArray[np.bool_], share: float) -> NDArray[np.bool_]:

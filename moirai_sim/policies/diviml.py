@@ -17,7 +17,7 @@ from moirai_sim.policies.modules import Module, cut_vertices, modules_of
 from moirai_sim.policies.reductions import coarse
 from moirai_sim.policies.repeated import repeated
 from moirai_sim.policies.repeated_bound import repeated_bound_ns
-from moirai_sim.policies.starts import Start, cycle_from, find_starts, start_from
+from moirai_sim.policies.starts import Start, cycle_from, find_starts, start_from, too_wide
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -102,6 +102,8 @@ def _solve(module: Module, at: int, device: NDArray[np.int64], limit: float, see
     if module.entry:
         known[0] = at
     problem = module.between(at if module.entry else -1, -1)
+    if too_wide(problem):
+        return known
     start = start_from_devices(problem, known)
     answer = CpModel(problem, start).solve(limit, seed=seed)
     return answer.placement.device if answer.placement is not None else known

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,9 +13,10 @@ from scipy.sparse import vstack
 from moirai_sim.errors import InputError
 from moirai_sim.placement import Placement, transfer_edges
 from moirai_sim.policies.bounds import lower_bound_ns
+from moirai_sim.policies.loads import fits, period_ns
 from moirai_sim.policies.milp_model import MilpModel
 from moirai_sim.policies.run import require_latency
-from moirai_sim.policies.starts import improved_start
+from moirai_sim.policies.starts import improved_start, too_wide
 from moirai_sim.simulation.replay import replay
 from moirai_sim.simulation.schedule import Schedule, placement_from_schedule
 
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
 
     from moirai_sim.placement import Status
     from moirai_sim.policies.base import Request
+    from moirai_sim.policies.starts import Start
     from moirai_sim.policies.stream_model import StreamModel
     from moirai_sim.problem import PlacementProblem
 
 FAILED = ("solver_error", "unbounded", "unknown")
 """Statuses of a solver that broke down: its answer and its bound are worth nothing."""
+TOO_WIDE = "too many tensors times pairs of devices for an exact model; search and auto answer for as many"
 TOLERANCE = 1e-9
 """Feasibility tolerance asked of the solver; times are scaled to at most 10^4."""
 
@@ -67,8 +70,10 @@ class Milp:
             return stream(problem, request)
         started = time.perf_counter()
         start = improved_start(problem, request)
-        model = MilpModel(problem, start.value_ns if start else longest_ns(problem))
         known_bound = lower_bound_ns(problem)
+        if too_wide(problem):
+            return answer_of(start, known_bound, {"solver": None, "reason": TOO_WIDE})
+        model = MilpModel(problem, start.value_ns if start else longest_ns(problem))
         model.lower[model.at["T"]] = min(known_bound / model.unit_ns, model.horizon)
         built = time.perf_counter() - started
         first = columns_of(model, start.placement) if start else None
@@ -78,14 +83,13 @@ class Milp:
             "rows": sum(len(rows.right) for rows in model.families.values()), "nodes": answer.nodes,
             "start": start.policy if start else None, "solver_status": answer.status,
         }  # fmt: skip
-        if answer.status.startswith("infeasible"):
+        if answer.status.startswith("infeasible") and start is None:
             return Placement(device=np.zeros(0, dtype=np.int64), status="infeasible", provenance=facts)
         placement = start.placement if start else None
         value = start.value_ns if start else np.iinfo(np.int64).max
         if answer.columns is not None:
             found = read_placement(model, answer.columns)
-            makespan = replay(problem, found).makespan_ns
-            if makespan <= value:
+            if fits(problem, found.device) and (makespan := replay(problem, found).makespan_ns) <= value:
                 placement, value = found, makespan
         if placement is None:
             status: Status = "error" if answer.status in FAILED else "limit"
@@ -99,6 +103,15 @@ class Milp:
             lower_bound_ns=bound,
             provenance=facts,
         )
+
+
+def answer_of(start: Start | None, bound: int, facts: dict[str, object]) -> Placement:
+    """Return a known answer where no model is built; ``limit`` where there is none."""
+    if start is None:
+        return Placement(device=np.zeros(0, dtype=np.int64), status="limit", provenance=facts)
+    status: Status = "optimal" if bound >= start.value_ns else "feasible"
+    facts = {**facts, "start": start.policy}
+    return replace(start.placement, status=status, lower_bound_ns=min(bound, start.value_ns), provenance=facts)
 
 
 def longest_ns(problem: PlacementProblem) -> int:
@@ -160,7 +173,7 @@ def solve(
     # A bound less than a step below the answer is proof enough: `proven_ns` rounds it up.
     close = max(1e-9, model.step_ns / model.unit_ns - 2 * _margin(model))
     options = {
-        "time_limit": time_limit_s, "threads": request.workers, "random_seed": request.seed, "mip_rel_gap": 0.0,
+        "time_limit": time_limit_s, "threads": request.workers, "random_seed": request.seed % 2**31, "mip_rel_gap": 0.0,
         "mip_abs_gap": close, "mip_feasibility_tolerance": TOLERANCE, "primal_feasibility_tolerance": TOLERANCE,
     }  # fmt: skip
     highspy.Highs.resetGlobalScheduler(True)  # else it keeps the first solve's threads, and refuses any other number
@@ -178,7 +191,10 @@ def solve(
 
 
 def columns_of(model: MilpModel, placement: Placement) -> NDArray[np.float64]:
-    """Return the columns that describe a known answer: the solver's first solution."""
+    """Return the columns that describe a known answer: the solver's first solution.
+
+    For throughput times are left at their lower bounds, for no row reads them, and the goal is the period.
+    """
     p = model.problem
     schedule = replay(p, placement)
     n, k = p.n_operators, p.n_devices
@@ -210,6 +226,10 @@ def columns_of(model: MilpModel, placement: Placement) -> NDArray[np.float64]:
         values[position + 2 * np.arange(len(a))] = ends[a] <= starts[b]
         values[position + 2 * np.arange(len(a)) + 1] = ends[b] <= starts[a]
         position += 2 * len(a)
+    if model.objective == "throughput":
+        timed = slice(model.at["S"], model.at["T"])
+        values[timed] = model.lower[timed]
+        values[model.at["T"]] = period_ns(p, placement.device) / model.unit_ns
     return values
 
 

@@ -128,11 +128,13 @@ class MilpModel:
         n, k = p.n_operators, p.n_devices
         self._make_legs()
         legs = len(self.leg_tensor)
-        pairs = np.array([(a, b) for a in range(k) for b in range(k) if a != b], dtype=np.int64).reshape(-1, 2)
-        leg = np.repeat(np.arange(legs), len(pairs))
-        source, target = np.tile(pairs[:, 0], legs), np.tile(pairs[:, 1], legs)
-        open_ = (self.leg_target[leg] < 0) | (self.leg_target[leg] == target)
-        open_ &= self.usable[self.leg_producer[leg], source]
+        anywhere, given = np.flatnonzero(self.leg_target < 0), np.flatnonzero(self.leg_target >= 0)
+        source, target = np.divmod(np.arange(k * k), k)
+        leg = np.concatenate([np.repeat(anywhere, k * k), np.repeat(given, k)])
+        source = np.concatenate([np.tile(source, len(anywhere)), np.tile(np.arange(k), len(given))])
+        target = np.concatenate([np.tile(target, len(anywhere)), np.repeat(self.leg_target[given], k)])
+        open_ = np.flatnonzero((source != target) & self.usable[self.leg_producer[leg], source])
+        open_ = open_[np.lexsort((target[open_], source[open_], leg[open_]))]
         self.route_leg, self.route_source, self.route_target = leg[open_], source[open_], target[open_]
         route = p.route_class[self.route_source, self.route_target]
         self.route_time = p.transfer_ns[self.leg_tensor[self.route_leg], route] / self.unit_ns
@@ -305,8 +307,12 @@ class MilpModel:
         p, k = self.problem, self.problem.n_devices
         u = np.arange(len(self.route_leg))
         producer = self.leg_producer[self.route_leg]
-        pair = [(r, p.edges[e, 1]) for r in u.tolist() for e in self.leg_edges[self.route_leg[r]]]
-        r, j = np.array(pair, dtype=np.int64).reshape(-1, 2).T
+        edges = np.array([e for leg in self.leg_edges for e in leg], dtype=np.int64)
+        size = np.array([len(leg) for leg in self.leg_edges], dtype=np.int64)
+        each = size[self.route_leg]
+        r = np.repeat(u, each)
+        within = np.arange(len(r)) - np.repeat(np.cumsum(each) - each, each)
+        j = p.edges[edges[(np.cumsum(size) - size)[self.route_leg[r]] + within], 1]
         terms = [
             (self.at["x"] + producer[r] * k + self.route_source[r], 1.0),
             (self.at["x"] + j * k + self.route_target[r], 1.0),

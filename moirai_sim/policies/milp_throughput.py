@@ -12,9 +12,9 @@ from moirai_sim.errors import InputError
 from moirai_sim.placement import Placement
 from moirai_sim.policies.bounds import lower_bound_ns
 from moirai_sim.policies.loads import device_loads_ns, fits, period_ns
-from moirai_sim.policies.milp import FAILED, columns_of, longest_ns, proven_ns, solve
+from moirai_sim.policies.milp import FAILED, TOO_WIDE, answer_of, columns_of, longest_ns, proven_ns, solve
 from moirai_sim.policies.milp_model import MilpModel
-from moirai_sim.policies.starts import find_starts
+from moirai_sim.policies.starts import find_starts, too_wide
 from moirai_sim.policies.stream import stream
 from moirai_sim.policies.symmetry import relabel_by_load
 
@@ -58,6 +58,8 @@ def _alone(ported: PlacementProblem, request: Request) -> Placement:
         device = starts[0].placement.device
         device = relabel_by_load(ported, device, device_loads_ns(ported, device))
         start = replace(starts[0], placement=Placement(device=device))
+    if too_wide(ported):
+        return answer_of(start, lower_bound_ns(ported, "throughput"), {"solver": None, "reason": TOO_WIDE})
     horizon = start.value_ns if start else longest_ns(ported)
     model = MilpModel(ported, horizon, "throughput")
     built = time.perf_counter() - started

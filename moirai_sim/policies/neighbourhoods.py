@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 LEAST, MOST = 10, 25
 """Operators of a neighbourhood."""
+MOST_DEVICES = 16
+"""Devices that they may go to: the model grows with the square."""
 WORK = 0.5
 """Work of one exact solve, in CP-SAT's deterministic seconds."""
 
@@ -43,12 +45,26 @@ def better_nearby(
     """
     schedule = replay(problem, placement)
     free = _neighbourhood(problem, placement, schedule, rng)
-    allowed = free[:, None] | (placement.device[:, None] == np.arange(problem.n_devices))
+    allowed = np.outer(free, _devices(problem, placement, free, rng))
+    allowed |= placement.device[:, None] == np.arange(problem.n_devices)
     model = CpModel(problem, schedule.makespan_ns - 1, allowed)
     model.keep_order(placement.device, schedule, ~free)
     model.hint(placement, schedule)
     limit = 1e6 if time_limit_s is None else time_limit_s
     return model.solve(limit, seed=int(rng.integers(2**31)), work=WORK).placement
+
+
+def _devices(
+    problem: PlacementProblem, placement: Placement, free: NDArray[np.bool_], rng: Generator
+) -> NDArray[np.bool_]:
+    """Return [k] where the free ones may go: anywhere, or of many devices to their own and some random ones."""
+    k = problem.n_devices
+    if k <= MOST_DEVICES:
+        return np.ones(k, dtype=np.bool_)
+    own = np.unique(placement.device[free])
+    chosen = np.zeros(k, dtype=np.bool_)
+    chosen[[*own, *rng.permutation(k)][:MOST_DEVICES]] = True
+    return chosen
 
 
 def _neighbourhood(

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 STEPS = 100_000
 """Moves of a round."""
+MOST_ENTRIES = 300_000_000
+"""Entries of a table of tensors by devices, eight bytes each, above which nothing is tried."""
 HOT, COLD = 0.05, 1e-4
 """First and last temperature of a round, as shares of the period."""
 
@@ -76,6 +78,8 @@ def improve_period(
 
     Parameters
     ----------
+    problem
+        One whose table of tensors by devices would take gigabytes is left as it is.
     start
         Respects supported devices, memory and co-location; so do all on the way. Turns of several are left out.
     target_ns
@@ -87,7 +91,8 @@ def improve_period(
     best = start.device.astype(np.int64)
     value, pace, done = period_ns(problem, best), 0.0, 0
     rounds = 10 if rounds is None and time_limit_s is None else rounds
-    while (rounds is None or done < rounds) and value > target_ns and problem.n_devices > 1 and len(best):
+    small = len(problem.transfer_ns) * problem.n_devices <= MOST_ENTRIES
+    while small and (rounds is None or done < rounds) and value > target_ns and problem.n_devices > 1 and len(best):
         steps = STEPS if done else STEPS // 100  # a short look first, which also measures the pace
         if deadline is not None:
             left = deadline - clock()

@@ -25,6 +25,8 @@ PUBLISHED_FORMAT = "dnn-partitioning"
 MAX_ENTRIES = 50_000_000
 """Most entries (ideals times combinations of devices) of the table; it takes 12 bytes an entry."""
 MAX_IDEALS = 200_000
+_LAYER_ENTRIES = 2_000_000_000
+"""Most entries, of two bytes, of a table of nodes by nodes or by the ideals of one size."""
 LOOKS_S = 0.05
 """Seconds between two looks at the clock, roughly."""
 STEP = 1.1
@@ -253,6 +255,8 @@ def _lattice(graph: _Graph, most: int, deadline: float) -> tuple[Ints, Ints, Int
     or at the deadline.
     """
     v = len(graph.weight)
+    if v >= most or v * v > _LAYER_ENTRIES:  # each node makes one ideal more, at least
+        return None
     consumer = np.zeros((v, v), dtype=np.int16)
     consumer[graph.edges[:, 0], graph.edges[:, 1]] = 1
     keys = np.random.default_rng(0).integers(0, 2**63, size=(v, 2), dtype=np.int64)
@@ -262,6 +266,8 @@ def _lattice(graph: _Graph, most: int, deadline: float) -> tuple[Ints, Ints, Int
     for _ in range(v):
         ideal, node = np.nonzero(missing == 0)
         grown, first, child = np.unique(key[ideal] ^ keys[node], axis=0, return_index=True, return_inverse=True)
+        if total + len(grown) > most or len(grown) * v > _LAYER_ENTRIES or time.perf_counter() > deadline:
+            return None
         child = child.reshape(-1)
         by_child = np.argsort(child, kind="stable")
         nodes.append(node[by_child])
@@ -271,8 +277,6 @@ def _lattice(graph: _Graph, most: int, deadline: float) -> tuple[Ints, Ints, Int
         missing[np.arange(len(first)), node[first]] = -1
         key = grown
         total += len(grown)
-        if total > most or time.perf_counter() > deadline:
-            return None
     indptr = np.zeros(total + 1, dtype=np.int64)
     np.cumsum(np.concatenate(degree), out=indptr[1:])
     empty = [np.zeros(0, dtype=np.int64)]

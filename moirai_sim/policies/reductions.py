@@ -13,6 +13,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
 from moirai_sim.placement import Placement, transfer_edges
+from moirai_sim.policies.bounds import FAR
 from moirai_sim.problem import UNSUPPORTED, PlacementProblem
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def coarse(problem: PlacementProblem, size: int) -> Contraction:
     merged = contract(problem, chains(problem))
     if merged.problem.n_operators <= size:
         return merged
-    work = np.where(problem.operator_ns < 0, 0, problem.operator_ns).min(axis=1)
+    work = np.where(problem.operator_ns < 0, FAR, problem.operator_ns).min(axis=1)
     order = problem.topological_order
     before = np.concatenate([[0], np.cumsum(work[order])[:-1]])
     group = np.empty(problem.n_operators, dtype=np.int64)
@@ -230,4 +231,7 @@ def _lossless(problem: PlacementProblem, label: NDArray[np.int64], last: NDArray
     tied = (group[earlier] >= 0) & (group[earlier] == group[last[label[earlier]]])
     takes_time = (problem.operator_ns[earlier] > 0).any()
     leaves = label[problem.edges[:, 0]] != label[problem.edges[:, 1]]
-    return bool(tied.all()) and not takes_time and not bool((earlier[problem.edges[:, 0]] & leaves).any())
+    read = np.zeros(problem.n_operators, dtype=bool)
+    read[problem.edges[:, 0]] = True  # and so, as nothing leaves, on the way to the last of its group
+    alone = (earlier & ~read).any() or (earlier[problem.edges[:, 0]] & leaves).any()
+    return bool(tied.all()) and not takes_time and not bool(alone)

@@ -28,7 +28,7 @@ from moirai_sim.policies.base import Request
 from moirai_sim.policies.cp_model import CpModel
 from moirai_sim.policies.groups import no_room
 from moirai_sim.policies.modules import Module, assemble, cut_vertices, modules_of
-from moirai_sim.policies.starts import improved_start
+from moirai_sim.policies.starts import improved_start, too_wide
 from moirai_sim.policies.symmetry import Server, servers_of
 from moirai_sim.problem import UNLIMITED, UNSUPPORTED
 from moirai_sim.simulation.replay import replay
@@ -173,6 +173,8 @@ class Repeated:
             start = improved_start(problem, request)
             if start is not None and (best is None or start.value_ns < best.ns):
                 best = self._part(module, problem, start.placement)
+        elif best is not None and too_wide(problem):
+            best = None if kept else best
         elif best is not None:
             self.solves += 1
             model = CpModel(problem, LONGEST * best.ns if kept else best.ns - 1)
@@ -219,7 +221,7 @@ class Repeated:
         for p in range(n):
             for (used, last), (so_far, *_) in best[p].items():
                 states += 1
-                if states > MOST_STATES:
+                if states > MOST_STATES or time.perf_counter() > self.deadline:
                     return None
                 for kind in range(kinds):
                     if used[kind] == len(self.alike[kind]):
@@ -253,6 +255,8 @@ class Repeated:
         steps: list[Step] = []
         at, lead = 0, 0
         for c in range(p, len(self.modules)):
+            if time.perf_counter() > self.deadline:
+                break
             block = self.kind[c]
             ways = [(last if c == p else STAY, 0)]
             if c > p and len(devices) > 1:
@@ -286,9 +290,10 @@ class Repeated:
             if stay is not None and module.entry and small and left > 0:
                 team = list(self.alike[server_kind][0].devices)
                 problem = replace(_between(module, team, outside=False, kept=0), memory_bytes=np.array(room))
-                self.solves += 1
-                answer = CpModel(problem, LONGEST * stay.ns).solve(left, seed=self.request.seed)
-                part = None if answer.placement is None else self._part(module, problem, answer.placement)
+                if not too_wide(problem):
+                    self.solves += 1
+                    answer = CpModel(problem, LONGEST * stay.ns).solve(left, seed=self.request.seed)
+                    part = None if answer.placement is None else self._part(module, problem, answer.placement)
             self.squeezed[key] = part
         return self.squeezed[key]
 

@@ -32,6 +32,8 @@ MOST_ENTRIES = 300_000_000
 """Entries of a table of tensors by devices, eight bytes each, above which a policy that keeps one is left out."""
 TABLED = ("heft", "heft-blind", "cpop", *BY_READY)
 """Policies that keep one."""
+MOST_ROUTES = 200_000
+"""Tensors times pairs of devices above which no exact model is built: a row or an interval each, and no clock."""
 SKIPPED_OPERATORS = 2_000
 """Above this size a policy is left out once half of the time is gone; below, none takes a second."""
 
@@ -82,6 +84,11 @@ def too_large(problem: PlacementProblem, policy: str) -> bool:
     n, k, q = problem.n_operators, problem.n_devices, len(problem.tensor_bytes)
     steps = n * problem.width * k if policy in BY_READY else 0
     return steps > MOST_STEPS or (policy in TABLED and (n + q) * k > MOST_ENTRIES)
+
+
+def too_wide(problem: PlacementProblem) -> bool:
+    """Tell whether an exact model, with a choice for each way that a tensor can go, would take too long to build."""
+    return len(problem.tensor_bytes) * problem.n_devices**2 > MOST_ROUTES
 
 
 def improved_start(problem: PlacementProblem, request: Request) -> Start | None:

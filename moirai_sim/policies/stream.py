@@ -11,8 +11,8 @@ import numpy as np
 from moirai_sim.placement import Placement
 from moirai_sim.policies.bounds import FAR, lower_bound_ns
 from moirai_sim.policies.loads import period_ns
-from moirai_sim.policies.milp import FAILED, longest_ns, proven_ns, read_placement, solve
-from moirai_sim.policies.starts import Start, cycle_from, find_starts, start_from
+from moirai_sim.policies.milp import FAILED, TOO_WIDE, answer_of, longest_ns, proven_ns, read_placement, solve
+from moirai_sim.policies.starts import Start, cycle_from, find_starts, start_from, too_wide
 from moirai_sim.policies.stream_model import StreamModel
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ def stream(problem: PlacementProblem, request: Request) -> Placement:
     best = starts[0] if starts else None
     pool = [one for start in starts for one in start.placement.cycle]
     least = lower_bound_ns(problem, request.objective, replicas=request.replicas)
+    if too_wide(problem):
+        return answer_of(best, least, {"solver": None, "reason": TOO_WIDE})
     proven, solved, failed = FAR, [], list[str]()
     for turns in range(1, request.replicas + 1):
         if best is not None and best.value_ns <= least:

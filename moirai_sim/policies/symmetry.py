@@ -74,21 +74,22 @@ def servers_of(problem: PlacementProblem) -> list[Server]:
     first = [group[0] for group in groups]
     between = routes[np.ix_(first, first)]
     kinds: list[int] = []
+    examples: list[int] = []  # the first server of each kind
     for s, group in enumerate(groups):
-        for other in range(s):
+        for kind, other in enumerate(examples):
             k, h = first[s], first[other]
             if (
-                kinds[other] == len(set(kinds[:other]))  # the first of its kind
-                and len(groups[other]) == len(group)
+                len(groups[other]) == len(group)
                 and problem.device_type[k] == problem.device_type[h]
                 and problem.memory_bytes[k] == problem.memory_bytes[h]
                 and within[s] == within[other]
                 and _same_rows(between, s, other)
             ):
-                kinds.append(kinds[other])
+                kinds.append(kind)
                 break
         else:
-            kinds.append(len(set(kinds)))
+            kinds.append(len(examples))
+            examples.append(s)
     return [Server(tuple(group), kind) for group, kind in zip(groups, kinds, strict=True)]
 
 

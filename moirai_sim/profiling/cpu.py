@@ -53,7 +53,7 @@ def measure_device_type(threads: int = 1) -> DeviceType:
     rng = np.random.default_rng(0)
     feeds = {name: rng.standard_normal(shape, dtype=np.float32) for name in "ab"}
     gemm_s = min(_timed(lambda: session.run(None, feeds)) for _ in range(_REPEATS))
-    clock = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
+    clock = telemetry.cpu_clock()
     return DeviceType(
         name=device_type_name(threads),
         kind="cpu",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -208,9 +209,11 @@ def _sizes(value: list[list[int]]) -> None:
         tuple(map(int, shape))
 
 
-def _list(value: object) -> None:
+def _parts(value: object) -> None:
     if not isinstance(value, list):
         raise TypeError("must be a list")
+    for part in value:
+        operator_key(_from_document(part))
 
 
 def _mapping(value: object) -> None:
@@ -223,7 +226,7 @@ def _sheet(value: Any) -> None:  # noqa: ANN401
 
 
 _CELLS: dict[str, Callable[[Any], None]] = {
-    "input_shapes": _sizes, "output_shapes": _sizes, "attributes": _mapping, "parts": _list, "device_type": _sheet,
+    "input_shapes": _sizes, "output_shapes": _sizes, "attributes": _mapping, "parts": _parts, "device_type": _sheet,
 }  # fmt: skip
 """Columns of operators that hold JSON, and what raises a TypeError where it is not what belongs there."""
 
@@ -232,7 +235,7 @@ def _unreadable(text: object, read: Callable[[Any], None]) -> str:
     """Return why a cell cannot be read; nothing where it can."""
     try:
         read(json.loads(str(text)))
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
         return f"cannot be read ({error})"
     return ""
 
@@ -258,12 +261,15 @@ def check_profile(frame: pd.DataFrame, kind: str = "operators", place: str = "pr
     if not problems:
         steps = ["min_s", "p10_s", "median_s", "p90_s"]
         wrong = (frame[steps].diff(axis=1).iloc[:, 1:] < 0).any(axis=1) | ~(frame["min_s"] > 0)
+        wrong |= ~(frame["p90_s"] < math.inf)
         if wrong.any():
             row = int(wrong.to_numpy().argmax())
             times = ", ".join(f"{step}={frame[step].iloc[row]:.3g}" for step in steps)
-            problems.append(f"{place}: row {row}: times must be positive and in order, read {times}")
+            problems.append(f"{place}: row {row}: times must be positive, finite and in order, read {times}")
         if (frame["count"] < 1).any():
             problems.append(f"{place}: a row has no repeats (count < 1)")
+        if kind == "links" and (frame["bytes"] < 1).any():
+            problems.append(f"{place}: a row moves nothing (bytes < 1)")
     if not problems and kind == "operators":
         for column, read in _CELLS.items():
             broken = next(
@@ -352,9 +358,29 @@ def read_profile(path: Path, *, kind: str = "operators") -> tuple[pd.DataFrame, 
     found = metadata.get(KIND_KEY, b"none").decode(errors="replace")
     if found != f"{FORMAT}#{kind}":
         raise InputError(f"{path}: format is '{found}', not '{FORMAT}#{kind}'; write it with 'profile {kind}'")
+    types = {column: pa.type_for_alias(name) for column, name in _COLUMNS[kind].items()}
+    fields = [pa.field(field.name, types.get(field.name, field.type)) for field in table.schema]
+    try:
+        table = table.cast(pa.schema(fields))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise InputError(f"{path}: a column is not of its type ({error}); write it with 'profile {kind}'") from error
+    try:
+        facts = json.loads(metadata.get(METADATA_KEY, b"{}"))
+        for part in facts.get("profiles", [facts]):
+            _check_facts(part)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path}: its metadata is broken ({error!r}); write it with 'profile {kind}'") from error
     frame = _completed(table.to_pandas(), kind)
     check_profile(frame, kind, str(path))
-    return frame, json.loads(metadata.get(METADATA_KEY, b"{}"))
+    return frame, facts
+
+
+def _check_facts(facts: Mapping[str, Any]) -> None:
+    """Raise what reading raises where the metadata of one run of a profiler lacks what is read of it."""
+    str(facts["hardware"]["cpu"] if "hardware" in facts else "")
+    ratios = [float(whole["ratio"]) for whole in facts.get("models", {}).values()]
+    if not all(0 < ratio < math.inf for ratio in ratios):
+        raise ValueError("a ratio is not positive and finite")
 
 
 def _completed(frame: pd.DataFrame, kind: str) -> pd.DataFrame:

@@ -53,16 +53,23 @@ def cpu_flags() -> frozenset[str]:
     return frozenset()
 
 
+def cpu_clock() -> Any:  # noqa: ANN401 - psutil has no types
+    """Return the clocks of the CPU, MHz: ``current`` and ``max``; None where the system hides them."""
+    import psutil
+
+    try:
+        return psutil.cpu_freq()
+    except (OSError, NotImplementedError, AttributeError):  # containers, some virtual machines and platforms
+        return None
+
+
 def snapshot() -> dict[str, Any]:
     """Return the state of the machine now: load, clocks and memory of the CPU, and every GPU that NVML sees."""
     try:
         import psutil
     except ImportError:  # a bare machine with nothing but PyTorch
         return {"load": list(os.getloadavg()), "gpus": gpu_snapshot()}
-    try:
-        clock = psutil.cpu_freq()
-    except (OSError, NotImplementedError):  # containers and some virtual machines hide it
-        clock = None
+    clock = cpu_clock()
     return {
         "load": list(psutil.getloadavg()),
         "cpu_percent": psutil.cpu_percent(interval=None),

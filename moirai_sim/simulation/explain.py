@@ -7,6 +7,7 @@ sum to the makespan.
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_left
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -169,9 +170,10 @@ def explain(
     if not savings:
         return Explanation(timeline.makespan_ns, found)
     names = list(resources) if resources is not None else used_resources(problem, placement)
+    pairs = _used_pairs(problem, placement)
     answers = []
     for name in names:
-        makespan = simulate_schedule(faster(problem, name, 2.0), placement, options=options).makespan_ns
+        makespan = simulate_schedule(faster(problem, name, 2.0, pairs), placement, options=options).makespan_ns
         answers.append(Saving(name, makespan, timeline.makespan_ns - makespan))
     answers.sort(key=lambda saving: (-saving.saved_ns, saving.resource))
     return Explanation(timeline.makespan_ns, found, tuple(answers))
@@ -241,15 +243,9 @@ def _share_a_port(network: str, one: Span, other: Span) -> bool:
 
 def used_resources(problem: PlacementProblem, placement: Placement) -> list[str]:
     """Return the devices and links (``source->target`` where the problem has no cluster) that a placement uses."""
-    from moirai_sim.placement import transfer_edges
-
-    device = np.asarray(placement.device)
-    names = [problem.devices[k] for k in np.unique(device).tolist()]
-    edges = np.flatnonzero(transfer_edges(problem, device) == np.arange(len(problem.edges)))
-    if not len(edges):
-        return names
-    pairs = np.unique(device[problem.edges[edges]], axis=0).tolist()
-    if problem.cluster is None:
+    names = [problem.devices[k] for k in np.unique(placement.device).tolist()]
+    pairs = _used_pairs(problem, placement)
+    if problem.cluster is None or not pairs:
         return names + [f"{problem.devices[s]}->{problem.devices[t]}" for s, t in pairs]
     from moirai_sim.clusters.routes import route
 
@@ -259,11 +255,24 @@ def used_resources(problem: PlacementProblem, placement: Placement) -> list[str]
     return names + sorted(links)
 
 
-def faster(problem: PlacementProblem, resource: str, factor: float) -> PlacementProblem:
+def _used_pairs(problem: PlacementProblem, placement: Placement) -> list[list[int]]:
+    """Return the (source, target) devices between which a placement sends something."""
+    from moirai_sim.placement import transfer_edges
+
+    device = np.asarray(placement.device)
+    edges = np.flatnonzero(transfer_edges(problem, device) == np.arange(len(problem.edges)))
+    pairs: list[list[int]] = np.unique(device[problem.edges[edges]].reshape(-1, 2), axis=0).tolist()
+    return pairs
+
+
+def faster(
+    problem: PlacementProblem, resource: str, factor: float, pairs: Sequence[Sequence[int]] | None = None
+) -> PlacementProblem:
     """Return the problem with one device, link or pair of devices (``source->target``) ``factor`` times as fast.
 
     A factor below 1 slows it down. Only durations change: times of operators on the device, the bandwidth (not the
-    latency) of the link. Every route keeps its way.
+    latency) of the link. Every route keeps its way. Of a link, the (source, target) devices of ``pairs`` alone gain
+    where those are given: all k squared are looked at otherwise.
 
     Raises
     ------
@@ -284,7 +293,7 @@ def faster(problem: PlacementProblem, resource: str, factor: float) -> Placement
             device_type=device_type,
         )
     if problem.cluster is not None and resource in problem.cluster.link:
-        return _faster_link(problem, resource, factor)
+        return _faster_link(problem, resource, factor, pairs)
     source, arrow, target = resource.partition("->")
     if not arrow or source not in problem.devices or target not in problem.devices:
         raise InputError(f"'{resource}' is no device, link or pair of devices of {problem.name}")
@@ -295,7 +304,9 @@ def faster(problem: PlacementProblem, resource: str, factor: float) -> Placement
     return replace(problem, transfer_ns=np.column_stack([problem.transfer_ns, times]), route_class=route_class)
 
 
-def _faster_link(problem: PlacementProblem, name: str, factor: float) -> PlacementProblem:
+def _faster_link(
+    problem: PlacementProblem, name: str, factor: float, pairs: Sequence[Sequence[int]] | None
+) -> PlacementProblem:
     """Speed up the routes over a link as far as the link is their narrowest part."""
     from moirai_sim.clusters.routes import route
 
@@ -306,21 +317,20 @@ def _faster_link(problem: PlacementProblem, name: str, factor: float) -> Placeme
     links = tuple(changed if link.name == name else link for link in cluster.links)
     route_class, columns = problem.route_class.copy(), list(problem.transfer_ns.T)
     classes: dict[tuple[int, int, float], int] = {}
-    for s, source in enumerate(problem.devices):
-        for t, target in enumerate(problem.devices):
-            if s == t or name not in (way := route(cluster, source, target)).links:
-                continue
-            old = int(problem.route_class[s, t])
-            widest = min((changed if link == name else cluster.link[link]).bandwidth_bytes_per_s for link in way.links)
-            ratio = widest / way.bandwidth_bytes_per_s
-            if ratio == 1:
-                continue
-            key = (old, way.latency_ns, ratio)
-            if key not in classes:
-                classes[key] = len(columns)
-                work = np.maximum(0, problem.transfer_ns[:, old] - way.latency_ns)
-                columns.append(problem.transfer_ns[:, old] - work + np.ceil(work / ratio).astype(np.int64))
-            route_class[s, t] = classes[key]
+    for s, t in itertools.permutations(range(problem.n_devices), 2) if pairs is None else pairs:
+        if name not in (way := route(cluster, problem.devices[s], problem.devices[t])).links:
+            continue
+        old = int(problem.route_class[s, t])
+        widest = min((changed if link == name else cluster.link[link]).bandwidth_bytes_per_s for link in way.links)
+        ratio = widest / way.bandwidth_bytes_per_s
+        if ratio == 1:
+            continue
+        key = (old, way.latency_ns, ratio)
+        if key not in classes:
+            classes[key] = len(columns)
+            work = np.maximum(0, problem.transfer_ns[:, old] - way.latency_ns)
+            columns.append(problem.transfer_ns[:, old] - work + np.ceil(work / ratio).astype(np.int64))
+        route_class[s, t] = classes[key]
     if not classes:
         return replace(problem, cluster=replace(cluster, links=links))
     return replace(

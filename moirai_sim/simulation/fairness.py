@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NEVER = np.iinfo(np.int64).max
+_FOREVER = 2.0**61
+"""Nothing that goes on takes longer, ns; it can be added to any time."""
 _SLACK = 1e-9
 """Relative error of a rate that counts as none; work left of less than this many ns counts as done."""
 
@@ -163,7 +165,7 @@ def change(s, now, ended, begun, altered):
         elif rate <= 0.0:
             s.finish[f] = NEVER
         else:
-            s.finish[f] = now + np.int64(np.ceil(s.left[f] * (s.limit[f] / rate) - _SLACK))
+            s.finish[f] = now + np.int64(min(np.ceil(s.left[f] * (s.limit[f] / rate) - _SLACK), _FOREVER))
     return s.finish.min()
 
 

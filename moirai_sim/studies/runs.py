@@ -46,10 +46,12 @@ def digest_of(cluster: Cluster) -> str:
 
 @lru_cache(maxsize=64)
 def model_files(model: str) -> list[tuple[str, str]]:
-    """Return name and hash of every file of a cost model."""
+    """Return name and hash of every file of a cost model; ``roofline`` has none."""
     from moirai_sim import catalog
     from moirai_sim.files import sha256
 
+    if model == "roofline":
+        return []
     folder = catalog.find("cost-models", model)
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return [(path.relative_to(folder).as_posix(), sha256(path)) for path in paths]

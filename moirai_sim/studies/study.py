@@ -6,6 +6,9 @@ Every key and its default is a field below; ``moirai-sim schema study`` prints t
 from __future__ import annotations
 
 import fnmatch
+import glob
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -54,7 +57,7 @@ class Range(_Strict):
 
     def values(self) -> list[float | str]:
         """Return the values: text where they have a unit, whole numbers as integers; none where ``to`` comes first."""
-        count = int((self.to - self.start) / self.step + 1e-9) + 1
+        count = math.floor((self.to - self.start) / self.step + 1e-9) + 1
         values = [self.start + i * self.step for i in range(max(0, count))]
         if self.unit:
             return [f"{value:.12g} {self.unit}" for value in values]
@@ -246,11 +249,26 @@ def read_study(path: Path, kind: Literal["evaluate", "whatif", "validate"]) -> S
         moved["cluster"] = beside(study.cluster)
     else:
         moved["clusters"] = [cluster and beside(cluster) for cluster in study.clusters]
+    if isinstance(study, EvaluateStudy):
+        moved |= {name: list(_moved_too(getattr(study, name), path.parent)) for name in ("include", "exclude")}
     study = study.model_copy(update=moved)
     unknown = list(unknown_names(study, path.parent))
     if unknown:
         raise InputError(f"{document.place(key)}: {'.'.join(map(str, key))}: {problem}" for key, problem in unknown)
     return study
+
+
+def _moved_too(rules: list[Rule], folder: Path) -> Iterator[Rule]:
+    """Iterate over rules, and over what they are for files that a study names as they lie beside it."""
+
+    def forms(pattern: str) -> list[str]:
+        moved = str(Path(glob.escape(str(folder))) / pattern)
+        return [pattern] if pattern == "*" or moved == pattern else [pattern, moved]
+
+    for rule in rules:
+        for model in forms(rule.model):
+            for cluster in forms(rule.cluster):
+                yield rule.model_copy(update={"model": model, "cluster": cluster})
 
 
 def _refusal(kind: str, model: str) -> str | None:

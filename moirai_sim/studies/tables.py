@@ -22,10 +22,13 @@ def runs_table(store: Store) -> pd.DataFrame:
     import pandas as pd
 
     rows = []
+    default: dict[tuple[str, str | None], str] = {}
     for result in store.read():
         key, outcome = result["key"], result["outcome"]
         row = {name: key.get(name) for name in (*PROBLEM, "policy", "seed")} | {"replicas": key.get("replicas", 1)}
         row |= {"network": outcome.get("network", key["network"]), "status": outcome["status"]}
+        if key["network"] is None and "network" in outcome:
+            default[key["model"], key["cluster"]] = outcome["network"]
         row |= {
             "objective_ms": _ms(outcome.get("objective_ns")),
             "bound_ms": _ms(outcome.get("lower_bound_ns")),
@@ -39,6 +42,8 @@ def runs_table(store: Store) -> pd.DataFrame:
             "error": outcome.get("error", ""),
         }
         rows.append(row)
+    for row in rows:  # a failure does not say which network was the default
+        row["network"] = row["network"] or default.get((row["model"], row["cluster"]))
     table = pd.DataFrame(rows)
     if table.empty:
         return table

@@ -16,15 +16,16 @@ Z90 = 1.6449
 
 
 def log_spread(problem: PlacementProblem, timeline: Timeline) -> dict[str, float]:
-    """Return the standard deviation of log(objective) that each device type's cost error causes.
+    """Return the standard deviation of log(objective) that the cost error of each kind of device causes.
 
-    First order: an error of a device type scales all its operators together (errors of one type are taken as wholly
-    correlated, the pessimistic side), and moves the objective by the type's share of the busy time.
+    First order: an error of a kind of device (type, cost model, backend, threads) scales all its operators together
+    (errors of one kind are taken as wholly correlated, the pessimistic side), and moves the objective by the kind's
+    share of the busy time.
 
     Returns
     -------
     dict
-        Device type -> standard deviation; empty where the problem carries no intervals.
+        Kind of device -> standard deviation; empty where the problem carries no intervals.
     """
     low, high = problem.operator_low_ns, problem.operator_high_ns
     if low is None or high is None:
@@ -62,6 +63,8 @@ def _type_names(problem: PlacementProblem) -> list[str]:
     if problem.cluster is not None:
         kinds = dict(zip(problem.device_type.tolist(), problem.devices, strict=True))
         device = problem.cluster.device
-        return [device[kinds[t]].type.name if t in kinds else f"type{t}" for t in range(problem.operator_ns.shape[1])]
+        found = {t: device[name] for t, name in kinds.items()}
+        names = {t: f"{d.type.name}|{d.cost_model or ''}|{d.backend}|{d.threads}" for t, d in found.items()}
+        return [names.get(t, f"type{t}") for t in range(problem.operator_ns.shape[1])]
     columns = range(problem.operator_ns.shape[1])
     return [hashlib.sha256(problem.operator_ns[:, t].tobytes()).hexdigest()[:8] for t in columns]

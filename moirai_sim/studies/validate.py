@@ -109,6 +109,7 @@ def validate(study_path: Path, out: Path) -> dict[str, Any]:
     for cluster_name, plain in clusters.items():
         cluster = calibrated(plain, sources, study, out) if study.calibrate else plain
         names += _run_cluster(cluster_name, cluster, sources, study, store)
+    names = list(dict.fromkeys(names))  # two files of the same content are one model
     store.ask(names)
     results = list(store.read(names))
     summary = summarise(results, study.seed) | {"machine": machine()}

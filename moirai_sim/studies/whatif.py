@@ -154,20 +154,34 @@ def _read_clusters(study: WhatIfStudy, variants: Sequence[Changes]) -> list[_Rea
 
 
 def list_sizes(study: WhatIfStudy) -> dict[Counts, _Read]:
-    """Return the cluster of every combination of counts, but for none of anything.
+    """Return the cluster of every combination of counts, but for none of anything where nothing else is there.
 
     Raises
     ------
     InputError
-        If there are too many, or one of them makes a wrong cluster.
+        If there are too many, one of them makes a wrong cluster, or none is left.
     """
     choices = list(_wanted_sizes(study).values())
     total = math.prod(map(len, choices))
     if total > MAX_SIZES:
         raise InputError(f"sizes: {total:,} combinations are more than {MAX_SIZES:,}; take fewer numbers of each")
-    sizes = [counts for counts in itertools.product(*choices) if any(counts)]
+    sizes = list(itertools.product(*choices))
+    nothing = (0,) * len(choices)
+    if nothing in sizes and _is_empty(study, dict.fromkeys(study.sizes, 0)):
+        sizes.remove(nothing)
+    if not sizes:
+        raise InputError("sizes: every combination leaves the cluster without a device; give a number above 0")
     changes = [dict(zip(study.sizes, counts, strict=True)) for counts in sizes]
     return dict(zip(sizes, _read_clusters(study, changes), strict=True))
+
+
+def _is_empty(study: WhatIfStudy, changes: Changes) -> bool:
+    """Tell whether changes that take devices away leave a cluster that cannot be read: one without a device."""
+    try:
+        changed_cluster(study.cluster, changes)
+    except InputError:
+        return True
+    return False
 
 
 def _wanted_sizes(study: WhatIfStudy) -> dict[str, list[int]]:

@@ -9,6 +9,7 @@ from moirai_sim.studies.prices import price_eur
 from moirai_sim.studies.sizes_report import size_sections
 from moirai_sim.studies.uncertainty import difference_interval, interval
 from moirai_sim.studies.whatif import ANSWER, BASE, SIZES
+from moirai_sim.units import number_of, unit_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -183,15 +184,23 @@ def _reaching(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _target_text(table: pd.DataFrame, target: str) -> str:
-    reached = _reaching(table)
     pruned = int((table["status"] == "pruned").sum())
     ruled_out = f" A lower bound ruled {pruned} variants out without placing them." if pruned else ""
+    several = table["model"].nunique() > 1
+    by_model = table.groupby("model", sort=False)
+    found = [(f"{model}: " if several else "") + _smallest(rows, target) for model, rows in by_model]
+    return " ".join(found) + ruled_out
+
+
+def _smallest(table: pd.DataFrame, target: str) -> str:
+    """Return a sentence on the smallest variant that reaches the target with one model."""
+    reached = _reaching(table)
     if reached.empty:
-        return f"No variant reaches {target}.{ruled_out}"
+        return f"No variant reaches {target}."
     first = reached.iloc[0]
     sure = first["high_ms"] <= table["target_ms"].iloc[0]
     certainty = "also at the upper end of its interval" if sure else "but not at the upper end of its interval"
-    return f"Smallest that reaches {target}: {first['changes'] or 'the base'} ({certainty}).{ruled_out}"
+    return f"Smallest that reaches {target}: {first['changes'] or 'the base'} ({certainty})."
 
 
 def _tornado(table: pd.DataFrame) -> go.Figure:
@@ -251,7 +260,7 @@ def breaks(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     single = table[table["overrides"].map(len) == 1]
     keys = single["overrides"].map(lambda overrides: next(iter(overrides)))
-    numbers = single["overrides"].map(lambda overrides: leading_number(next(iter(overrides.values()))))
+    numbers = single["overrides"].map(lambda overrides: number_of(next(iter(overrides.values()))))
     single = single.assign(key=keys, number=numbers).dropna(subset=["number"])
     for (model, key), group in single.groupby(["model", "key"], sort=True):
         swept = group.drop_duplicates("number").sort_values("number")
@@ -282,20 +291,10 @@ def _swept(table: pd.DataFrame) -> list[str]:
     values: dict[str, set[float]] = defaultdict(set)
     for overrides in table["overrides"]:
         for key, value in overrides.items():
-            number = leading_number(value)
+            number = number_of(value)
             if number is not None:
                 values[key].add(number)
     return sorted(key for key, found in values.items() if len(found) >= 3)
-
-
-def leading_number(value: object) -> float | None:
-    """Return the number that a value is or starts with ("16 GB/s" -> 16); None where there is none."""
-    if isinstance(value, bool):
-        return None
-    try:
-        return float(str(value).split()[0])
-    except (ValueError, IndexError):
-        return None
 
 
 def _sweep(table: pd.DataFrame, key: str) -> go.Figure:
@@ -303,10 +302,11 @@ def _sweep(table: pd.DataFrame, key: str) -> go.Figure:
 
     figure = go.Figure()
     rows = table[table["overrides"].map(lambda overrides: key in overrides)]
-    unit = " ".join(str(rows["overrides"].iloc[0][key]).split()[1:])
+    unit = unit_of(rows["overrides"].iloc[0][key])
+    scale = number_of(f"1 {unit}") or 1.0
     for (model, scenario), group in rows.groupby(["model", "scenario"], sort=True):
-        numbers = group["overrides"].map(lambda overrides: leading_number(overrides[key]))
-        group = group.assign(number=numbers).sort_values("number")
+        numbers = group["overrides"].map(lambda overrides: number_of(overrides[key]))
+        group = group.assign(number=numbers / scale).sort_values("number")
         figure.add_scatter(
             x=group["number"], y=group["objective_ms"], mode="lines+markers", name=f"{scenario} · {model}",
             text=group["devices_used"],

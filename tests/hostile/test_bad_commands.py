@@ -1,6 +1,8 @@
 """Wrong input on the command line: one clear error a mistake, exit code 2, nothing written, no traceback."""
 
 import json
+import subprocess
+import sys
 
 import onnx
 import pytest
@@ -160,6 +162,14 @@ def test_a_bug_of_ours_is_called_one_and_exits_4(cli, monkeypatch):
     assert "ZeroDivisionError" in answer.err
     assert "--debug" in answer.err
     assert "Traceback" not in answer.err
+
+
+@pytest.mark.parametrize("command", ["catalog devices", "catalog devices --json"])
+def test_a_reader_that_has_enough_is_no_error(command):
+    """Both what a pipe holds at once and what is written when the program ends."""
+    text = f"{sys.executable} -m moirai_sim {command} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("0\n", "")
 
 
 def test_debug_shows_the_traceback(monkeypatch):

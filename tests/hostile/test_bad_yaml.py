@@ -76,6 +76,7 @@ links:
         ("name: !!python/object/apply:os.system ['touch pwned']\ndevices: []", "valid string"),
         ("name: a\ndevices: [{name: x, device: nvidia-t4, memory: 1e999999999 B}]", "is too large"),
         ("name: a\ndevices: [{name: x, device: nvidia-t4, memory: nan GiB}]", "cannot read the quantity"),
+        ("name: 2024-02-30\ndevices: [{name: x, device: nvidia-t4}]", "put quotes around it"),
         ("name: a\ndevices: [{name: x, device: nvidia-t4, memory: true}]", "must be a quantity"),
         ("name: a\ndevices: [{name: 'a->b', device: nvidia-t4}]", "is no name"),
         ("name: a\ndevices: [{name: x, device: absent/x.yaml}]", "there is no such file"),

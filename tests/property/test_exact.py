@@ -16,7 +16,7 @@ from moirai_sim.policies.milp import Milp, longest_ns
 from moirai_sim.policies.milp_lp import lp_text
 from moirai_sim.policies.milp_model import MilpModel
 from moirai_sim.policies.milp_throughput import MilpThroughput
-from moirai_sim.policies.run import time_placement
+from moirai_sim.policies.run import place, time_placement
 from moirai_sim.policies.symmetry import interchangeable_devices
 from moirai_sim.problem import PlacementProblem
 from moirai_sim.testing.brute_force import optimal_makespan_ns, optimal_period_ns
@@ -99,6 +99,42 @@ def test_period_is_what_brute_force_finds(seed: int) -> None:
     timeline = time_placement(problem, answer, request)
     assert timeline.status == "optimal"
     assert timeline.period_ns == expected
+
+
+@pytest.mark.parametrize("policy", EXACT)
+def test_a_byte_too_many_of_ten_billion_does_not_fit(policy: type[Milp | Cp]) -> None:
+    problem = replace(
+        small_problem(0, operators=2),
+        weight_bytes=np.array([10**10 + 1, 10**10 - 1]),
+        memory_bytes=np.array([10**10, 10**10]),
+    )
+    assert not len(policy().place(problem, Request(time_limit_s=5)).device)
+
+
+@pytest.mark.parametrize("policy", EXACT)
+def test_a_seed_may_be_larger_than_a_solver_takes(policy: type[Milp | Cp]) -> None:
+    problem = small_problem(0)
+    assert policy().place(problem, Request(seed=2**31)).lower_bound_ns == optimal_makespan_ns(problem)
+
+
+@pytest.mark.parametrize("policy", ["milp", "cp", "milp-throughput", "diviml", "auto", "search"])
+def test_many_devices_are_answered_without_a_model_of_every_way(policy: str) -> None:
+    """A chain of 40 on 300 equal devices: 3.5 million ways for its tensors, which no exact model holds in time."""
+    n, k = 40, 300
+    problem = replace(
+        small_problem(0, operators=n, density=0.0),
+        edges=np.column_stack([np.arange(n - 1), np.arange(1, n)]),
+        edge_tensor=np.arange(n - 1),
+        tensor_bytes=np.ones(n - 1, dtype=np.int64),
+        transfer_ns=np.ones((n - 1, 1), dtype=np.int64),
+        operator_ns=np.full((n, 1), 5),
+        devices=tuple(f"d{i}" for i in range(k)),
+        device_type=np.zeros(k, dtype=np.int64),
+        memory_bytes=np.full(k, 10**9),
+        route_class=np.where(np.eye(k, dtype=bool), -1, 0),
+    )
+    request = Request(objective="throughput" if "throughput" in policy else "latency", time_limit_s=3)
+    assert place(problem, policy, request).status in ("optimal", "feasible")
 
 
 def test_equal_devices_are_found_and_told_apart_by_load() -> None:

@@ -98,6 +98,25 @@ def test_fused_kernels_contract_without_loss(seed: int) -> None:
     assert optimal_makespan_ns(contraction.problem) == optimal_makespan_ns(fused)
 
 
+def test_a_member_that_nobody_waits_for_does_not_make_the_others_wait() -> None:
+    """A source of 100, a chain of three beside it, and what ends each: the ends are tied, but need not meet."""
+    duration = np.array([100, 1, 1, 1, 0, 10])
+    problem = replace(
+        small_problem(0, operators=6, density=0.0),
+        edges=np.array([[0, 4], [1, 2], [2, 3], [3, 5]]),
+        edge_tensor=np.full(4, -1),
+        operator_ns=np.column_stack([duration, duration]),
+        colocation=np.array([-1, -1, -1, -1, 0, 0]),
+    )
+    contraction = contract_colocated(problem)
+    assert contraction is not None
+    assert (optimal_makespan_ns(problem), optimal_makespan_ns(contraction.problem)) == (100, 110)
+    assert not contraction.lossless
+    answer = place(problem, "cp", Request(time_limit_s=5))
+    assert (answer.status, answer.lower_bound_ns) == ("feasible", 100)
+    assert place(problem, "cp", Request(time_limit_s=5, max_latency_ns=105)).status == "limit"
+
+
 def test_merging_free_operators_is_not_called_lossless() -> None:
     problem = small_problem(1, operators=4, density=1.0)
     assert not contract(problem, np.array([0, 0, -1, -1])).lossless

@@ -17,11 +17,12 @@ from moirai_sim.costs.estimator import TimeEstimator
 from moirai_sim.costs.families import describe, dimensions, family
 from moirai_sim.costs.features import generation, peak_flops, sustained_flops
 from moirai_sim.costs.kernels import design_of
+from moirai_sim.costs.measured import read_table
 from moirai_sim.costs.model import Prediction
 from moirai_sim.costs.roofline import LAUNCH_S, Roofline
 from moirai_sim.errors import CheckError, InputError
 from moirai_sim.graphs.load import load_graph
-from moirai_sim.graphs.operator import DTYPE_BITS
+from moirai_sim.graphs.operator import DTYPE_BITS, Operator
 from moirai_sim.graphs.work import make_operator
 from moirai_sim.profiling.published.table import device_json, profile
 from moirai_sim.testing import check_cost_model
@@ -232,6 +233,56 @@ def test_a_broken_model_is_an_input_error(tmp_path: Path, broken: str):
     (tmp_path / "model.json").write_text(broken)
     with pytest.raises(InputError, match=r"model|format"):
         LearnedModel(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("widths",), {}), (("bins",), None), (("domain",), []), (("widths", "random"), [0.1]), (("parts",), "many"),
+        (("launch_s",), {}), (("groups",), [1]), (("ops",), {"MatMul": None}),
+    ],
+)  # fmt: skip
+def test_a_family_that_lacks_a_number_is_an_input_error(fitted, tmp_path: Path, where, value):
+    save_cost_model(fitted, tmp_path, {"name": "m"})
+    content = json.loads((tmp_path / "model.json").read_text())
+    inner = content["families"]["gemm-vector"]
+    for key in where[:-1]:
+        inner = inner[key]
+    inner[where[-1]] = value
+    (tmp_path / "model.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="does not hold a whole cost model"):
+        LearnedModel(tmp_path)
+
+
+@pytest.mark.parametrize("card", ["[]", '{"splits": [{}]}', "[" * 100_000])
+def test_a_broken_card_is_an_input_error(fitted, tmp_path: Path, card: str):
+    save_cost_model(fitted, tmp_path, {"name": "m"})
+    (tmp_path / "card.json").write_text(card)
+    with pytest.raises(InputError, match=r"card\.json: cannot be read"):
+        _ = LearnedModel(tmp_path).card
+
+
+@pytest.mark.parametrize(
+    ("devices", "complaint"),
+    [("[]", "devices: "), ('{"d": {"k": "abc"}}', "devices.d.k"), ('{"d": {"k": [1, -1, 1]}}', "devices.d.k.1: ")],
+)
+def test_a_broken_table_of_measurements_is_an_input_error(tmp_path: Path, devices: str, complaint: str):
+    text = f'{{"format": "moirai-sim/measured@1", "cpus": {{}}, "devices": {devices}}}'
+    (tmp_path / "measured.json").write_text(text)
+    with pytest.raises(InputError, match=complaint):
+        read_table(tmp_path)
+
+
+def test_a_longer_cache_is_another_operator():
+    def step(length: int) -> Operator:
+        attributes = {"num_heads": 32, "kv_num_heads": 8}
+        cache = (1, 8, length, 128)
+        return make_operator(
+            "a", "GroupQueryAttention", [(1, 1, 4096), (1, 1, 1024), (1, 1, 1024)], [(1, 1, 4096), cache, cache],
+            attributes,
+        )  # fmt: skip
+
+    assert describe([step(128), step(8192)])[1][:, 2].tolist() == [128, 8192]
 
 
 def test_a_model_whose_sharp_ensembles_correct_shared_ones_is_refused(fitted, tmp_path: Path):

@@ -139,6 +139,44 @@ def test_symbolic_dimensions_are_fixed_on_request(tmp_path):
     assert read_model(load_model(f"{path}?batch=8"), name="m").flops == 24
 
 
+@pytest.mark.parametrize("read", [load_graph, load_model])
+def test_sizes_for_dimensions_that_no_value_has_are_refused(tmp_path, read):
+    path = tmp_path / "m.onnx"
+    for sizes, message in ((["batch", 3], "'bacth'; did you mean 'batch'"), ([2, 3], "its sizes are fixed")):
+        onnx.save(model([helper.make_node("Relu", ["x"], ["y"])], [("x", F, sizes)], [("y", F, sizes)]), path)
+        with pytest.raises(InputError, match=message):
+            read(f"{path}?bacth=8")
+
+
+@pytest.mark.parametrize("kept", [None, 7])
+def test_weights_beside_a_model_that_are_missing_or_cut_short_are_told(tmp_path, kept):
+    path, beside = tmp_path / "m.onnx", tmp_path / "m.data"
+    weights = [array("w", np.ones((4, 4)), np.float32)]
+    built = model([helper.make_node("MatMul", ["x", "w"], ["y"])], [("x", F, [2, 4])], [("y", F, [2, 4])], weights)
+    onnx.save(built, path, save_as_external_data=True, location="m.data", size_threshold=0)
+    assert len(load_model(path).graph.initializer[0].raw_data) == 64
+    content = beside.read_bytes()
+    beside.unlink()
+    if kept:
+        beside.write_bytes(content[:kept])
+    with pytest.raises(InputError, match="weights in other files cannot be read"):
+        load_model(path)
+
+
+def test_a_cache_has_the_length_that_the_model_declares():
+    names = ["x", "k", "v", "pk", "pv"]
+    node = helper.make_node(
+        "GroupQueryAttention", names, ["y", "nk", "nv"], domain="com.microsoft", num_heads=4, kv_num_heads=1
+    )
+    sizes = [(2, 4, 32), (2, 4, 8), (2, 4, 8), (2, 1, 9, 8), (2, 1, 9, 8)]
+    inputs = [(name, F, size) for name, size in zip(names, sizes, strict=True)]
+    for length in (9, 13):  # shared with the past, or put together of both
+        outputs = [("y", F, [2, 4, 32]), ("nk", F, [2, 1, length, 8]), ("nv", F, [2, 1, length, 8])]
+        (operator,) = read_model(model([node], inputs, outputs, domains=["com.microsoft"]), name="g")
+        assert [tensor.shape for tensor in operator.outputs] == [(2, 4, 32), (2, 1, length, 8), (2, 1, length, 8)]
+        assert operator.flops == 2 * 4 * 4 * length * (4 * 8 + 7)
+
+
 def test_models_whose_files_have_one_name_are_told_apart_by_folder_or_size():
     names = model_names(
         ["a/net.onnx", "b/net.onnx", "b/small.onnx?batch=1", "b/small.onnx?batch=8", "c/gpt2.onnx", "zoo:gpt2",
@@ -203,9 +241,13 @@ def test_contrib_operators_have_shapes_and_work():
         ("LayerNormalization", "", [(2, 4, 8), (8,)], {}, [(2, 4, 8)]),  # in opset 16: ONNX Runtime's own
         ("SkipLayerNormalization", "com.microsoft", [(2, 4, 8), (2, 4, 8), (8,)], {}, [(2, 4, 8)]),
         ("FusedMatMul", "com.microsoft", [(2, 4, 8), (2, 5, 8)], {"transB": 1}, [(2, 4, 5)]),
+        ("FusedMatMul", "com.microsoft", [(6, 3, 8), (6, 3, 8)],
+         {"transBatchA": 1, "transBatchB": 1, "transB": 1}, [(3, 6, 6)]),
         ("MatMulNBits", "com.microsoft", [(4, 64), (32, 2, 16)], {"K": 64, "N": 32}, [(4, 32)]),
         ("Attention", "com.microsoft", [(2, 4, 8), (8, 48)], {"num_heads": 4}, [(2, 4, 16), (2, 2, 4, 4, 4)]),
         ("MultiHeadAttention", "com.microsoft", [(2, 4, 8), (2, 6, 8), (2, 6, 16)], {"num_heads": 4}, [(2, 4, 16)]),
+        ("MultiHeadAttention", "com.microsoft", [(2, 5, 8, 3, 64)], {"num_heads": 8}, [(2, 5, 512)]),
+        ("MultiHeadAttention", "com.microsoft", [(2, 5, 512), (2, 7, 8, 2, 64)], {"num_heads": 8}, [(2, 5, 512)]),
         (
             "GroupQueryAttention", "com.microsoft", [(2, 4, 32), (2, 4, 8), (2, 4, 8)],
             {"num_heads": 4, "kv_num_heads": 1}, [(2, 4, 32), (2, 1, 4, 8), (2, 1, 4, 8)],

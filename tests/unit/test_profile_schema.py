@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from moirai_sim.clusters.cluster import DeviceType
@@ -87,13 +89,15 @@ def test_file_round_trip(tmp_path):
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
-        ("median_s", -1.0, "positive and in order"),
-        ("median_s", 1.0, "positive and in order"),
+        ("median_s", -1.0, "positive, finite and in order"),
+        ("median_s", 1.0, "positive, finite and in order"),
         ("min_s", 0.0, "positive"),
         ("count", 0, "no repeats"),
         ("device", None, "empty"),
         ("input_shapes", "[[1,2", "input_shapes, row 0: cannot be read"),
         ("parts", "null", "parts, row 0: .*must be a list"),
+        ("parts", "[1]", "parts, row 0: cannot be read"),
+        ("parts", "[{}]", "parts, row 0: cannot be read"),
         ("device_type", '{"name": "x"}', "device_type, row 0"),
     ],
 )
@@ -103,6 +107,23 @@ def test_impossible_rows_are_refused(column, value, message, tmp_path):
     with pytest.raises(InputError, match=message):
         write_profile(frame, tmp_path / "p.parquet", metadata={})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("key", "content"),
+    [("moirai_sim", "{"), ("moirai_sim", "[]"), ("moirai_sim", '{"models": {"m": {}}}'), ("count", "many")],
+)
+def test_a_damaged_file_is_refused(tmp_path, key, content):
+    path = tmp_path / "p.parquet"
+    write_profile(profile_of([fused()], [1e-3]), path, metadata={})
+    table = pq.read_table(path)
+    if key == "count":
+        table = table.set_column(table.schema.get_field_index(key), key, pa.array([content]))
+    else:
+        table = table.replace_schema_metadata(table.schema.metadata | {key.encode(): content.encode()})
+    pq.write_table(table, path)
+    with pytest.raises(InputError, match=r"metadata is broken|a column is not of its type"):
+        read_profile(path)
 
 
 def test_missing_columns_and_foreign_files_are_refused(tmp_path):

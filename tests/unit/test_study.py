@@ -4,7 +4,7 @@ import pytest
 
 from moirai_sim.errors import InputError
 from moirai_sim.studies import evaluate, whatif
-from moirai_sim.studies.study import read_study
+from moirai_sim.studies.study import Range, read_study
 
 EVALUATE = """\
 kind: evaluate
@@ -45,6 +45,23 @@ def test_evaluate_is_the_product_less_what_is_excluded(tmp_path):
 def test_include_keeps_only_what_it_names(tmp_path):
     study = read_study(_write(tmp_path, EVALUATE + "include: [{policy: 'h*'}]\n"), "evaluate")
     assert {key["policy"] for key in evaluate.expand(study)} == {"heft"}
+
+
+@pytest.mark.parametrize("pattern", ["net.onnx", "n?t.onnx", "{folder}/net.onnx"])
+def test_rules_name_files_as_the_study_does(tmp_path, pattern):
+    (tmp_path / "net.onnx").write_bytes(b"x")
+    rule = pattern.format(folder=tmp_path)
+    text = EVALUATE.replace('zoo:gpt2", "', 'net.onnx", "').replace('["zoo:resnet18", "zoo:gpt2"]', "[net.onnx]")
+    text = text.replace('{model: "zoo:gpt2", policy: milp}', f'{{model: "{rule}", policy: milp}}')
+    study = read_study(_write(tmp_path, text), "evaluate")
+    assert {rule.policy for rule in study.exclude if rule.matches(
+        model=study.models[0], cluster="edge", policy="milp", network=None, objective="latency"
+    )} == {"milp"}  # fmt: skip
+
+
+def test_a_range_that_falls_is_empty():
+    assert Range.model_validate({"from": 10, "to": 9, "step": 5}).values() == []
+    assert Range.model_validate({"from": 1, "to": 2, "step": 0.5}).values() == [1, 1.5, 2]
 
 
 def test_whatif_combines_values_of_overrides(tmp_path):

@@ -1,5 +1,6 @@
 """What-if studies: a faster part never hurts, bounds prune, prices and errors are judged as they should be."""
 
+import json
 import shutil
 
 import numpy as np
@@ -9,13 +10,17 @@ import pytest
 from moirai_sim import catalog
 from moirai_sim.clusters.cluster import Cluster, Device, DeviceType, Link
 from moirai_sim.errors import InputError
+from moirai_sim.graphs.load import load_graph
+from moirai_sim.placement import Placement
+from moirai_sim.simulation.engine import simulate
+from moirai_sim.sources import build_problem
 from moirai_sim.studies import runs
 from moirai_sim.studies.overrides import changed_cluster
 from moirai_sim.studies.prices import parts, price_eur
 from moirai_sim.studies.store import Store
-from moirai_sim.studies.uncertainty import Z90, difference_interval, interval
+from moirai_sim.studies.uncertainty import Z90, difference_interval, interval, log_spread
 from moirai_sim.studies.whatif import whatif
-from moirai_sim.studies.whatif_report import NO_DIFFERENCE, breaks, build, leading_number, pareto, variants_table
+from moirai_sim.studies.whatif_report import NO_DIFFERENCE, breaks, build, pareto, variants_table
 
 DEVICE = """\
 name: {name}
@@ -201,10 +206,38 @@ def test_a_difference_within_the_error_is_called_that():
     assert sure["euro_per_ms_saved"] == pytest.approx(10 / 10e-6)
 
 
-def test_numbers_at_the_start_of_values():
-    assert leading_number("16 GB/s") == 16
-    assert leading_number("nvidia-t4") is None
-    assert leading_number(True) is None
+def test_values_with_units_are_swept_in_order():
+    table = pd.DataFrame(
+        {
+            "model": "m", "overrides": [{"bus": value} for value in ("500 Mbps", "10 Gbps", "1 Gbps")],
+            "held_ms": [1.0, 3.0, 1.0], "objective_ms": 1.0, "target_ms": float("nan"),
+        }
+    )  # fmt: skip
+    row = breaks(table).iloc[0]
+    assert [row["holds from"], row["holds to"], row["breaks above"]] == ["500 Mbps", "1 Gbps", "10 Gbps"]
+
+
+def test_each_model_has_its_own_smallest_variant(study, tmp_path):
+    study.write_text(STUDY.format(target="5 ms").replace('["zoo:ws-32?seed=1"]', '["zoo:ws-32?seed=1", "zoo:gpt2"]'))
+    whatif(study, tmp_path / "out", jobs=1)
+    text = build(json.loads((tmp_path / "out" / "study.json").read_text()), Store(tmp_path / "out")).sections[0].text
+    assert "zoo:ws-32?seed=1: Smallest that reaches 5 ms: " in text
+    assert "zoo:gpt2: No variant reaches 5 ms." in text
+
+
+def test_a_cost_model_may_be_the_roofline(study, tmp_path):
+    (tmp_path / "pair.yaml").write_text(CLUSTER.replace("device: slow.yaml", "device: slow.yaml, cost_model: roofline"))
+    assert whatif(study, tmp_path / "out", jobs=1)["failed"] == 0
+
+
+def test_devices_of_one_type_that_are_priced_by_two_models_err_independently():
+    sheet = DeviceType("t", "gpu", 2**33, 1e11, {"float32": 1e12}, source="test")
+    devices = (Device("a", sheet), Device("b", sheet, cost_model="nvidia-gpus"))
+    problem = build_problem(
+        load_graph("zoo:ws-32?seed=1"), Cluster("c", devices, (Link("l", ("a", "b"), 1e10),)), network="one-port"
+    )
+    device = (np.arange(problem.n_operators) % 2).astype(np.int64)
+    assert len(log_spread(problem, simulate(problem, Placement(device=device)))) == 2
 
 
 def test_a_report_of_nothing_says_so(tmp_path):

@@ -189,6 +189,8 @@ def test_seed_draws_the_wiring():
         ("gpt2?sequence=3", "unknown parameter 'sequence'"),
         ("gpt2?seq=many", "cannot read seq in 'seq=many'"),
         ("gpt2?heads=7", "7 heads do not divide 768"),
+        ("ws-32?nodes=3", "cannot be built with nodes=3"),
+        ("ba-32?nodes=5", "cannot be built with nodes=5"),
         ("gpt2?dtype=int8", "dtype=int8 is none of float32, float16, bfloat16"),
     ],
 )

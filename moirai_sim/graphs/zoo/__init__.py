@@ -12,6 +12,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
+import networkx as nx
+
 from moirai_sim.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ def zoo_model(name: str) -> ModelProto:
     name = name.partition("?")[0]
     try:
         return _model(name)(**values)
-    except (ValueError, KeyError, ZeroDivisionError, IndexError) as error:
+    except (ValueError, KeyError, ZeroDivisionError, IndexError, nx.NetworkXException) as error:
         given = "&".join(f"{key}={value}" for key, value in values.items())
         defaults = zoo_parameters(name)
         raise InputError(f"zoo:{name}: cannot be built with {given} ({error}); defaults: {defaults}") from error
