@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 
 class MoiraiError(Exception):
@@ -44,6 +45,15 @@ class InternalError(MoiraiError):
     """A bug of ours: a result that our own checks refuse (exit code 4)."""
 
     exit_code = 4
+
+
+@contextmanager
+def named(place: str) -> Iterator[None]:
+    """Begin every problem that is found meanwhile with its place: an option, or a file."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{place}: {problem}" for problem in error.problems) from error
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:

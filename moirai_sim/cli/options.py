@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moirai_sim.errors import InputError
+from moirai_sim.errors import InputError, named
 
 if TYPE_CHECKING:
     from moirai_sim.problem import PlacementProblem
@@ -77,15 +76,6 @@ def limits(max_latency: str | None, max_period: str | None, min_throughput: str 
         with named("--min-throughput"):
             period = parse_period_ns(f"{min_throughput}/s" if bare else min_throughput)
     return {"max_latency_ns": longest, "max_period_ns": period}
-
-
-@contextmanager
-def named(option: str) -> Iterator[None]:
-    """Name the option in every problem of what is read meanwhile."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{option}: {problem}" for problem in error.problems) from error
 
 
 def seconds(text: str, option: str) -> float:

@@ -24,13 +24,12 @@ from moirai_sim.cli.options import (
     PlacementFile,
     Source,
     limits,
-    named,
     one_of,
     problem_of,
     seconds,
     without_effect,
 )
-from moirai_sim.errors import InputError
+from moirai_sim.errors import InputError, named
 
 if TYPE_CHECKING:
     from moirai_sim.placement import Placement

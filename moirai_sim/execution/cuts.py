@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moirai_sim.execution.carrying import Carrying, CarryingTimer, carrying
 from moirai_sim.execution.measure import PATIENCE_S, covered_operators, load_order, time_plain, typical_ns
 
 if TYPE_CHECKING:
@@ -92,8 +93,9 @@ class InPlace:
         Of each of the workers' devices, the one whose times serve for it: devices of a kind are equal.
     patience_s
         How long to look for undisturbed runs of each, which alone count then; 0 takes the machine as it comes.
-    crossing
-        Whether to time tensors that cross devices; not where a network lies between them.
+    network
+        Whether a network lies between the devices: then not tensors that cross are timed, but what it costs a core to
+        send and receive them.
     """
 
     def __init__(
@@ -103,7 +105,7 @@ class InPlace:
         kind: Mapping[str, str],
         *,
         patience_s: float = PATIENCE_S,
-        crossing: bool = True,
+        network: bool = False,
     ) -> None:
         self.workers, self.subject, self.kind, self.patience_s = workers, subject, kind, patience_s
         devices = list(dict.fromkeys(kind.values()))
@@ -113,7 +115,7 @@ class InPlace:
             for name in devices
         }
         self._crossing: dict[tuple[str, str], Loaded] = {}
-        for name in devices if crossing else ():
+        for name in () if network else devices:
             other = next((other for other in workers.apart if other != name), None)
             if other is not None and name in workers.apart:
                 loaded = self._alternating(name, other)
@@ -121,6 +123,7 @@ class InPlace:
                     self._crossing[name, other] = loaded
                 else:  # the kernels of one operator have nothing to cross
                     loaded.close()
+        self._carrying = CarryingTimer(workers, *workers.apart[:2]) if network and len(workers.apart) > 1 else None
         self._coarse: dict[str, Loaded] = {}
         for name, loaded in self._loaded.items():
             size = max(2, math.isqrt(len(loaded.parts)))
@@ -134,6 +137,7 @@ class InPlace:
         """Begin anew: the machine may have changed its speed."""
         self._rounds: list[_Found] = []
         self._alternating_ns: list[float] = []  # of each round: the model with every tensor crossing, all pairs
+        self._carried: list[dict[str, list[Timed]]] = []  # of each round
         self._head: dict[str, int] = {}  # last part of the beginning
 
     @property
@@ -178,6 +182,8 @@ class InPlace:
             burst = loaded.run_hot(patience_s=self.patience_s)
             alternating += typical_ns([[run.timed for run in burst]], quiet=self.patience_s > 0)
             self._time_crossing(found, pair, loaded, burst)
+        if self._carrying is not None:
+            self._carried.append(self._carrying.time(self.patience_s))
         self._rounds.append(found)
         self._alternating_ns.append(alternating)
 
@@ -229,6 +235,10 @@ class InPlace:
         apart = self.workers.apart
         longer = [self._typical("together", name) / self._typical("whole", name) for name in apart]
         return 1 + max(0.0, median(longer) - 1) / max(len(longer) - 1, 1)
+
+    def carrying(self) -> Carrying | None:
+        """Return what it costs a core to send and to receive; None where no network lies between two of them."""
+        return carrying(self._carried, quiet=self.patience_s > 0) if self._carried else None
 
     def cuts(self, device: str) -> Cuts:
         """Return the times on one device, in the rounds that were `alike`."""
@@ -303,6 +313,8 @@ class InPlace:
         for loaded in self._all():
             if self.workers.processes:
                 loaded.close()
+        if self._carrying is not None and self.workers.processes:
+            self._carrying.close()
 
     def _all(self) -> list[Loaded]:
         return [*self._loaded.values(), *self._coarse.values(), *self._crossing.values()]

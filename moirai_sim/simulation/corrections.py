@@ -2,9 +2,9 @@
 
 Cores that share a cache and memory slow each other: a placement is simulated as if devices were alone (`overlap`), each
 operator is lengthened by the share of its time in which others computed (`contended`), and the placement is simulated
-again. A device that waited for others finds its caches cold: it starts later by what that costs (`rested`). One that
-runs several parts computes in the memory of each in turn (`split`). What the longer operators overlap with, or make
-others wait for, is not followed further.
+again. A core that moves bytes over a network computes less meanwhile (`carried`). A device that waited for others finds
+its caches cold: it starts later by what that costs (`rested`). One that runs several parts computes in the memory of
+each in turn (`split`). What the longer operators overlap with, or make others wait for, is not followed further.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moirai_sim.clusters.routes import Links
 from moirai_sim.simulation.engine import simulate_schedule
 from moirai_sim.simulation.options import DEFAULT, SimulationOptions
 from moirai_sim.simulation.plan import part_heads
@@ -66,6 +67,61 @@ def contended(
     operator_ns = problem.operator_ns.copy()
     longer = operator_ns[rows, columns] * (1 + ((factor[device] - 1) * share).sum(axis=1))
     operator_ns[rows, columns] = np.rint(longer).astype(np.int64)
+    return replace(problem, operator_ns=operator_ns, operator_low_ns=None, operator_high_ns=None)
+
+
+def carried(
+    problem: PlacementProblem,
+    placement: Placement,
+    core: Sequence[int],
+    send_ns_per_byte: float,
+    receive_ns_per_byte: float,
+    *,
+    options: SimulationOptions = DEFAULT,
+) -> PlacementProblem:
+    """Return a problem whose operators take what they take on cores that send and receive meanwhile.
+
+    What a core spends on a tensor is spread evenly over the time in which its bytes are under way. A core that stands
+    still then has it for nothing: the times of transfers were measured so.
+
+    Parameters
+    ----------
+    placement
+        Where the operators are; times elsewhere stay.
+    core
+        [devices] a number of the core that computes and carries for each.
+    send_ns_per_byte, receive_ns_per_byte
+        What a core spends on each byte.
+    """
+    schedule = simulate_schedule(problem, placement, options=options)
+    device = np.asarray(placement.device)
+    sent = np.flatnonzero((schedule.transfer_start_ns >= 0) & (problem.edge_tensor >= 0))
+    ends = device[problem.edges[sent]].reshape(-1, 2)
+    begin, end = schedule.transfer_start_ns[sent], schedule.transfer_end_ns[sent]
+    if problem.cluster is not None:
+        links = Links(problem.cluster)
+        pairs, pair = np.unique(ends, axis=0, return_inverse=True)
+        latency = [links.between(problem.devices[s], problem.devices[t])[1] for s, t in pairs.tolist()]
+        end = end - np.array(latency, dtype=np.int64)[pair.reshape(-1)]
+    end = np.maximum(end, begin + 1)
+    size = np.maximum(problem.tensor_bytes[problem.edge_tensor[sent]], 0)
+    on_core = np.asarray(core, dtype=np.int64)
+    operator_ns = problem.operator_ns.copy()
+    for number in np.unique(on_core).tolist():
+        spent = size * (
+            send_ns_per_byte * (on_core[ends[:, 0]] == number) + receive_ns_per_byte * (on_core[ends[:, 1]] == number)
+        )
+        at = np.concatenate([begin, end])
+        rise = np.concatenate([spent, -spent]) / np.concatenate([end - begin] * 2)
+        order = np.argsort(at, kind="stable")
+        at, rate = at[order], np.cumsum(rise[order])
+        done = np.concatenate([[0.0], np.cumsum(rate[:-1] * np.diff(at))]) if len(at) else np.zeros(0)
+        mine = np.flatnonzero(on_core[device] == number)
+        if len(at):
+            until, since = (
+                np.interp(t[mine], at, done) for t in (schedule.operator_end_ns, schedule.operator_start_ns)
+            )
+            operator_ns[mine, problem.device_type[device[mine]]] += np.rint(until - since).astype(np.int64)
     return replace(problem, operator_ns=operator_ns, operator_low_ns=None, operator_high_ns=None)
 
 

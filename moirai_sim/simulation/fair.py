@@ -4,10 +4,15 @@ Forwarding is cut-through: a tensor occupies all links of its route at once, at 
 after its last byte has left. Alone on the network it takes exactly the time that the problem gives it, so a calibrated
 time above the data sheet's is a limit of the flow's own rate. A full-duplex link is one resource a direction, a
 half-duplex link one for both; a host bus that devices share is a link of their routes like any other.
+
+With the option ``in_order`` the tensors of a pair of devices stand in line, as over one connection. What a tensor takes
+beyond its bytes at the bandwidth of its route then holds up nobody: it is the way there, which many go at once.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from math import ceil
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,12 +46,14 @@ class Fair:
         plan = engine.plan
         pairs = sorted(set(zip(plan.source, plan.target, strict=True)))
         self._routes = {(s, t): self.links.between(problem.devices[s], problem.devices[t]) for s, t in pairs if s != t}
+        self._lines: dict[tuple[int, int], deque[tuple[int, int]]] = {}
+        """In order: by pair of devices that send, (job, ready) of the transfers that wait."""
         self._bytes = problem.tensor_bytes[problem.edge_tensor[plan.edge]].tolist()
         hops = max((len(links) for links, _ in self._routes.values()), default=1)
         self.flows = new_flows(self.links.capacity, 256, hops)
         self._free = list(range(255, -1, -1))
-        self._carries: dict[int, tuple[int, int, int]] = {}
-        """Slot to (job, start, latency)."""
+        self._carries: dict[int, tuple[int, int, int, int]] = {}
+        """Slot to (job, ready, start, latency)."""
         self._begun: list[int] = []
         self._ended: list[int] = []
         self._altered: list[int] = []
@@ -56,29 +63,44 @@ class Fair:
     def queue(self, now: int, transfers: list[int]) -> None:
         """Start a flow for each transfer."""
         engine, plan = self._engine, self._engine.plan
+        in_order = engine.options.in_order
         for job in transfers:
             t = job % plan.stride
-            links, latency = self._routes[plan.source[t], plan.target[t]]
-            work = plan.transfer[t] - latency
-            if work <= 0 or self._bytes[t] == 0:
+            pair = plan.source[t], plan.target[t]
+            if plan.transfer[t] <= self._routes[pair][1] or self._bytes[t] == 0:
                 end = now + plan.transfer[t]
                 engine.at(end).append(~job)
                 engine.on_transfer((job, now, now, end))
-                continue
-            if not self._free:
-                slots = len(self.flows.rate)
-                self.flows = grown(self.flows)
-                self._free.extend(range(2 * slots - 1, slots - 1, -1))
-            slot = self._free.pop()
-            self._carries[slot] = (job, now, latency)
-            flows = self.flows
-            flows.route[slot] = -1
-            flows.route[slot, : len(links)] = links
-            flows.limit[slot] = self._bytes[t] / work
-            flows.left[slot] = work
-            self._begun.append(slot)
+            elif in_order and pair in self._lines:
+                self._lines[pair].append((job, now))
+            else:
+                if in_order:
+                    self._lines[pair] = deque()
+                self._begin(job, now, now)
         if self._begun:
             self._settle_later()
+
+    def _begin(self, job: int, ready: int, now: int) -> None:
+        """Start the flow of a transfer."""
+        plan = self._engine.plan
+        t = job % plan.stride
+        links, latency = self._routes[plan.source[t], plan.target[t]]
+        work = plan.transfer[t] - latency
+        if self._engine.options.in_order:
+            sent = min(work, max(1, ceil(self._bytes[t] / min(self.links.capacity[link] for link in links))))
+            work, latency = sent, latency + work - sent
+        if not self._free:
+            slots = len(self.flows.rate)
+            self.flows = grown(self.flows)
+            self._free.extend(range(2 * slots - 1, slots - 1, -1))
+        slot = self._free.pop()
+        self._carries[slot] = (job, ready, now, latency)
+        flows = self.flows
+        flows.route[slot] = -1
+        flows.route[slot, : len(links)] = links
+        flows.limit[slot] = self._bytes[t] / work
+        flows.left[slot] = work
+        self._begun.append(slot)
 
     def set_capacity(self, name: str, factor: float) -> None:
         """Let a link carry ``factor`` times its bandwidth from now on; 0 stops all its transfers."""
@@ -91,7 +113,9 @@ class Fair:
         """End all flows from and to a device that failed, without a delivery; return ``~job`` of each."""
         plan = self._engine.plan
         lost = []
-        for slot, (job, _, _) in list(self._carries.items()):
+        for pair in [pair for pair in self._lines if device in pair]:
+            lost += [~job for job, _ in self._lines.pop(pair)]
+        for slot, (job, *_) in list(self._carries.items()):
             if device in (plan.source[job % plan.stride], plan.target[job % plan.stride]):
                 del self._carries[slot]
                 if slot in self._begun:
@@ -102,6 +126,15 @@ class Fair:
                 lost.append(~job)
         self._settle_later()
         return lost
+
+    def _next_in_line(self, job: int, now: int) -> None:
+        """Let the transfer begin that waited for this one."""
+        t = job % self._engine.plan.stride
+        pair = self._engine.plan.source[t], self._engine.plan.target[t]
+        if line := self._lines.get(pair):
+            self._begin(*line.popleft(), now)
+        else:
+            self._lines.pop(pair, None)
 
     def _settle_later(self) -> None:
         """Ask for new rates once all of this instant is known."""
@@ -131,8 +164,9 @@ class Fair:
         for slot in np.flatnonzero(self.flows.finish <= now).tolist():
             if slot not in self._carries:
                 continue  # its device failed at this very instant
-            job, start, latency = self._carries.pop(slot)
+            job, ready, start, latency = self._carries.pop(slot)
             engine.at(now + latency).append(~job)
-            engine.on_transfer((job, start, start, now + latency))
+            engine.on_transfer((job, ready, start, now + latency))
             self._ended.append(slot)
+            self._next_in_line(job, now)
         self._settle_later()

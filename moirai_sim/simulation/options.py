@@ -59,6 +59,9 @@ class SimulationOptions:
     copy_engines: int | None = None
     """Transfers in which a device takes part at once. 0: it has no copy engine, so that it cannot compute meanwhile.
     None: as many as the network allows."""
+    in_order: bool = False
+    """Tensors from one device to another follow each other, as over one connection, and the next one is sent once the
+    last byte of the one before has left; else all of them share their links. Network ``fair`` alone."""
     reader_share: float = 0.0
     """Share of a transfer's time that its first reader spends instead of the link, with its device busy: 0 where an
     engine copies meanwhile, 1 where a core reads what lies in the cache or memory of another."""

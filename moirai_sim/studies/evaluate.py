@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import moirai_sim
-from moirai_sim.errors import InputError
+from moirai_sim.errors import InputError, named
 from moirai_sim.sources import brings_devices
 from moirai_sim.studies import runs
 from moirai_sim.studies.parallel import end_processes, run_all
@@ -113,10 +113,12 @@ def evaluate(
     study = read_study(study_path, "evaluate")
     if not isinstance(study, EvaluateStudy):
         raise TypeError(f"read_study returned {type(study).__name__}")
-    named = {run_name(key): key for key in expand(study)}
+    with named(str(study_path)):
+        keys = expand(study)
+    by_name = {run_name(key): key for key in keys}
     store = Store(out)
     store.open(study.model_dump(mode="json", by_alias=True))
     try:
-        return run_all(runs.run, named, store, name=study.name, jobs=jobs, ray=ray, retry_failed=retry_failed)
+        return run_all(runs.run, by_name, store, name=study.name, jobs=jobs, ray=ray, retry_failed=retry_failed)
     finally:
         end_processes()

@@ -58,6 +58,13 @@ class CrossingTimes(_Strict):
     read_ns_per_byte: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+class CarryingTimes(_Strict):
+    """What it costs a core to send and to receive over a network: `moirai_sim.execution.carrying.Carrying`."""
+
+    send_ns_per_byte: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    receive_ns_per_byte: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 class DeviceTimes(_Strict):
     """Times of a model on devices of one kind: `moirai_sim.execution.cuts.Cuts`."""
 
@@ -93,6 +100,8 @@ class InPlaceTimes(_Strict):
     contention: Annotated[float, Field(ge=1, allow_inf_nan=False)]
     """How much longer operators take for each other device that computes."""
     devices: list[DeviceTimes]
+    carrying: CarryingTimes | None = None
+    """None where no network lies between the devices, or it was not timed."""
 
     def table(self) -> tuple[list[str], list[list[object]]]:
         """Return the times by kind of device, with headings: all but those of operators."""
@@ -146,14 +155,20 @@ class Priced:
     """[devices] by how much longer operators take where a device runs many parts."""
     split_parts: tuple[int, ...]
     """[devices] how many those are."""
+    core: tuple[int, ...]
+    """[devices] a number of the core; equal where devices share one."""
+    carrying_ns_per_byte: tuple[float, float] = (0.0, 0.0)
+    """What a core spends on each byte that a device on it sends, and receives."""
 
     def as_run(self, placement: Placement) -> PlacementProblem:
         """Return the problem with the times that operators take in a placement, one request after the other."""
-        from moirai_sim.simulation.corrections import contended, overlap, rested, split
+        from moirai_sim.simulation.corrections import carried, contended, overlap, rested, split
 
         problem = split(self.problem, placement, self.split_share, self.split_parts)
         share = overlap(problem, placement, options=self.options)
         problem = contended(problem, placement, share, self.contention)
+        if any(self.carrying_ns_per_byte):
+            problem = carried(problem, placement, self.core, *self.carrying_ns_per_byte, options=self.options)
         return rested(problem, placement, self.cold_ns, options=self.options)
 
     def as_streamed(self, placement: Placement, in_flight: int, requests: int) -> PlacementProblem:
@@ -184,7 +199,7 @@ class Priced:
 def priced_as_it_is(problem: PlacementProblem, cluster: Cluster) -> Priced:
     """Return a problem with its own prices, and how the devices of a measured cluster differ from plain ones."""
     nothing = (0,) * problem.n_devices
-    return Priced(problem, _options(cluster), _contention(cluster, 1.0), nothing, nothing, nothing)
+    return Priced(problem, _options(cluster), _contention(cluster, 1.0), nothing, nothing, nothing, _cores(cluster))
 
 
 def with_free_links(cluster: Cluster) -> Cluster:
@@ -242,7 +257,7 @@ def in_place_on(
 
     types = _types_of(problem)
     kind = {name: types[column] for name, column in zip(problem.devices, problem.device_type.tolist(), strict=True)}
-    return InPlace(workers, subject, kind, patience_s=patience_s, crossing=not emulated(cluster))
+    return InPlace(workers, subject, kind, patience_s=patience_s, network=emulated(cluster))
 
 
 def times_of(timed: InPlace, problem: PlacementProblem, cluster: Cluster, source: str) -> InPlaceTimes:
@@ -260,6 +275,7 @@ def times_of(timed: InPlace, problem: PlacementProblem, cluster: Cluster, source
         versions=versions(),
         contention=timed.contention(),
         devices=devices,
+        carrying=None if (cost := timed.carrying()) is None else CarryingTimes(**cost._asdict()),
     )
 
 
@@ -331,7 +347,7 @@ def priced_in_place(problem: PlacementProblem, cluster: Cluster, times: InPlaceT
             operator_ns[position[name], column] = ns
     each = [types[column] for column in problem.device_type.tolist()]
     part_ns = tuple(found.part_ns for found in each)
-    options = _options(cluster, part_ns)
+    options, carry = _options(cluster, part_ns), times.carrying
     made_of: dict[str, object] = {"in_place": digest(times.model_dump()), "cost_models": {}, "extrapolated_share": 0.0}
     crossing = [found.crossing for found in types if found.crossing is not None]
     if len(crossing) == len(types):
@@ -359,13 +375,26 @@ def priced_in_place(problem: PlacementProblem, cluster: Cluster, times: InPlaceT
         cold_ns=tuple(found.cold_ns for found in each),
         split_share=tuple(found.split_share for found in each),
         split_parts=tuple(found.split_parts for found in each),
+        core=_cores(cluster),
+        carrying_ns_per_byte=(carry.send_ns_per_byte, carry.receive_ns_per_byte) if carry else (0.0, 0.0),
     )
 
 
 def _options(cluster: Cluster, part_ns: tuple[int, ...] = ()) -> SimulationOptions:
     from moirai_sim.simulation.options import SimulationOptions
 
-    return SimulationOptions(reader_share=0.0 if emulated(cluster) else _READER_SHARE, part_ns=part_ns or 0)
+    network = emulated(cluster)  # with one connection from each worker to each other one
+    return SimulationOptions(in_order=network, reader_share=0.0 if network else _READER_SHARE, part_ns=part_ns or 0)
+
+
+def _cores(cluster: Cluster) -> tuple[int, ...]:
+    """Return a number of the core of each device: the first device on it."""
+    from moirai_sim.execution.workers import shared_cores
+
+    core = list(range(len(cluster.devices)))
+    for one, other in shared_cores(cluster):
+        core[max(one, other)] = min(core[max(one, other)], min(one, other))
+    return tuple(core)
 
 
 def _contention(cluster: Cluster, factor: float) -> NDArray[np.float64]:

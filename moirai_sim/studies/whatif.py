@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import moirai_sim
-from moirai_sim.errors import InputError
+from moirai_sim.errors import InputError, named
 from moirai_sim.progress import progress
 from moirai_sim.studies import runs
 from moirai_sim.studies.overrides import changed_cluster
@@ -98,16 +98,18 @@ def whatif(
     runs.forget()
     _graph.cache_clear()
     _base_timeline.cache_clear()
-    variants = [(scenario, changes) for scenario, changes in expand(study)]
-    clusters = _read_clusters(study, [changes for _, changes in variants])
-    sizes = list_sizes(study) if study.sizes else {}
-    check_prices(study.prices, [cluster.parts for cluster in [*clusters, *sizes.values()]])
+    changed_cluster(study.cluster, {})  # what is wrong with that file is told with its own place
+    with named(str(study_path)):
+        variants = expand(study)
+        clusters = _read_clusters(study, [changes for _, changes in variants])
+        sizes = list_sizes(study) if study.sizes else {}
+        check_prices(study.prices, [cluster.parts for cluster in [*clusters, *sizes.values()]])
     common = _common(study)
-    named: dict[str, Key] = {}
+    by_name: dict[str, Key] = {}
     for (scenario, changes), cluster in zip(variants, clusters, strict=True):
         for model in study.models:
             key = {"model": model, "scenario": scenario, "overrides": changes, **common}
-            named[_name(key, cluster, clusters[0])] = key  # the placement of the base is tried on each
+            by_name[_name(key, cluster, clusters[0])] = key  # the placement of the base is tried on each
     store = Store(out)
     store.open(study.model_dump(mode="json", by_alias=True))
 
@@ -115,7 +117,7 @@ def whatif(
         return run_all(run_variant, keys, store, name=name, jobs=jobs, ray=ray, retry_failed=retry_failed)
 
     try:
-        summary = run(named, study.name)
+        summary = run(by_name, study.name)
         for model in study.models if sizes else ():
             _search_sizes(study, model, sizes, store, run, summary)
     finally:
@@ -142,11 +144,9 @@ def _read_clusters(study: WhatIfStudy, variants: Sequence[Changes]) -> list[_Rea
                 cluster = changed_cluster(study.cluster, changes)
                 found.append(_Read(runs.digest_of(cluster), parts(cluster), len(cluster.devices)))
             except InputError as error:
-                if not changes:  # the file itself is wrong, and so is every variant
-                    raise
                 listed = ", ".join(f"{key} = {value}" for key, value in changes.items())
                 for problem in error.problems:
-                    problems.setdefault(problem, f"study '{study.name}': override {listed}: {problem}")
+                    problems.setdefault(problem, f"override {listed}: {problem}")
             advance()
     if problems:
         raise InputError(problems.values())

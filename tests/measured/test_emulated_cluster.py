@@ -7,7 +7,7 @@ import signal
 import subprocess
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,8 @@ import moirai_sim.execution.namespaces as namespaces_module
 import moirai_sim.execution.workers as workers_module
 from moirai_sim.clusters.cluster import Cluster, Device, DeviceType, Link
 from moirai_sim.errors import ExecutionError, InputError
-from moirai_sim.execution.measure import Subject, load_order
+from moirai_sim.execution.carrying import CarryingTimer, carrying
+from moirai_sim.execution.measure import Subject, load_order, typical_ns
 from moirai_sim.execution.namespaces import check_emulated, connect, kernel_delays, why_not
 from moirai_sim.execution.workers import Workers, device_cores
 from moirai_sim.graphs.onnx_reader import read_model
@@ -117,6 +118,15 @@ def test_tensors_arrive_later_by_the_latency_of_their_links_and_the_simulator_kn
     assert sum(span.end_ns - span.start_ns for span in predicted.spans if span.kind == "transfer") == pytest.approx(
         under_way, rel=1e-6
     )
+
+
+def test_a_core_that_sends_or_receives_computes_less_meanwhile():
+    with Workers(star(2)) as workers, closing(CarryingTimer(workers, "m0", "m1")) as timer:
+        rounds = [timer.time(0.05) for _ in range(3)]
+    found = carrying(rounds, quiet=True)
+    assert 0.1 < sum(found) < 50, "nanoseconds a byte: no machine moves one for nothing, and none takes so long"
+    lasted = typical_ns([one["sends: for"] for one in rounds])
+    assert lasted == pytest.approx(6 * 2**17 / RATE * 1e9, rel=0.15), "as long as the link takes for the bytes"
 
 
 def test_emulated_machines_share_cores_where_there_are_too_few():

@@ -16,7 +16,7 @@ import pytest
 from moirai_sim.clusters.cluster import Link
 from moirai_sim.placement import Placement
 from moirai_sim.policies.loads import period_ns
-from moirai_sim.simulation.corrections import COOLING_NS, contended, overlap, rested, split
+from moirai_sim.simulation.corrections import COOLING_NS, carried, contended, overlap, rested, split
 from moirai_sim.simulation.engine import simulate, simulate_schedule
 from moirai_sim.simulation.explain import critical_path, explain, faster
 from moirai_sim.simulation.faults import losses
@@ -104,6 +104,42 @@ def test_latency_is_paid_once_and_takes_no_bandwidth(build) -> None:
     links = [Link(f"l{k}", (f"d{k}", "hub"), 1e9, 25) for k in range(2)]
     problem = build([0] * 4, [(0, 2, 100), (1, 3, 100)], 2, "fair", links=links, latency=50)
     assert simulate(problem, on(0, 0, 1, 1)).makespan_ns == 200 + 50
+
+
+@pytest.mark.parametrize("more", [0, 40])
+def test_tensors_of_one_connection_follow_each_other(build, more) -> None:
+    """Two of 100 bytes from d0 to d1, one of 50 to d2 over the same link, 10 ns long.
+
+    One after the other, the first and that to d2 have half of the link each until 100, and then the first has it alone
+    until 150, when the second begins. What a tensor takes more delays nobody else. Shared, each has a third until 150.
+    """
+    problem = build([0] * 4, [(0, 1, 100), (0, 2, 100), (0, 3, 50)], 3, "fair", latency=10 + more)
+    links = tuple(replace(link, latency_ns=5) for link in problem.cluster.links)
+    problem = replace(problem, cluster=replace(problem.cluster, links=links))
+    placement = on(0, 1, 1, 2)
+
+    def arrivals(options: SimulationOptions) -> list[int]:
+        return simulate_schedule(problem, placement, options=options).transfer_end_ns.tolist()
+
+    assert arrivals(SimulationOptions(in_order=True)) == [160 + more, 260 + more, 110 + more]
+    if not more:
+        assert arrivals(SimulationOptions()) == [260, 260, 160]
+
+
+def test_a_connection_of_a_device_that_fails_delivers_nothing_more(build) -> None:
+    problem = build([0] * 3, [(0, 1, 100), (0, 2, 100)], 2, "fair")
+    options = SimulationOptions(in_order=True, faults=(Fault("d0", 150),))
+    assert losses(problem, on(0, 1, 1), options).lost == ("o2",)
+
+
+def test_a_core_that_sends_and_receives_computes_less(build) -> None:
+    """d0 sends 100 bytes during half of its second operator, to d1, whose own runs for a quarter of that time."""
+    problem = build([10, 200, 35, 5], [(0, 1, 0), (0, 3, 100)], 2, "fair")
+    placement = on(0, 0, 1, 1)
+    spent = carried(problem, placement, (0, 1), 0.5, 0.2).operator_ns[:, 0] - problem.operator_ns[:, 0]
+    assert spent.tolist() == [0, 50, 5, 0], "the second device stands still from 35 on"
+    both = carried(problem, placement, (0, 0), 0.5, 0.2).operator_ns[:, 0] - problem.operator_ns[:, 0]
+    assert both.tolist() == [0, 70, 18, 0], "one core for both: each pays for what either moves meanwhile"
 
 
 @pytest.mark.parametrize("n", [2, 4, 8])

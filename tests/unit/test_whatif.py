@@ -147,7 +147,7 @@ def test_a_wrong_value_is_the_overrides_and_not_the_files(study, tmp_path):
     with pytest.raises(InputError) as caught:
         whatif(study, tmp_path / "out", jobs=1)
     (problem,) = caught.value.problems
-    assert problem.startswith("study 'study': override links.bus.bandwidth = 4: ")
+    assert problem.startswith(f"{study}: override links.bus.bandwidth = 4: ")
     assert "missing unit in 4" in problem
 
 
