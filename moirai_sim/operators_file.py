@@ -21,7 +21,7 @@ Shape = list[Annotated[int, Field(ge=0, le=2**40)]]
 class OperatorLine(BaseModel):
     """One operator. Further keys are repeated in the output."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True, use_attribute_docstrings=True)
 
     name: str = ""
     op_type: Annotated[str, Field(min_length=1)]

@@ -29,6 +29,8 @@ BATCHES = (1, 8, 32)
 TOLERANCE = 2e-2
 """Largest difference between outputs of two placements, as a share of the largest output."""
 NO_TIME = "no time left"
+_COMPILE_S = 45.0
+"""What compiling a model may take; once begun it cannot be stopped."""
 _PRODUCT_S = 2e-3
 """A product that keeps the device busy is no longer than this, so that some hundreds outlast any copy."""
 _MAX_PRODUCTS = 800
@@ -58,11 +60,13 @@ class Rows:
         """Return the seconds that are left."""
         return self._end - time.perf_counter()
 
-    def measure(self, label: Mapping[str, Any], figures: Callable[[], Mapping[str, Any]]) -> None:
-        """Add a row of a label and its figures, or of the error that came instead."""
+    def measure(
+        self, label: Mapping[str, Any], figures: Callable[[], Mapping[str, Any]], *, needs_s: float = 0.0
+    ) -> None:
+        """Add a row of a label and its figures, or of the error that came instead, where ``needs_s`` is left."""
         if any(all(row.get(key) == value for key, value in label.items()) for row in self.rows):
             return
-        late = self.left_s() < 0
+        late = self.left_s() < needs_s
         self.rows.append({**label, "error": NO_TIME if late else "ended the process"})
         self._write()
         if late:
@@ -99,12 +103,14 @@ def wall(device: TorchDevice, run: Callable[[], object], budget_s: float) -> lis
 def links(device: TorchDevice, rows: Rows, budget_s: float) -> None:
     """Time copies of 1 KiB to 1 GiB: each way alone, both at once, and while matrix products run.
 
-    Alone they are timed by device events; ``both-ways`` is the time until both copies are done and ``while-kernels``
-    that of a copy on a stream of its own, by its own events, while another stream is busy from before until after it.
+    Copies from and to the host are timed alone by the host's clock, from an idle device until it is idle again, which
+    is what one takes that others wait for; ``queued`` is the device's time of one in a row of them. ``both-ways`` is
+    the time until both copies are done and ``while-kernels`` that of a copy on a stream of its own, by its own events,
+    while another stream is busy from before until after it.
     """
     torch, cuda = device.torch, device.kind == "cuda"
     sizes = [1 << e for e in range(10, 31 if cuda else 21)]
-    each = budget_s / (len(sizes) * (14 if cuda else 3))
+    each = budget_s / (len(sizes) * (18 if cuda else 3))
     busy = _Busy(device) if cuda else None
     streams = [torch.cuda.Stream() for _ in range(2)] if cuda else []
     all_host = [torch.randint(0, 1 << 62, (sizes[-1] // 8,)).view(torch.uint8) for _ in range(2)]
@@ -129,7 +135,11 @@ def links(device: TorchDevice, rows: Rows, budget_s: float) -> None:
                 into, out = next(turn)
                 into.copy_(out, non_blocking=True)
 
-            row(way, label, lambda: device.time(copy, each))
+            if cuda and "host" in way:
+                row(way, label, lambda: wall(device, copy, each))
+                row(way, f"{label} queued", lambda: device.time(copy, each))
+            else:
+                row(way, label, lambda: device.time(copy, each))
         if busy is None:
             continue
 
@@ -221,7 +231,8 @@ def whole_models(device: TorchDevice, rows: Rows, budget_s: float) -> None:
                 off = _difference(run(), want)
                 return statistics(wall(device, run, each)) | {"difference": off, "right": off < TOLERANCE}
 
-        rows.measure({"model": name, "batch": batch, "mode": mode, "dtype": "float32"}, figures)
+        needs_s = _COMPILE_S if mode.startswith("compiled") else 0.0
+        rows.measure({"model": name, "batch": batch, "mode": mode, "dtype": "float32"}, figures, needs_s=needs_s)
 
 
 def _as(torch: Any, mode: str, module: Any, x: Any) -> Callable[[], Any]:

@@ -4,24 +4,31 @@
 
 Each section runs in a process of its own (a failed kernel or a hang ends that section only), writes as it goes and is
 tried twice; the same command again takes up what is missing. ``operators.parquet`` and ``links.parquet`` are versioned
-profiles, ``facts.json`` holds the rest. ``moirai-sim calibrate my-gpu/*.parquet -o my-model`` fits a cost model.
+profiles, ``facts.json`` holds the rest; they are joined anew after each section, so that whatever ends the run leaves
+what it had. ``moirai-sim calibrate my-gpu/*.parquet -o my-model`` fits a cost model. A machine with PyTorch, pandas,
+PyArrow and this checkout alone is enough.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where the package is not installed
+
 import sections
 from networks import called, networks
 
@@ -30,7 +37,7 @@ from moirai_sim.graphs.operator import Operator, Tensor
 from moirai_sim.graphs.work import make_operator
 from moirai_sim.profiling import telemetry
 from moirai_sim.profiling.backends.torch import TorchDevice, finish, profile_graph_operators, stack
-from moirai_sim.profiling.backends.torch_calls import Unsupported
+from moirai_sim.profiling.backends.torch_calls import RESULTS, Unsupported
 from moirai_sim.profiling.schema import (
     device_type_from_json,
     device_type_json,
@@ -50,8 +57,12 @@ AWKWARD = (1, 2, 3, 7, 17, 31, 33, 63, 65, 127, 129, 251, 255, 257, 509, 1021, 1
 """Primes, and sizes off by one from tiles."""
 CUDA_DTYPES = ("float32", "tf32", "float16", "bfloat16")
 LISTED = Path(__file__).with_name("real-operators.parquet")
+TRIES = 2
+"""So many, for a time limit ends a process as a broken kernel does."""
 GROUP = 100
 """Operators in a file."""
+GRACE_S = 60.0
+"""What a section may take beyond its time, half of it again, and what the whole run may: a compiler does not stop."""
 ENERGY_EVERY = 25
 """Of so many operators one is repeated until its energy is known."""
 SHARES = {
@@ -75,10 +86,12 @@ def log_uniform(u: float, low: int, high: int) -> int:
 def matmul(u: np.ndarray, dtype: str, side: int) -> Operator:
     m, n, k = (log_uniform(x, 1, side) for x in u[:3])
     if dtype == "bfloat16" and u[3] < 0.4 and side > 4096:  # 8-bit floats where the device has them, sides that fit
-        dtype, (m, n, k) = "float8", (16 * -(-size // 16) for size in (m, n, k))
+        m, n, k = (16 * -(-size // 16) for size in (m, n, k))
+        result = Tensor("product", (m, n), RESULTS["float8"])
+        return make_operator("matmul", "MatMul", [(m, k), (k, n)], [result], dtype="float8")
     if dtype == "float16" and u[3] < 0.2 and side > 4096:  # 8-bit integers, of the sides that cuBLAS takes
         m, n, k = (32 * -(-size // 32) for size in (m, n, k))
-        result = Tensor("product", (m, n), "int32")
+        result = Tensor("product", (m, n), RESULTS["int8"])
         return make_operator("matmul", "MatMulInteger", [(m, k), (k, n)], [result], dtype="int8")
     return make_operator("matmul", "MatMul", [(m, k), (k, n)], [(m, n)], dtype=dtype)
 
@@ -171,10 +184,10 @@ def least_certain(
     """Return the candidates whose predicted 90 % interval is widest, after a fit to what was measured so far."""
     import pandas as pd
 
-    from moirai_sim.costs.calibrate import make_estimator
+    from moirai_sim.costs.estimator import estimator_for
     from moirai_sim.profiling.schema import operator_row
 
-    fitted = make_estimator(frame, intervals=True).fit(frame)
+    fitted = estimator_for(frame).fit(frame)
     rows = finish(pd.DataFrame([operator_row(operator) for operator in candidates]), sheet, versions)
     rows["median_s"] = 1.0
     _, low, high, outside = fitted.predict_interval(rows)
@@ -186,7 +199,7 @@ def operators(
     device: TorchDevice, todo: Sequence[Operator], name: str, out: Path, budget_s: float,
     models: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Time operators in groups, a file each; a group that ended the process before is left out when run again.
+    """Time operators in groups, a file each; a group that ended the process twice is left out when run again.
 
     ``models`` names the model of operators by their key.
     """
@@ -195,13 +208,14 @@ def operators(
     groups = [todo[i : i + GROUP] for i in range(0, len(todo), GROUP)]
     for number, group in enumerate(groups):
         path, mark = out / "parts" / f"{name}-{number:03}.parquet", out / "parts" / f"{name}-{number:03}.started"
-        if path.exists() or mark.exists():
+        tries = int(mark.read_text(encoding="ascii") or 0) if mark.exists() else 0
+        if path.exists() or tries >= TRIES:
             continue
         left = end - time.perf_counter()
         if left <= 0:
             skipped[sections.NO_TIME] = len(todo) - number * GROUP
             break
-        write_whole(mark, "")
+        write_whole(mark, str(tries + 1))  # one that ends the process has to try again with what came after it
         with telemetry.Watch(device.board) as watch:
             frame, missed = profile_graph_operators(
                 device, group, left / (len(groups) - number), energy_every=ENERGY_EVERY
@@ -240,24 +254,24 @@ def measured(out: Path, *names: str) -> pd.DataFrame:
 
 
 def real_operators(*, small: bool) -> dict[str, list[Operator]]:
-    """Return the distinct operators of the light ONNX models and of the zoo's, by the model where each is met first.
-
-    Without the ``onnx`` package they are read from ``real-operators.parquet`` beside this file (``--list-operators``).
-    """
+    """Return the operators of `listed_operators` as the file beside this one has them, quick while a GPU waits."""
     import pandas as pd
 
     found: dict[str, list[Operator]] = {}
-    if importlib.util.find_spec("onnx") is None:
-        listed = pd.read_parquet(LISTED)[: 20 if small else None]
-        for _, row in listed.iterrows():
-            found.setdefault(row["model"], []).append(row_operator(row))
-        return found
+    for _, row in pd.read_parquet(LISTED)[: 20 if small else None].iterrows():
+        found.setdefault(row["model"], []).append(row_operator(row))
+    return found
+
+
+def listed_operators() -> dict[str, list[Operator]]:
+    """Return the distinct operators of the light ONNX models and of the zoo's, by the model where each is met first."""
     from moirai_sim.graphs.light import light_models
     from moirai_sim.graphs.load import load_graph
 
-    sources = [str(path) for path in light_models().values()][: 1 if small else None]
-    for batch in () if small else (1, 8, 32):
+    sources = [str(path) for path in light_models().values()]
+    for batch in (1, 8, 32):
         sources += [source.format(batch=batch) for source in ZOO]
+    found: dict[str, list[Operator]] = {}
     seen: set[str] = set()
     for source in sources:
         try:
@@ -338,9 +352,11 @@ def shares(out: Path) -> dict[str, Any]:
 def section(name: str, device_name: str, seconds: float, out: Path, seed: int) -> dict[str, Any]:
     """Run one section in this process; return what is to be remembered of it."""
     device = TorchDevice(device_name)
+    device.wake()
     with telemetry.Watch(device.board) as watch:
         found = _section(name, device, seconds, out, seed)
-    return found | {"telemetry": watch.summary()}
+    here = {"hardware": telemetry.hardware(), "versions": telemetry.versions(), "telemetry": telemetry.snapshot()}
+    return found | {"telemetry": watch.summary(), "machine": here}
 
 
 def _section(name: str, device: TorchDevice, seconds: float, out: Path, seed: int) -> dict[str, Any]:
@@ -362,6 +378,7 @@ def _section(name: str, device: TorchDevice, seconds: float, out: Path, seed: in
         try:
             first = measured(out, "filling")
             chosen = least_certain(first, candidates, count // 2, sheet, stack(device.torch))
+            device.wake()
         except Exception as error:  # noqa: BLE001 - without scikit-learn, more of the space-filling design
             chosen, how = candidates[: count // 2], f"space-filling: {type(error).__name__}: {error}"
         return operators(device, chosen, name, out, seconds) | {"chosen": how}
@@ -384,8 +401,11 @@ def gather(out: Path, minutes: float, seed: int, device_name: str) -> dict[str, 
     """
     import pandas as pd
 
-    facts: dict[str, Any] = {"hardware": telemetry.hardware(), "versions": telemetry.versions(), "minutes": minutes,
-                             "seed": seed, "device": device_name, "telemetry": telemetry.snapshot()}  # fmt: skip
+    limits = out / "limits.json"
+    if not limits.exists():
+        return {"operators": 0}
+    machine = json.loads(limits.read_text())["machine"]  # where it was measured, wherever the parts are joined
+    facts: dict[str, Any] = {**machine, "minutes": minutes, "seed": seed, "device": device_name}
     for name in SHARES:
         path = out / f"{name}.json"
         facts[name] = json.loads(path.read_text()) if path.exists() else {"error": "did not end; see the log"}
@@ -416,6 +436,19 @@ def _compare(facts: dict[str, Any]) -> None:
             found[f"{row['mode']}_ratio"] = found["operators_s"] / row["median_s"]
 
 
+def ended(command: Sequence[str], limit_s: float) -> int | str:
+    """Run a command; return its exit code, or that it hung. Nothing that it started outlives it, or us."""
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        return process.wait(timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        return "hung and was ended"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
 def main() -> None:
     """Read the command line; run each section in a process of its own, twice if it fails, and join the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -424,14 +457,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--section", choices=SHARES, help="run this one only, in this process")
     parser.add_argument("-o", "--out", type=Path)
+    parser.add_argument("--gather", action="store_true", help="join what a stopped run left, and measure nothing")
     parser.add_argument("--list-operators", action="store_true", help="write real-operators.parquet (needs onnx)")
     given = parser.parse_args()
     if given.list_operators:
         import pandas as pd
 
-        rows = [
-            operator_row(one) | {"model": model} for model, ops in real_operators(small=False).items() for one in ops
-        ]
+        rows = [operator_row(one) | {"model": model} for model, ops in listed_operators().items() for one in ops]
         pd.DataFrame(rows).to_parquet(LISTED, compression="zstd", index=False)
         return
     if given.out is None:
@@ -440,23 +472,24 @@ def main() -> None:
         found = section(given.section, given.device, 60 * given.minutes, given.out, given.seed)
         write_whole(given.out / f"{given.section}.json", json.dumps(found, indent=1) + "\n")
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped; the same command again takes up what is missing"))
     errors = {}
-    for name, share in SHARES.items():
+    last = time.perf_counter() + 60 * given.minutes + GRACE_S
+    for name, share in SHARES.items() if not given.gather else ():
         code: int | str | None = None
         for attempt in (1, 2):
-            if code == 0 or finished(given.out / f"{name}.json"):
-                break
             start, minutes = time.perf_counter(), given.minutes * share / attempt
+            if code == 0 or finished(given.out / f"{name}.json") or start > last:
+                break
             print(f"== {name}: {minutes:.1f} minutes", flush=True)
             command = [sys.executable, __file__, "--device", given.device, "--minutes", str(minutes), "--seed",
                        str(given.seed), "--section", name, "-o", str(given.out)]  # fmt: skip
-            try:
-                code = subprocess.run(command, timeout=120 + 90 * minutes, check=False).returncode
-            except subprocess.TimeoutExpired:
-                code = "hung and was ended"
+            code = ended(command, min(GRACE_S + 75 * minutes, last - start))
             if code:
                 errors[f"{name} {attempt}"] = str(code)
             print(f"== {name}: ended with {code} after {time.perf_counter() - start:.0f} s", flush=True)
+        with suppress(Exception):  # a run that is stopped later leaves this
+            gather(given.out, given.minutes, given.seed, given.device)
     try:
         facts = gather(given.out, given.minutes, given.seed, given.device)
         print(f"{facts['operators']} operators, written to {given.out}; failures: {errors or 'none'}")

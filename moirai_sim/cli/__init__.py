@@ -6,6 +6,7 @@ Every heavy import waits inside the command that needs it.
 from __future__ import annotations
 
 import os
+import select
 import sys
 from typing import Annotated, NoReturn
 
@@ -53,10 +54,10 @@ def main() -> None:
             sys.stderr.write(_STOPPED_TEXT)
         sys.stdout.flush()
         sys.exit(code)
-    except SystemExit as leaving:  # by which typer answers a closed pipe
-        if not isinstance(leaving.__context__, BrokenPipeError):
+    except SystemExit as leaving:  # by which typer answers a closed pipe, whichever it was
+        if not isinstance(leaving.__context__, BrokenPipeError) or not _reader_has_left():
             raise
-        _reader_left()
+        _leave_quietly()
     except MoiraiError as error:
         if debug:
             raise
@@ -72,7 +73,7 @@ def main() -> None:
         sys.stderr.write(_STOPPED_TEXT)
         sys.exit(_STOPPED)
     except BrokenPipeError:
-        _reader_left()
+        _leave_quietly()
     except Exception as error:
         if debug:
             raise
@@ -81,7 +82,14 @@ def main() -> None:
         sys.exit(InternalError.exit_code)
 
 
-def _reader_left() -> NoReturn:
+def _reader_has_left() -> bool:
+    """Tell whether nobody reads standard output any more."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _leave_quietly() -> NoReturn:
     """Exit: who read our output has enough, as in ``... | head``. What is left of it goes nowhere."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)

@@ -330,7 +330,12 @@ def _as_measured(
 
     if placement.replicas:
         raise InputError(f"{file}: placements take turns in it; what they take in place was not measured")
-    options = replace(options, part_ns=priced.options.part_ns, reader_share=priced.options.reader_share)
+    options = replace(
+        options,
+        part_ns=priced.options.part_ns,
+        reader_share=priced.options.reader_share,
+        in_order=priced.options.in_order,
+    )
     if requests is None:
         return priced.as_run(placement), options
     return priced.as_streamed(placement, in_flight or 1, requests), options

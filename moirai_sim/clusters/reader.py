@@ -162,10 +162,10 @@ def _models(document: YamlDocument, problems: list[str]) -> dict[str, str]:
             named.setdefault(entry["cost_model"], (*at, "cost_model"))
     link_model = document.data.get("link_model")
     if isinstance(link_model, str):
-        named[link_model] = ("link_model",)
+        named.setdefault(link_model, ("link_model",))
     models = {}
     for name, at in named.items():
-        if name in ("roofline", *list_names("cost-models")):
+        if name in list_names("cost-models") or (name == "roofline" and at != ("link_model",)):
             models[name] = name
             continue
         try:

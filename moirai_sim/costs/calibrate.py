@@ -188,7 +188,9 @@ def _fit(frame: pd.DataFrame, metadata: list[dict[str, Any]], folder: Path, card
             f"profile: {len(learned)} operators are too few to hold some out and fit to {_MIN_ROWS}, and a model "
             "without a hold-out is not calibrated; profile more models"
         )
-    estimator = make_estimator(learned, intervals=True).fit(learned)
+    from moirai_sim.costs.estimator import estimator_for
+
+    estimator = estimator_for(learned, intervals=True).fit(learned)
     facts: dict[str, Any] = metadata[0] if len(metadata) == 1 else {"profiles": metadata}
     card["splits"] += splits
     card |= {
@@ -223,25 +225,14 @@ def _write_card(folder: Path, card: dict[str, Any]) -> None:
     write_whole(folder / "card.json", json.dumps(card, indent=1, sort_keys=True) + "\n")
 
 
-def make_estimator(frame: pd.DataFrame, *, intervals: bool) -> Any:  # noqa: ANN401
-    """Return an unfitted estimator of a size that suits the profile: small data wants small leaves."""
-    from moirai_sim.costs.estimator import TimeEstimator
-
-    if len(frame) >= 20_000:
-        return TimeEstimator(intervals=intervals)
-    several = frame["device"].nunique() > 1
-    return TimeEstimator(
-        trees=300, leaves=8, sharp_trees=300 if several else 0, sharp_leaves=8, learning_rate=0.05, min_leaf=3,
-        intervals=intervals,
-    )  # fmt: skip
-
-
 def held_out(frame: pd.DataFrame, keys: NDArray[Any], seed: int) -> list[dict[str, Any]]:
     """Return errors on rows that the fit did not see, by split and family, with ``all`` for all families together.
 
     Equal operators (``keys``) are never on both sides of a split but that by device: what they take on another one is
     what such a fit carries over.
     """
+    from moirai_sim.costs.estimator import estimator_for
+
     rows = []
     for split, masks in _splits(frame, keys, seed):
         intervals = len(masks) <= _MOST_WITH_INTERVALS
@@ -250,7 +241,7 @@ def held_out(frame: pd.DataFrame, keys: NDArray[Any], seed: int) -> list[dict[st
             train = ~test if split == "device" else ~test & ~np.isin(keys, keys[test])
             if not test.any() or train.sum() < _MIN_ROWS:
                 continue
-            fitted = make_estimator(frame, intervals=intervals).fit(frame[train].reset_index(drop=True))
+            fitted = estimator_for(frame, intervals=intervals).fit(frame[train].reset_index(drop=True))
             predicted, below, above, _ = fitted.predict_interval(frame[test].reset_index(drop=True))
             truth.append(frame["median_s"].to_numpy()[test])
             families.append(frame["family"].to_numpy()[test])
@@ -284,6 +275,8 @@ def learning_curve(frame: pd.DataFrame, keys: NDArray[Any], seed: int) -> list[d
 
     Shares that lack a family, or have too few rows to fit to, are left out; all rows are the split itself.
     """
+    from moirai_sim.costs.estimator import estimator_for
+
     test = next(_splits(frame, keys, seed))[1][0]
     rest, asked = frame[~test], frame[test].reset_index(drop=True)
     distinct, group = np.unique(keys[~test], return_inverse=True)
@@ -293,7 +286,7 @@ def learning_curve(frame: pd.DataFrame, keys: NDArray[Any], seed: int) -> list[d
         part = rest[rank < share].reset_index(drop=True)
         if len(part) < _MIN_ROWS or set(asked["family"]) - set(part["family"]):
             continue
-        fitted = make_estimator(frame, intervals=False).fit(part)
+        fitted = estimator_for(frame, intervals=False).fit(part)
         error = np.abs(fitted.predict(asked) / asked["median_s"].to_numpy() - 1)
         found.append({"rows": len(part), "mean_ape": float(error.mean()), "median_ape": float(np.median(error))})
     return found

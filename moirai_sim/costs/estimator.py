@@ -260,6 +260,17 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
             model.widths[kind] = [max(a, b) for a, b in zip(model.widths[kind], at_least, strict=True)]
 
 
+def estimator_for(profile: pd.DataFrame, *, intervals: bool = True) -> TimeEstimator:
+    """Return an unfitted estimator of a size that suits a profile: small data wants small leaves."""
+    if len(profile) >= _FEW_ROWS:
+        return TimeEstimator(intervals=intervals)
+    several = profile["device"].nunique() > 1
+    return TimeEstimator(
+        trees=300, leaves=8, sharp_trees=300 if several else 0, sharp_leaves=8, learning_rate=0.05, min_leaf=3,
+        intervals=intervals,
+    )  # fmt: skip
+
+
 def _ridge(basis: Array, rest: Array) -> Array:
     """Return coefficients that explain ``rest``, [n], of a prior with mean 0 and spread 1."""
     system = basis.T @ basis + _NOISE**2 * np.eye(basis.shape[1])

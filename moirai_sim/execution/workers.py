@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 4.0
 """A worker that owes an answer and has used no processor time for so long hangs."""
+_START_S = 30.0
+"""The same while it starts: the first read of a library, and a driver that wakes up, take no processor time."""
 _LEAST_BYTES = 4096
 """Less than this over a link is no work: the kernel asks in a few bytes whether a worker that hangs reads again."""
 _DEATH_S = 1.0
@@ -95,7 +97,7 @@ class Workers:
                 }
                 with self._control(name) as control:
                     control.send(settings)
-            self._collect(self.names)
+            self._collect(self.names, patience_s=_START_S)
         except BaseException:
             self.close()
             raise
@@ -201,7 +203,7 @@ class Workers:
         with self._control(name) as control:
             control.send(message)
 
-    def _collect(self, names: Sequence[str]) -> dict[str, Any]:
+    def _collect(self, names: Sequence[str], *, patience_s: float = PATIENCE_S) -> dict[str, Any]:
         """Return the answers that workers owe. A worker may take as long as it likes while work is done."""
         answers: dict[str, Any] = {}
         owing = {self._controls[name]: name for name in names}
@@ -219,7 +221,7 @@ class Workers:
             now = self._work_done(owing.values())
             if now != done:  # less, where a worker that has answered no longer counts
                 done, active = now, time.monotonic()
-            if owing and time.monotonic() - active > PATIENCE_S:
+            if owing and time.monotonic() - active > patience_s:
                 silent = ", ".join(f"'{name}'" for name in owing.values())
                 self.close()
                 raise ExecutionError(f"worker {silent} hangs: no answer and no work done; all workers were ended")

@@ -421,7 +421,10 @@ class _Reader:
         """Tell whether the model declares the shape of a value that is read, with sizes that are known."""
         if output not in self.declared or output not in self.read_names:
             return False
-        axes = self.declared[output].tensor_type.shape.dim
+        kind = self.declared[output].tensor_type
+        if not kind.HasField("shape") or kind.elem_type not in DTYPES:
+            return False
+        axes = kind.shape.dim
         return all(axis.HasField("dim_value") or axis.dim_param in self.dimensions for axis in axes)
 
     def _complete(
@@ -457,7 +460,7 @@ class _Reader:
 
 def _arithmetic(op_type: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> str:
     """Return the data type that an operator computes in."""
-    if op_type == "DynamicQuantizeMatMul":  # which quantises its first operand itself
+    if op_type == "DynamicQuantizeMatMul" and len(inputs) > 1:  # which quantises its first operand itself
         return inputs[1].dtype
     if inputs and (op_type.startswith("QLinear") or op_type.endswith("Integer") or op_type == "MatMulIntegerToFloat"):
         return inputs[0].dtype

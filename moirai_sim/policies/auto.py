@@ -44,6 +44,8 @@ PIPELINES = {"diviml": 0.5, "pipeline-dp": 0.5, "milp-throughput": 0.9}
 """Policies for throughput, and the share of the time left that each gets: coarse pieces first, whatever the graph."""
 WHOLE_MODEL = 10_000
 """Operators times devices up to which the exact model of a stream is tried: building a larger one breaks the limit."""
+SIMULATED_OPERATORS = 20_000
+"""Above this size a simulation of each candidate may break the limit: of a million operators it takes half a minute."""
 FIRST_ROUNDS = 2
 """Rounds of search, the short looks at its starts, that come first: exact methods need a good horizon."""
 COARSE = 0.5
@@ -266,7 +268,7 @@ def _fair(policy: Policy, problem: PlacementProblem, request: Request) -> Placem
         candidates = [one for one in candidates if period_ns(problem, one.devices) <= longest]
     found: list[tuple[int, Placement]] = []
     for one in candidates:
-        if found and not clock.left(1.0):  # a simulation of a million operators takes half a minute
+        if found and problem.n_operators > SIMULATED_OPERATORS and not clock.left(1.0):
             break
         found.append((simulate(problem, one, engine="simpy").latency_ns, one))
     if not found:

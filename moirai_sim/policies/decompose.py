@@ -28,6 +28,7 @@ from moirai_sim.policies.bounds import FAR, critical_path_ns, heads_and_tails, l
 from moirai_sim.policies.cp_model import CpModel
 from moirai_sim.policies.modules import Module, ancestors, assemble, cut_vertices, modules_of, restrict
 from moirai_sim.policies.search import improve
+from moirai_sim.policies.starts import too_wide
 from moirai_sim.simulation.replay import replay
 
 if TYPE_CHECKING:
@@ -274,7 +275,7 @@ def _work_on(
         arcs.learn(where, placement, replay(problem, placement).makespan_ns)
     bound, known = int(arcs.bound[where]), int(arcs.known[where])
     limit = min(max(time_limit_s, 4 * float(arcs.spent[where])), deadline - time.perf_counter())
-    if bound >= known or limit <= 0 or len(module.operators) > LARGEST:
+    if bound >= known or limit <= 0 or len(module.operators) > LARGEST or too_wide(problem):
         return
     step = max(int(bound * STEP), slack_ns // 1000) + 1
     answer = CpModel(problem, min(slack_ns, bound + step, known - 1)).solve(limit, seed=seed)

@@ -68,7 +68,7 @@ def _alone(ported: PlacementProblem, request: Request) -> Placement:
     facts: dict[str, object] = {"solver": "HiGHS", "columns": model.n_columns, "nodes": answer.nodes}
     if answer.status in FAILED:
         facts["solver_status"] = answer.status
-    if answer.status.startswith("infeasible"):
+    if answer.status.startswith("infeasible") and start is None:
         return Placement(device=np.zeros(0, dtype=np.int64), status="infeasible", provenance=facts)
     best = start.placement.device if start else None
     if answer.columns is not None:

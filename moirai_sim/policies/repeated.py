@@ -221,8 +221,10 @@ class Repeated:
         for p in range(n):
             for (used, last), (so_far, *_) in best[p].items():
                 states += 1
-                if states > MOST_STATES or time.perf_counter() > self.deadline:
+                if states > MOST_STATES:
                     return None
+                if time.perf_counter() > self.deadline:
+                    break
                 for kind in range(kinds):
                     if used[kind] == len(self.alike[kind]):
                         continue

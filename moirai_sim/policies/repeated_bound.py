@@ -17,6 +17,7 @@ import numpy as np
 
 from moirai_sim.policies.bounds import FAR, critical_path_ns
 from moirai_sim.policies.cp_model import CpModel
+from moirai_sim.policies.starts import too_wide
 from moirai_sim.problem import UNLIMITED, UNSUPPORTED, PlacementProblem
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def _least_ns(problem: PlacementProblem, module: Module, time_limit_s: float, se
     """Return a bound of the time of a block over all its placements, ns."""
     least = critical_path_ns(module.problem)
     ideal, rank = ideal_devices(problem, module)
-    if ideal.n_devices > MOST_DEVICES or time_limit_s <= 0:
+    if ideal.n_devices > MOST_DEVICES or time_limit_s <= 0 or too_wide(ideal):
         return least
     alone = int(np.where((ideal.operator_ns < 0).any(axis=0), FAR, ideal.operator_ns.sum(axis=0)).min())
     if least >= alone or alone >= FAR:

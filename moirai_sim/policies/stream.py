@@ -48,7 +48,7 @@ def stream(problem: PlacementProblem, request: Request) -> Placement:
             if found is not None:
                 pool += found.placement.cycle
                 best = found if best is None or found.value_ns < best.value_ns else best
-        infeasible = answer.status.startswith("infeasible")
+        infeasible = answer.status.startswith("infeasible") and known is None
         share = turns if request.objective == "throughput" else 1
         proven = min(proven, FAR if infeasible else -(-proven_ns(model, answer.bound) // share))
         if infeasible and turns == 1 and request.max_period_ns is None:

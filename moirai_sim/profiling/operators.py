@@ -107,6 +107,8 @@ def profile_operators(
         raise InputError("no model to profile; give ONNX files or zoo:NAME")
     if backend not in ("onnxruntime", "torch"):
         raise InputError(f"unknown backend '{backend}'; known: onnxruntime, torch")
+    if not hasattr(os, "sched_setaffinity"):
+        raise InputError("profiling pins itself to cores, which this system cannot do; use Linux")
     before = os.sched_getaffinity(0)
     cores = before if backend == "torch" and not device.startswith("cpu") else parse_cores(device)
     os.sched_setaffinity(0, cores)

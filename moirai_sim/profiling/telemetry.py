@@ -163,6 +163,11 @@ class Board:
         millijoules = self._ask("nvmlDeviceGetTotalEnergyConsumption")
         return None if millijoules is None else millijoules / 1e3
 
+    def max_clock_hz(self) -> float | None:
+        """Return the highest clock of the compute units, Hz."""
+        megahertz = self._ask("nvmlDeviceGetMaxClockInfo", getattr(self._nvml, "NVML_CLOCK_SM", None))
+        return None if megahertz is None else megahertz * 1e6
+
     def now(self) -> dict[str, Any]:
         """Return what changes from moment to moment: clocks, temperature, power, throttle reasons, PCIe link."""
         milliwatts = self._ask("nvmlDeviceGetPowerUsage")

@@ -62,29 +62,26 @@ class Fair:
 
     def queue(self, now: int, transfers: list[int]) -> None:
         """Start a flow for each transfer."""
-        engine, plan = self._engine, self._engine.plan
-        in_order = engine.options.in_order
+        plan, in_order = self._engine.plan, self._engine.options.in_order
         for job in transfers:
-            t = job % plan.stride
-            pair = plan.source[t], plan.target[t]
-            if plan.transfer[t] <= self._routes[pair][1] or self._bytes[t] == 0:
-                end = now + plan.transfer[t]
-                engine.at(end).append(~job)
-                engine.on_transfer((job, now, now, end))
-            elif in_order and pair in self._lines:
+            pair = plan.source[job % plan.stride], plan.target[job % plan.stride]
+            if in_order and pair in self._lines:
                 self._lines[pair].append((job, now))
-            else:
-                if in_order:
-                    self._lines[pair] = deque()
-                self._begin(job, now, now)
+            elif self._begin(job, now, now) and in_order:
+                self._lines[pair] = deque()
         if self._begun:
             self._settle_later()
 
-    def _begin(self, job: int, ready: int, now: int) -> None:
-        """Start the flow of a transfer."""
+    def _begin(self, job: int, ready: int, now: int) -> bool:
+        """Start the flow of a transfer; False for one that has none, since its time is all latency."""
         plan = self._engine.plan
         t = job % plan.stride
         links, latency = self._routes[plan.source[t], plan.target[t]]
+        if plan.transfer[t] <= latency or self._bytes[t] == 0:
+            end = now + plan.transfer[t]
+            self._engine.at(end).append(~job)
+            self._engine.on_transfer((job, ready, now, end))
+            return False
         work = plan.transfer[t] - latency
         if self._engine.options.in_order:
             sent = min(work, max(1, ceil(self._bytes[t] / min(self.links.capacity[link] for link in links))))
@@ -101,6 +98,7 @@ class Fair:
         flows.limit[slot] = self._bytes[t] / work
         flows.left[slot] = work
         self._begun.append(slot)
+        return True
 
     def set_capacity(self, name: str, factor: float) -> None:
         """Let a link carry ``factor`` times its bandwidth from now on; 0 stops all its transfers."""
@@ -131,10 +129,11 @@ class Fair:
         """Let the transfer begin that waited for this one."""
         t = job % self._engine.plan.stride
         pair = self._engine.plan.source[t], self._engine.plan.target[t]
-        if line := self._lines.get(pair):
-            self._begin(*line.popleft(), now)
-        else:
-            self._lines.pop(pair, None)
+        line = self._lines.get(pair)
+        while line:
+            if self._begin(*line.popleft(), now):
+                return
+        self._lines.pop(pair, None)
 
     def _settle_later(self) -> None:
         """Ask for new rates once all of this instant is known."""

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NEVER = np.iinfo(np.int64).max
-_FOREVER = 2.0**61
-"""Nothing that goes on takes longer, ns; it can be added to any time."""
+_FOREVER = 2.0**55
+"""Nothing that goes on takes longer, ns: a year, of which many fit into 64 bits."""
 _SLACK = 1e-9
 """Relative error of a rate that counts as none; work left of less than this many ns counts as done."""
 

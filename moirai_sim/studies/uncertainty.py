@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -64,7 +65,9 @@ def _type_names(problem: PlacementProblem) -> list[str]:
         kinds = dict(zip(problem.device_type.tolist(), problem.devices, strict=True))
         device = problem.cluster.device
         found = {t: device[name] for t, name in kinds.items()}
-        names = {t: f"{d.type.name}|{d.cost_model or ''}|{d.backend}|{d.threads}" for t, d in found.items()}
+        names = {  # wherever the model lies
+            t: f"{d.type.name}|{PurePath(d.cost_model or '').name}|{d.backend}|{d.threads}" for t, d in found.items()
+        }
         return [names.get(t, f"type{t}") for t in range(problem.operator_ns.shape[1])]
     columns = range(problem.operator_ns.shape[1])
     return [hashlib.sha256(problem.operator_ns[:, t].tobytes()).hexdigest()[:8] for t in columns]

@@ -302,7 +302,7 @@ def _sweep(table: pd.DataFrame, key: str) -> go.Figure:
 
     figure = go.Figure()
     rows = table[table["overrides"].map(lambda overrides: key in overrides)]
-    unit = unit_of(rows["overrides"].iloc[0][key])
+    unit = next(filter(None, (unit_of(overrides[key]) for overrides in rows["overrides"])), "")  # 0 may have none
     scale = number_of(f"1 {unit}") or 1.0
     for (model, scenario), group in rows.groupby(["model", "scenario"], sort=True):
         numbers = group["overrides"].map(lambda overrides: number_of(overrides[key]))

@@ -126,10 +126,18 @@ def test_tensors_of_one_connection_follow_each_other(build, more) -> None:
         assert arrivals(SimulationOptions()) == [260, 260, 160]
 
 
-def test_a_connection_of_a_device_that_fails_delivers_nothing_more(build) -> None:
+@pytest.mark.parametrize("engines", [None, 2])
+@pytest.mark.parametrize(("when", "lost"), [(50, ("o1", "o2")), (150, ("o2",))])
+def test_a_connection_of_a_device_that_fails_delivers_nothing_more(build, engines, when, lost) -> None:
     problem = build([0] * 3, [(0, 1, 100), (0, 2, 100)], 2, "fair")
-    options = SimulationOptions(in_order=True, faults=(Fault("d0", 150),))
-    assert losses(problem, on(0, 1, 1), options).lost == ("o2",)
+    options = SimulationOptions(in_order=True, copy_engines=engines, faults=(Fault("d0", when),))
+    assert losses(problem, on(0, 1, 1), options).lost == lost
+
+
+def test_what_has_no_bytes_waits_in_line_as_well(build) -> None:
+    problem = build([0] * 4, [(0, 1, 100), (0, 2, 0), (0, 3, 50)], 2, "fair")
+    found = simulate_schedule(problem, on(0, 1, 1, 1), options=SimulationOptions(in_order=True))
+    assert found.transfer_end_ns.tolist() == [100, 100, 150]
 
 
 def test_a_core_that_sends_and_receives_computes_less(build) -> None:

@@ -324,7 +324,7 @@ def test_whole_models_are_compiled_last_and_keep_their_data_type(sweep, monkeypa
     labels, backends = [], SimpleNamespace(cuda=SimpleNamespace(matmul=SimpleNamespace()), cudnn=SimpleNamespace())
     device = SimpleNamespace(kind="cuda", torch=SimpleNamespace(backends=backends))
     monkeypatch.setattr(sweep.sections, "networks", lambda *_, **__: {"a": ([], ()), "b": ([], ())})
-    sweep.sections.whole_models(device, SimpleNamespace(measure=lambda label, _: labels.append(label)), 1.0)
+    sweep.sections.whole_models(device, SimpleNamespace(measure=lambda label, *_, **__: labels.append(label)), 1.0)
     modes = [label["mode"] for label in labels]
     assert modes == sorted(modes, key=["eager", "eager-cuda-graph", "compiled", "compiled-cuda-graph"].index)
     assert {(label["model"], label["batch"]) for label in labels[:6]} == {(m, b) for m in "ab" for b in (1, 8, 32)}

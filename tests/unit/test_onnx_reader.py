@@ -170,8 +170,9 @@ def test_a_cache_has_the_length_that_the_model_declares():
     )
     sizes = [(2, 4, 32), (2, 4, 8), (2, 4, 8), (2, 1, 9, 8), (2, 1, 9, 8)]
     inputs = [(name, F, size) for name, size in zip(names, sizes, strict=True)]
-    for length in (9, 13):  # shared with the past, or put together of both
-        outputs = [("y", F, [2, 4, 32]), ("nk", F, [2, 1, length, 8]), ("nv", F, [2, 1, length, 8])]
+    for declared, length in ((True, 9), (True, 13), (False, 9)):  # shared with the past, or put together of both
+        cache = [2, 1, length, 8] if declared else None
+        outputs = [("y", F, [2, 4, 32]), ("nk", F, cache), ("nv", F, cache)]
         (operator,) = read_model(model([node], inputs, outputs, domains=["com.microsoft"]), name="g")
         assert [tensor.shape for tensor in operator.outputs] == [(2, 4, 32), (2, 1, length, 8), (2, 1, length, 8)]
         assert operator.flops == 2 * 4 * 4 * length * (4 * 8 + 7)

@@ -21,9 +21,10 @@ import numpy as np
 from moirai_sim.clusters.cluster import DeviceType
 from moirai_sim.clusters.local import TORCH_SUFFIX
 from moirai_sim.errors import InputError
+from moirai_sim.graphs.operator import Tensor
 from moirai_sim.graphs.work import make_operator
 from moirai_sim.profiling import telemetry
-from moirai_sim.profiling.backends.torch_calls import DTYPES, Attributes, Unsupported, call_of
+from moirai_sim.profiling.backends.torch_calls import DTYPES, RESULTS, Attributes, Unsupported, call_of
 from moirai_sim.profiling.schema import device_type_json, operator_key, operator_row, statistics
 
 if TYPE_CHECKING:
@@ -32,7 +33,11 @@ if TYPE_CHECKING:
 
     from moirai_sim.graphs.operator import Operator
 
-_WARM_UP = 3
+_WARM_UP, _WAKE_S = 3, 0.5
+_FEWEST = 3
+"""Samples that are enough by themselves."""
+_ENERGY_READ_S, _ENERGY_SHARE = 0.3, 0.2
+"""What reading the energy of an operator takes, about, and the share of the time that goes to that."""
 _BATCHES = 15
 _MIN_BATCH_S = 200e-6
 _TICK_MS = 5e-4
@@ -95,6 +100,7 @@ class TorchDevice:
         self.threads = last - first + 1
         self.board: telemetry.Board | None = None
         """What NVML tells of the device."""
+        self._counter_moves = True
         if self.kind == "cpu":
             torch.set_num_threads(self.threads)
             self.cache_bytes = self.threads * (4 << 20)
@@ -108,6 +114,15 @@ class TorchDevice:
         """Wait until all work is done; raises what a kernel failed with."""
         if self.kind == "cuda":
             self.torch.cuda.synchronize(self.device)
+
+    def wake(self) -> None:
+        """Keep a GPU busy until its clock is up: idle, it runs at a fifth of it."""
+        if self.kind == "cuda":
+            square = self.tensor((4096, 4096), "float16")
+            end = time.perf_counter() + _WAKE_S
+            while time.perf_counter() < end:
+                self.torch.mm(square, square)
+                self.synchronize()
 
     def tensor(self, shape: Sequence[int], dtype: str) -> Any:  # noqa: ANN401
         """Return random data: normal where it is a floating type, of 8-bit integers all that there are, else 0 or 1."""
@@ -137,7 +152,10 @@ class TorchDevice:
             if batch > 1:
                 once, launch_s, sleep = self._ahead(run, batch)
             count = int(np.clip(budget_s / (batch * (once + 2 * launch_s)), 5, _BATCHES))
-            return np.array([self._enqueued(run, batch, sleep)[0] for _ in range(count)]), launch_s
+            taken = [self._enqueued(run, batch, sleep) for _ in range(count)]
+            device_alone = [sample for sample, ahead in taken if ahead]  # the host was late for the others
+            few = len(device_alone) < _FEWEST
+            return np.array([sample for sample, _ in taken] if few else device_alone), launch_s
         start = time.perf_counter()
         run()
         once = max(time.perf_counter() - start, 1e-7)
@@ -189,24 +207,33 @@ class TorchDevice:
 
         The counter moves in steps that may be as long as the loop, so the loop begins and ends with one.
         """
-        if self.board is None or (last := self.board.energy_j()) is None:
+        if self.board is None or not self._counter_moves or (last := self.board.energy_j()) is None:
             return math.nan
         batch, count = int(np.clip(_ENERGY_BATCH_S / once_s, 1, 1000)), 0
         begin: tuple[float, float, int] | None = None
+        pending = None
         limit = time.perf_counter() + loop_s + _ENERGY_LIMIT_S
-        while (now := time.perf_counter()) < limit:
+        while time.perf_counter() < limit:
             for _ in range(batch):
                 run()
-            self.synchronize()
+            mark = self.torch.cuda.Event()
+            mark.record()
+            pending, ended = mark, pending
+            if ended is None:
+                continue
+            ended.synchronize()  # the next batch runs while the counter is read: the board never idles
             count += batch
-            read = self.board.energy_j()
+            now, read = time.perf_counter(), self.board.energy_j()
             if read is None:
                 break
             if read != last and begin is None:
                 begin = (now, read, count)
             elif begin is not None and read != last and now - begin[0] >= loop_s:
+                self.synchronize()
                 return (read - begin[1]) / (count - begin[2])
             last = read
+        self.synchronize()
+        self._counter_moves = begin is not None  # one that stands still costs two seconds a time
         return math.nan
 
     def time_operator(self, operator: Operator, budget_s: float) -> NDArray[np.float64]:
@@ -318,6 +345,7 @@ class TorchDevice:
             If none of the products runs.
         """
         torch = self.torch
+        self.wake()
         source = self.tensor((_COPY_BYTES // 4,), "float32")
         target = torch.empty_like(source)
         copy_s = self.time(lambda a=target, b=source: a.copy_(b), 1.0).min()  # type: ignore[misc]
@@ -337,7 +365,8 @@ class TorchDevice:
             )  # fmt: skip
         facts = torch.cuda.get_device_properties(self.device)
         name = facts.name.lower().replace(" ", "-")
-        clock = getattr(facts, "clock_rate", 0) * 1e3 or None
+        told = None if self.board is None else self.board.max_clock_hz()  # CUDA 13 does not tell any more
+        clock = getattr(facts, "clock_rate", 0) * 1e3 or told
         return DeviceType(
             name, "gpu", int(facts.total_memory), bandwidth, peaks, int(facts.multi_processor_count), clock,
             int(facts.L2_cache_size), source=source_text,
@@ -352,7 +381,8 @@ class TorchDevice:
             if level < _SINCE.get(dtype, (0, 0)):
                 continue
             kind = "MatMulInteger" if dtype == "int8" else "MatMul"
-            product = make_operator("product", kind, [(side, side)] * 2, [(side, side)], dtype=dtype)
+            result = Tensor("product", (side, side), RESULTS.get(dtype, dtype))
+            product = make_operator("product", kind, [(side, side)] * 2, [result], dtype=dtype)
             try:
                 found[dtype] = round(2 * side**3 / float(self.time_operator(product, 1.0).min()), -9)
             except Unsupported:
@@ -426,7 +456,9 @@ def profile_models(models: Sequence[str | Path], device: str, *, budget_s: float
         for source in map(str, models):
             graph = load_graph(source)
             distinct = list({operator_key(operator): operator for operator in graph}.values())
-            frame, missed = profile_graph_operators(target, distinct, budget_s / len(models), model=names[source])
+            share = budget_s / len(models)
+            every = max(1, math.ceil(len(distinct) * _ENERGY_READ_S / (_ENERGY_SHARE * share)))
+            frame, missed = profile_graph_operators(target, distinct, share, model=names[source], energy_every=every)
             frames.append(frame)
             skipped |= {f"{names[source]}: {reason}": count for reason, count in missed.items()}
         if not any(len(frame) for frame in frames):

@@ -15,6 +15,8 @@ DTYPES: dict[str, str] = {
     "float8": "float8_e4m3fn", "int64": "int64", "int32": "int32", "int8": "int8", "uint8": "uint8", "bool": "bool",
 }  # fmt: skip
 """PyTorch's type of the tensors that hold each data type; tf32 is float32 whose products run on tensor cores."""
+RESULTS = {"float8": "bfloat16", "int8": "int32"}
+"""Data type of a product of matrices, where it is another than that of its operands."""
 _FP8_MULTIPLE = 16
 
 
@@ -286,7 +288,13 @@ def _int_mm(torch: Any, op: Operator, _at: Attributes) -> Callable[..., object]:
     shapes = [tensor.shape for tensor in op.inputs]
     if [len(shape) for shape in shapes] != [2, 2] or {t.dtype for t in op.inputs} != {"int8"}:
         raise Unsupported(f"{op.op_type}: only products of two signed matrices without zero points are timed")
-    return lambda a, b: torch._int_mm(a, b)
+    k, n = shapes[1]
+
+    def run(a: Any, b: Any) -> object:  # noqa: ANN401
+        # From Hopper on, 8-bit matrix units take operands that lie along the contraction; the data is random anyway.
+        return torch._int_mm(a, b.view(n, k).t() if a.is_cuda else b)
+
+    return run
 
 
 _CALLS: dict[str, Callable[[Any, Operator, Attributes], Callable[..., object]]] = {
