@@ -18,7 +18,7 @@ from moirai_sim.problem import UNLIMITED
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from moirai_sim.policies.base import Objective
+    from moirai_sim.policies.base import Objective, Request
     from moirai_sim.problem import PlacementProblem
 
 FAR = 2**60
@@ -55,6 +55,12 @@ def lower_bound_ns(
         else:
             known[what] = _best_bound_ns(problem, objective, time_limit_s)
     return known[what]
+
+
+def bound_in_time_ns(problem: PlacementProblem, request: Request, objective: Objective | None = None) -> int:
+    """Return `lower_bound_ns` for a request, of its objective if none is given, within half of its time, ns."""
+    limit = min(LP_S, request.time_limit_s / 2)
+    return lower_bound_ns(problem, objective or request.objective, replicas=request.replicas, time_limit_s=limit)
 
 
 def _best_bound_ns(problem: PlacementProblem, objective: Objective, time_limit_s: float) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 
 from moirai_sim.errors import InputError
 from moirai_sim.placement import Placement
-from moirai_sim.policies.bounds import lower_bound_ns
+from moirai_sim.policies.bounds import bound_in_time_ns
 from moirai_sim.policies.cp_model import CpModel
 from moirai_sim.policies.milp import TOO_WIDE, answer_of, longest_ns
 from moirai_sim.policies.run import require_latency
@@ -38,7 +38,7 @@ class Cp:
         started = time.perf_counter()
         start = improved_start(problem, request)
         if too_wide(problem):
-            return answer_of(start, lower_bound_ns(problem), {"solver": None, "reason": TOO_WIDE})
+            return answer_of(start, bound_in_time_ns(problem, request), {"solver": None, "reason": TOO_WIDE})
         horizon = start.value_ns if start else longest_ns(problem)
         model = CpModel(problem, horizon)
         if start:
@@ -54,7 +54,7 @@ class Cp:
                 status="infeasible" if answer.status == "infeasible" else "limit",
                 provenance={"solver": "CP-SAT"},
             )
-        bound = max(answer.bound_ns, lower_bound_ns(problem))
+        bound = max(answer.bound_ns, bound_in_time_ns(problem, request))
         value = replay(problem, placement).makespan_ns
         return Placement(
             device=placement.device,

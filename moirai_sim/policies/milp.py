@@ -12,7 +12,7 @@ from scipy.sparse import vstack
 
 from moirai_sim.errors import InputError
 from moirai_sim.placement import Placement, transfer_edges
-from moirai_sim.policies.bounds import lower_bound_ns
+from moirai_sim.policies.bounds import bound_in_time_ns
 from moirai_sim.policies.loads import fits, period_ns
 from moirai_sim.policies.milp_model import MilpModel
 from moirai_sim.policies.run import require_latency
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 FAILED = ("solver_error", "unbounded", "unknown")
 """Statuses of a solver that broke down: its answer and its bound are worth nothing."""
-TOO_WIDE = "too many tensors times pairs of devices for an exact model; search and auto answer for as many"
+TOO_WIDE = "too large to build an exact model within the time limit; search and auto answer for as many"
+MOST_ORDERED = 500
+"""Operators above which no model is built that orders each two of them."""
 TOLERANCE = 1e-9
 """Feasibility tolerance asked of the solver; times are scaled to at most 10^4."""
 
@@ -70,8 +72,8 @@ class Milp:
             return stream(problem, request)
         started = time.perf_counter()
         start = improved_start(problem, request)
-        known_bound = lower_bound_ns(problem)
-        if too_wide(problem):
+        known_bound = bound_in_time_ns(problem, request)
+        if too_wide(problem) or problem.n_operators > MOST_ORDERED:
             return answer_of(start, known_bound, {"solver": None, "reason": TOO_WIDE})
         model = MilpModel(problem, start.value_ns if start else longest_ns(problem))
         model.lower[model.at["T"]] = min(known_bound / model.unit_ns, model.horizon)

@@ -10,7 +10,7 @@ import numpy as np
 
 from moirai_sim.errors import InputError
 from moirai_sim.placement import Placement
-from moirai_sim.policies.bounds import lower_bound_ns
+from moirai_sim.policies.bounds import bound_in_time_ns
 from moirai_sim.policies.loads import device_loads_ns, fits, period_ns
 from moirai_sim.policies.milp import FAILED, TOO_WIDE, answer_of, columns_of, longest_ns, proven_ns, solve
 from moirai_sim.policies.milp_model import MilpModel
@@ -59,7 +59,7 @@ def _alone(ported: PlacementProblem, request: Request) -> Placement:
         device = relabel_by_load(ported, device, device_loads_ns(ported, device))
         start = replace(starts[0], placement=Placement(device=device))
     if too_wide(ported):
-        return answer_of(start, lower_bound_ns(ported, "throughput"), {"solver": None, "reason": TOO_WIDE})
+        return answer_of(start, bound_in_time_ns(ported, request), {"solver": None, "reason": TOO_WIDE})
     horizon = start.value_ns if start else longest_ns(ported)
     model = MilpModel(ported, horizon, "throughput")
     built = time.perf_counter() - started
@@ -80,7 +80,7 @@ def _alone(ported: PlacementProblem, request: Request) -> Placement:
         status = "error" if answer.status in FAILED else "limit"
         return Placement(device=np.zeros(0, dtype=np.int64), status=status, provenance=facts)  # type: ignore[arg-type]
     value = period_ns(ported, best)
-    bound = max(min(value, proven_ns(model, answer.bound)), lower_bound_ns(ported, "throughput"))
+    bound = max(min(value, proven_ns(model, answer.bound)), bound_in_time_ns(ported, request))
     return Placement(
         device=best, status="optimal" if bound >= value else "feasible", lower_bound_ns=bound, provenance=facts
     )

@@ -11,7 +11,7 @@ import numpy as np
 from moirai_sim.errors import InputError, InternalError
 from moirai_sim.placement import UNANSWERED, Placement
 from moirai_sim.policies.base import Request
-from moirai_sim.policies.bounds import LP_S, lower_bound_ns
+from moirai_sim.policies.bounds import bound_in_time_ns
 from moirai_sim.policies.loads import best_single_device, period_ns
 from moirai_sim.policies.reductions import contract_colocated
 from moirai_sim.policies.registry import load_policy
@@ -92,16 +92,11 @@ def _ruled_out(problem: PlacementProblem, request: Request) -> Placement | None:
         (request.max_period_ns, "throughput", "period"),
     )
     for limit, objective, what in limits:
-        bound = 0 if limit is None else _bound_ns(problem, objective, request)
+        bound = 0 if limit is None else bound_in_time_ns(problem, request, objective)
         if limit is not None and bound > limit:
             reason = f"every placement has a {what} of at least {bound} ns; asked for at most {limit} ns"
             return Placement(device=np.zeros(0, dtype=np.int64), status="infeasible", provenance={"reason": reason})
     return None
-
-
-def _bound_ns(problem: PlacementProblem, objective: Objective, request: Request) -> int:
-    limit = min(LP_S, request.time_limit_s)
-    return lower_bound_ns(problem, objective, replicas=request.replicas, time_limit_s=limit)
 
 
 def time_placement(problem: PlacementProblem, placement: Placement, request: Request) -> Timeline:
@@ -138,7 +133,7 @@ def time_placement(problem: PlacementProblem, placement: Placement, request: Req
         max_latency_ns=request.max_latency_ns,
         max_period_ns=request.max_period_ns,
     )
-    bound = max(placement.lower_bound_ns, _bound_ns(problem, request.objective, request))
+    bound = max(placement.lower_bound_ns, bound_in_time_ns(problem, request))
     broken = limits_broken(timeline)
     if broken:
         reason = f"the policy's answer was refused: {'; '.join(broken)}"

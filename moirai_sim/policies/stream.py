@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moirai_sim.placement import Placement
-from moirai_sim.policies.bounds import FAR, lower_bound_ns
+from moirai_sim.policies.bounds import FAR, bound_in_time_ns
 from moirai_sim.policies.loads import period_ns
 from moirai_sim.policies.milp import FAILED, TOO_WIDE, answer_of, longest_ns, proven_ns, read_placement, solve
 from moirai_sim.policies.starts import Start, cycle_from, find_starts, start_from, too_wide
@@ -30,7 +30,7 @@ def stream(problem: PlacementProblem, request: Request) -> Placement:
     starts = find_starts(problem, replace(request, time_limit_s=request.time_limit_s / 4))
     best = starts[0] if starts else None
     pool = [one for start in starts for one in start.placement.cycle]
-    least = lower_bound_ns(problem, request.objective, replicas=request.replicas)
+    least = bound_in_time_ns(problem, request)
     if too_wide(problem):
         return answer_of(best, least, {"solver": None, "reason": TOO_WIDE})
     proven, solved, failed = FAR, [], list[str]()
