@@ -236,10 +236,11 @@ class Worker:
                 raise
             except ConnectionError as error:  # another worker has most likely ended: the master looks which
                 self.control.send(("lost", str(error)))
-            except InputError as error:
-                self.control.send(("refused", "; ".join(error.problems)))
             except Exception as error:  # noqa: BLE001 - whatever it is, the master must hear of it
-                self.control.send(("error", _why(error)))
+                if isinstance(error, InputError) and not _memory_is_short(error):
+                    self.control.send(("refused", "; ".join(error.problems)))
+                else:
+                    self.control.send(("error", _why(error)))
             else:
                 self.control.send(("ok", reply))
 
@@ -443,11 +444,14 @@ class Worker:
 
 
 def _why(error: Exception) -> str:
-    """Return what to tell of an error: backends say in many ways that memory is short."""
+    """Return what to tell of an error."""
     said = f"{type(error).__name__}: {error}"
-    if isinstance(error, MemoryError) or _SHORT.search(said):
-        return f"it ran out of memory ({said}); place less on the device"
-    return said
+    return f"it ran out of memory ({said}); place less on the device" if _memory_is_short(error) else said
+
+
+def _memory_is_short(error: Exception) -> bool:
+    """Tell whether an error is for want of memory, which backends say in many ways."""
+    return isinstance(error, MemoryError) or _SHORT.search(f"{type(error).__name__}: {error}") is not None
 
 
 def _run_queue_ns() -> int:

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from moirai_sim.clusters.cluster import Cluster
 from moirai_sim.clusters.local import TORCH_SUFFIX
 from moirai_sim.clusters.reader import read_cluster
-from moirai_sim.errors import ExecutionError, InputError
+from moirai_sim.errors import InputError
 from moirai_sim.execution.cuts import InPlace
 from moirai_sim.execution.measure import Subject, load_order
 from moirai_sim.execution.workers import Workers
@@ -112,9 +112,7 @@ def test_an_operator_that_pytorch_cannot_run_is_one_clear_error(cluster):
     subject = Subject(model, read_model(model, name="g"))
     with (
         Workers(cluster) as crew,
-        pytest.raises(
-            ExecutionError, match=r"worker 'slow' failed.*the operator Acos here; place it on another device"
-        ),
+        pytest.raises(InputError, match=r"device 'slow': .*the operator Acos here; place it on another device"),
     ):
         load_order(crew, subject, {"acos": "slow"}, ["acos"])
 
