@@ -7,6 +7,7 @@ gathers all kept validation studies, the accuracy experiment and the shipped cos
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,10 @@ def keep(folder: Path) -> None:
     old = json.loads((store.folder / "summary.json").read_text(encoding="utf-8"))
     summary = summarise(results, study["seed"]) | {"machine": old["machine"]}
     kept = {"name": study["name"], "description": study["description"], "summary": summary}
-    write_whole(KEPT / f"{study['name']}.json", json.dumps(kept, indent=1) + "\n")
     cases = pd.DataFrame(cases_of(results)).sort_values(["cluster", "model", "placement"])
-    write_whole(KEPT / f"{study['name']}.csv", cases.to_csv(index=False, float_format="%.5g"))
+    texts = {"json": json.dumps(kept, indent=1) + "\n", "csv": cases.to_csv(index=False, float_format="%.5g")}
+    for kind, text in texts.items():  # clusters lie in this folder, wherever its checkout lay
+        write_whole(KEPT / f"{study['name']}.{kind}", re.sub(r"[^\s,\"]*/(?=experiments/)", "", text))
 
 
 def validation(kept: dict[str, Any]) -> list[str]:
