@@ -206,7 +206,7 @@ class LearnedModel:
 
 
 def _check(key: str, model: FamilyModel) -> None:
-    """Raise `ValueError` where a number of a stored family is missing or none, or `TypeError` where text is."""
+    """Raise `ValueError` where a number or a name of a stored family is none; `LookupError` where one is missing."""
     bins = len(model.bins)
     numbers: dict[str, tuple[Any, tuple[int, ...]]] = {
         "bins": (model.bins, (bins,)),
@@ -221,14 +221,17 @@ def _check(key: str, model: FamilyModel) -> None:
     }
     for name, points in model.tile_points.items():
         count = len(points["stack"])
-        numbers |= {f"tile_points.{name}.at": (points["at"], (count, 4)), name: (points["missed"], (count,))}
+        at, missed = (f"tile_points.{name}.{what}" for what in ("at", "missed"))
+        numbers |= {at: (points["at"], (count, 4)), missed: (points["missed"], (count,))}
     for what, (value, shape) in numbers.items():
         found = np.asarray(value, dtype=np.float64)
         if found.shape != shape or not np.isfinite(found).all():
             raise ValueError(f"{key}.{what} is not {shape or 'a'} finite numbers")
     if not all(second > 0 for second in model.launch_s.values()):
         raise ValueError(f"{key}.launch_s: a kernel cannot start in no time")
-    "|".join([*model.groups, *model.dtypes, *model.defaults, *model.defaults.values()])
+    names = [*model.groups, *model.dtypes, *model.defaults.values()]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{key}: a group or data type is no text")
 
 
 class Ensemble:

@@ -86,9 +86,10 @@ def read_table(folder: Path) -> tuple[dict[str, dict[str, Times]], dict[str, str
     try:
         content = _Content.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InputError(f"{path}: {where}: {first['msg']}; calibrate the model again") from error
+        raise InputError(
+            f"{path}: {'.'.join(map(str, one['loc'])) or 'content'}: {one['msg']}; calibrate the model again"
+            for one in error.errors()
+        ) from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error}); calibrate the model again") from error
     return content.devices, content.cpus, dict(content.outputs)

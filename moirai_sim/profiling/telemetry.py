@@ -57,9 +57,11 @@ def cpu_clock() -> Any:  # noqa: ANN401 - psutil has no types
     """Return the clocks of the CPU, MHz: ``current`` and ``max``; None where the system hides them."""
     import psutil
 
+    if not hasattr(psutil, "cpu_freq"):  # not on every platform
+        return None
     try:
         return psutil.cpu_freq()
-    except (OSError, NotImplementedError, AttributeError):  # containers, some virtual machines and platforms
+    except (OSError, NotImplementedError):  # containers and some virtual machines hide it
         return None
 
 

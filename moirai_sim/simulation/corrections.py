@@ -96,7 +96,9 @@ def carried(
     schedule = simulate_schedule(problem, placement, options=options)
     device = np.asarray(placement.device)
     sent = np.flatnonzero((schedule.transfer_start_ns >= 0) & (problem.edge_tensor >= 0))
-    ends = device[problem.edges[sent]].reshape(-1, 2)
+    if not len(sent):
+        return problem
+    ends = device[problem.edges[sent]]
     begin, end = schedule.transfer_start_ns[sent], schedule.transfer_end_ns[sent]
     if problem.cluster is not None:
         links = Links(problem.cluster)
@@ -115,13 +117,10 @@ def carried(
         rise = np.concatenate([spent, -spent]) / np.concatenate([end - begin] * 2)
         order = np.argsort(at, kind="stable")
         at, rate = at[order], np.cumsum(rise[order])
-        done = np.concatenate([[0.0], np.cumsum(rate[:-1] * np.diff(at))]) if len(at) else np.zeros(0)
+        done = np.concatenate([[0.0], np.cumsum(rate[:-1] * np.diff(at))])
         mine = np.flatnonzero(on_core[device] == number)
-        if len(at):
-            until, since = (
-                np.interp(t[mine], at, done) for t in (schedule.operator_end_ns, schedule.operator_start_ns)
-            )
-            operator_ns[mine, problem.device_type[device[mine]]] += np.rint(until - since).astype(np.int64)
+        until, since = (np.interp(t[mine], at, done) for t in (schedule.operator_end_ns, schedule.operator_start_ns))
+        operator_ns[mine, problem.device_type[device[mine]]] += np.rint(until - since).astype(np.int64)
     return replace(problem, operator_ns=operator_ns, operator_low_ns=None, operator_high_ns=None)
 
 
