@@ -24,6 +24,10 @@ def write_whole(path: Path, content: str | bytes) -> None:
     data = content.encode() if isinstance(content, str) else content
     temporary = None
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # a device or a pipe, such as /dev/null
+            path.write_bytes(data)
+            return
+        path = path.resolve()  # a link stays one
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         temporary = Path(name)

@@ -15,6 +15,8 @@ from moirai_sim.graphs.operator import DTYPE_BITS
 if TYPE_CHECKING:
     from moirai_sim.graphs.operator import Operator
 
+MOST = 1e30
+"""Operations or bytes of one operator; more is a mistake, and would not be a floating-point number for long."""
 Shape = list[Annotated[int, Field(ge=0, le=2**40)]]
 
 
@@ -68,6 +70,8 @@ def read_operators(path: Path) -> list[tuple[dict[str, Any], Operator]]:
             operator = make_operator(
                 form.name, form.op_type, form.input_shapes, form.output_shapes, form.attributes, form.dtype
             )
+            if max(operator.flops, operator.read_bytes, operator.write_bytes) > MOST:
+                problems.append(f"{place}: takes more than {MOST:.0e} operations or bytes; check its shapes")
             found.append((line, operator))
         except json.JSONDecodeError as error:
             problems.append(f"{place}:{error.colno}: not JSON ({error.msg}); write one object a line")

@@ -7,6 +7,7 @@ model, a cluster and cost models, or by ``moirai_sim.instances`` from a publishe
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moirai_sim.clusters.cluster import Cluster
+    from moirai_sim.evidence import Evidence
 
 Network = Literal["none", "one-port", "half-duplex", "fair"]
 """How transfers contend; see ``docs/design.md``, "The meaning of a placement"."""
@@ -64,16 +66,12 @@ class PlacementProblem:
     transfer_ns: NDArray[np.int64]
     """[q, c] duration of a tensor over a route of that class, alone on the network, ns."""
     network: Network = "one-port"
-    operator_low_ns: NDArray[np.int64] | None = None
-    """[n, t] lower end of the 90 % interval of ``operator_ns``; None where the costs are exact by definition."""
-    operator_high_ns: NDArray[np.int64] | None = None
-    """[n, t] upper end of the 90 % interval of ``operator_ns``."""
+    evidence: Evidence | None = None
+    """How sure ``operator_ns`` is; None where the times are exact by definition."""
     colocation: NDArray[np.int64] | None = None
     """[n] operators of equal group share a device; -1 for no group. None where there are no groups."""
     cluster: Cluster | None = None
     """The links behind ``route_class``: what the network model ``fair`` needs. None for published instances."""
-    cost_share: dict[str, float] = field(default_factory=dict)
-    """Share of the operator time by source ("measured", "predicted", "data sheet", "published")."""
     provenance: dict[str, object] = field(default_factory=dict)
     """Where the numbers come from: files, hashes, models, scales applied."""
 
@@ -89,8 +87,7 @@ class PlacementProblem:
         problems = []
         shapes = {
             "operator_ns": (self.operator_ns.ndim == 2 and len(self.operator_ns) == n),
-            "operator_low_ns": self.operator_low_ns is None or self.operator_low_ns.shape == self.operator_ns.shape,
-            "operator_high_ns": self.operator_high_ns is None or self.operator_high_ns.shape == self.operator_ns.shape,
+            "evidence": self.evidence is None or self.evidence.low_ns.shape == self.operator_ns.shape,
             "weight_bytes": self.weight_bytes.shape == (n,),
             "device_type": self.device_type.shape == (k,),
             "memory_bytes": self.memory_bytes.shape == (k,),
@@ -190,8 +187,13 @@ class PlacementProblem:
 
     @property
     def facts(self) -> dict[str, object]:
-        """What a result says of the problem that it answers: where it comes from, and on what its times rest."""
-        return {"problem": {"name": self.name, **self.provenance}, "cost_share": dict(self.cost_share)}
+        """What a result says of the problem that it answers: where it comes from."""
+        return {"problem": {"name": self.name, **self.provenance}}
+
+    def with_operator_ns(self, operator_ns: NDArray[np.int64]) -> PlacementProblem:
+        """Return the same problem with other times, each as sure as the one before, relative to itself."""
+        sure = None if self.evidence is None else self.evidence.scaled(self.operator_ns, operator_ns)
+        return replace(self, operator_ns=operator_ns, evidence=sure)
 
     def with_network(self, network: Network) -> PlacementProblem:
         """Return the same problem under another network model."""
@@ -203,7 +205,8 @@ class PlacementProblem:
 
     def with_memory_scale(self, factor: float) -> PlacementProblem:
         """Return the same problem where every device holds ``factor`` times the total weight bytes of the model."""
-        capacity = int(min(factor * float(self.weight_bytes.sum()), float(UNLIMITED // 2)))
+        exact = Fraction(str(factor)) * int(self.weight_bytes.sum())  # as it is written: 0.29 of 100 is 29
+        capacity = min(int(exact), UNLIMITED // 2)
         return replace(
             self,
             memory_bytes=np.full(self.n_devices, capacity, dtype=np.int64),

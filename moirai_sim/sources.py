@@ -11,6 +11,7 @@ import numpy as np
 from moirai_sim.catalog import find
 from moirai_sim.clusters.routes import route, route_classes
 from moirai_sim.errors import InputError, did_you_mean
+from moirai_sim.evidence import Evidence
 from moirai_sim.files import sha256
 from moirai_sim.problem import NETWORKS, UNSUPPORTED, Network, PlacementProblem
 
@@ -189,16 +190,12 @@ def build_problem(
             for kernel in np.flatnonzero(price.ns[0] == UNSUPPORTED):
                 table[[index[name] for name in kernels[kernel][1]], column] = UNSUPPORTED
         tables.append(table)
+    source = np.zeros(tables[0].shape, dtype=np.uint8)
+    source[last] = np.stack([price.source for price in prices], axis=1)
 
     edges, sizes = _edges(graph, index)
     devices = cluster.devices
     route_class, transfer_ns, link_source = transfer_table(cluster, sizes)
-    total = sum(float(price.seconds.sum()) for price in prices) or 1.0
-    guessed = sum(float(price.seconds[price.extrapolated].sum()) for price in prices) / total
-    share: dict[str, float] = {}
-    for price in prices:
-        for evidence, seconds in price.by_source.items():
-            share[evidence] = share.get(evidence, 0.0) + seconds / total
     return PlacementProblem(
         name=graph.name,
         operators=tuple(index),
@@ -213,18 +210,15 @@ def build_problem(
         route_class=route_class,
         transfer_ns=transfer_ns,
         network=_network(network, None),
-        operator_low_ns=tables[1],
-        operator_high_ns=tables[2],
+        evidence=Evidence(tables[1], tables[2], source),
         colocation=colocation if groups else None,
         cluster=cluster,
-        cost_share={evidence: round(part, 9) for evidence, part in sorted(share.items())},
         provenance={
             "model": dict(graph.source),
             "cluster": dict(cluster.provenance),
             "cost_models": {model or ROOFLINE: _card_hash(model) for _, model in columns.kinds},
             "links": link_source,
             "fusion": backend,
-            "extrapolated_share": guessed,
         },
     )
 
@@ -330,11 +324,8 @@ class _Price:
 
     ns: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
     """Median, low and high; UNSUPPORTED where a kernel cannot run."""
-    seconds: NDArray[np.float64]
-    """Median; 0 where a kernel cannot run."""
-    extrapolated: NDArray[np.bool_]
-    by_source: dict[str, float]
-    """Seconds by the kind of evidence behind them."""
+    source: NDArray[np.uint8]
+    """What the time of each rests on: position in `moirai_sim.costs.model.SOURCES`."""
 
 
 def _price(kind: DeviceType, kernels: Sequence[Operator], name: str | None) -> _Price:
@@ -348,9 +339,7 @@ def _price(kind: DeviceType, kernels: Sequence[Operator], name: str | None) -> _
 
     return _Price(
         ns=(rounded(prediction.latency_s), rounded(prediction.low_s), rounded(prediction.high_s)),
-        seconds=np.where(np.isfinite(prediction.latency_s), prediction.latency_s, 0.0),
-        extrapolated=np.asarray(prediction.extrapolated, dtype=bool),
-        by_source=prediction.seconds_by_source(),
+        source=prediction.sources(),
     )
 
 
@@ -432,7 +421,6 @@ def _pipedream_problem(graph: PipedreamGraph, cluster: Cluster) -> PlacementProb
         transfer_ns=transfer_ns,
         network="fair",
         cluster=cluster,
-        cost_share={"published": 1.0},
         provenance={
             **graph.provenance,
             "cluster": dict(cluster.provenance),

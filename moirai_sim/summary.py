@@ -181,20 +181,24 @@ def print_timeline(timeline: Timeline, problem: PlacementProblem, out: Path | No
             "status": timeline.status,
             "policy": timeline.policy or None,
             "network": timeline.network,
-            "makespan": format_ns(timeline.makespan_ns),
+            "makespan": format_ns(timeline.makespan_ns) + (within(timeline) if timeline.period_ns is None else ""),
             "longest latency": f"{format_ns(timeline.latency_ns)} (of {len(timeline.cycle)} placements that take turns)"
             if timeline.replicas
             else None,
-            "period": None if timeline.period_ns is None else _period(timeline.period_ns),
+            "period": None if timeline.period_ns is None else _period(timeline.period_ns) + within(timeline),
             "lower bound": f"{format_ns(timeline.lower_bound_ns)} (gap {timeline.gap:.2%})"
             if timeline.lower_bound_ns
             else None,
             "best single device": None if measured else single or "the model fits no device",
             "solved in": f"{timeline.solve_seconds:.3g} s" if timeline.solve_seconds else None,
-            "times rest on": "this run" if measured else evidence(problem),
+            "times rest on": "this run" if measured else evidence(timeline),
+            "note": timeline.provenance.get("reason"),
             "file": out,
         }
     )
+    needs = None if measured or timeline.replicas else needs_of(problem, timeline)
+    if needs is not None and needs["out_of_memory"]:
+        print_text(needs["out_of_memory"])
     print_text()
     busy: Counter[str] = Counter()
     count: Counter[str] = Counter()
@@ -208,27 +212,51 @@ def print_timeline(timeline: Timeline, problem: PlacementProblem, out: Path | No
         whole, of = turns * timeline.period_ns, f"{turns} periods"
     elif turns > 1:
         whole, of = sum(one.makespan_ns for one in timeline.cycle), f"{turns} makespans"
-    print_table(
-        ["device", "operators", "busy", f"share of {of}"],
-        (
-            (device, count[device], format_ns(busy[device]), f"{busy[device] / max(1, whole):.1%}")
-            for device in problem.devices
-            if count[device]
-        ),
-    )
+    used = [device for device in problem.devices if count[device]]
+    table = {
+        "device": used,
+        "operators": [count[device] for device in used],
+        "busy": [format_ns(busy[device]) for device in used],
+        f"share of {of}": [f"{busy[device] / max(1, whole):.1%}" for device in used],
+    }
+    if needs is not None:
+        table["peak memory"] = [format_bytes(needs["peak_bytes"][device]) for device in used]
+        energy = [needs["energy_j"][device] for device in used]
+        if any(joules is not None for joules in energy):
+            table["energy"] = ["?" if joules is None else f"{joules:.3g} J" for joules in energy]
+    print_table(list(table), zip(*table.values(), strict=True))
+
+
+def needs_of(problem: PlacementProblem, timeline: Timeline) -> dict[str, Any]:
+    """Return what a simulated placement needs of its devices: peak bytes (with activations), energy, and what lacks."""
+    from moirai_sim.simulation.memory import energy_joules, memory_use
+
+    memory = memory_use(problem, timeline)
+    busy: Counter[str] = Counter(dict.fromkeys(problem.devices, 0))
+    for span in timeline.spans:
+        if span.kind == "operator":
+            busy[span.resource] += span.end_ns - span.start_ns
+    return {
+        "peak_bytes": memory.peak_bytes,
+        "out_of_memory": None if memory.out_of_memory is None else str(memory.out_of_memory),
+        "energy_j": energy_joules(problem.cluster, busy, timeline.makespan_ns),
+    }
 
 
 def _period(period_ns: int) -> str:
     return format_ns(period_ns) + (f" ({1e9 / period_ns:.4g} requests/s)" if period_ns else "")
 
 
-def evidence(problem: PlacementProblem) -> str:
-    """Return on what the operator times rest, e.g. "80% predicted, 20% data sheet (uncalibrated)"."""
-    parts = [
-        f"{share:.0%} {source}{' (uncalibrated)' if source == 'data sheet' else ''}"
-        for source, share in problem.cost_share.items()
-    ]
-    guessed = problem.provenance.get("extrapolated_share")
-    if isinstance(guessed, float) and guessed > 0 and "data sheet" not in problem.cost_share:
-        parts.append(f"{guessed:.0%} of it extrapolated")
-    return ", ".join(parts)
+def within(timeline: Timeline) -> str:
+    """Return the interval of a timeline's objective, for people; nothing where its times are exact."""
+    if timeline.low_ns is None or timeline.high_ns is None:
+        return ""
+    return f" (90 % interval {format_ns(timeline.low_ns)} to {format_ns(timeline.high_ns)})"
+
+
+def evidence(timeline: Timeline) -> str:
+    """Return on what the operator times of a placement rest, e.g. "80% predicted, 20% data sheet (uncalibrated)"."""
+    share: dict[str, float] = timeline.provenance.get("cost_share", {})
+    return ", ".join(
+        f"{part:.0%} {source}{' (uncalibrated)' if source == 'data sheet' else ''}" for source, part in share.items()
+    )

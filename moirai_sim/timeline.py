@@ -74,6 +74,11 @@ class Timeline:
     """Of streams: mean time between two finished requests of a saturated pipeline, rounded up."""
     lower_bound_ns: int = 0
     """Proven lower bound of the objective (latency, or period for throughput)."""
+    low_ns: int | None = None
+    """Lower end of the 90 % interval that the objective has because times of operators are unsure; None where they are
+    exact."""
+    high_ns: int | None = None
+    """Upper end of that interval."""
     solve_seconds: float = 0.0
     provenance: Mapping[str, Any] = field(default_factory=dict)
     replicas: Sequence[Timeline] = ()
@@ -135,6 +140,8 @@ class Timeline:
             key: value
             for key, value in (
                 ("period_ns", self.period_ns),
+                ("low_ns", self.low_ns),
+                ("high_ns", self.high_ns),
                 ("max_latency_ns", self.max_latency_ns),
                 ("max_period_ns", self.max_period_ns),
             )
@@ -202,7 +209,7 @@ _OWN = ("makespan_ns", "placement", "spans")
 """What a replica has of its own; the rest is the timeline's."""
 _PLAIN: dict[str, Any] = {
     "status": "feasible", "objective": "latency", "period_ns": None, "lower_bound_ns": 0, "solve_seconds": 0.0,
-    "provenance": {}, "max_latency_ns": None, "max_period_ns": None,
+    "provenance": {}, "low_ns": None, "high_ns": None, "max_latency_ns": None, "max_period_ns": None,
 }  # fmt: skip
 
 
@@ -231,6 +238,8 @@ def _read_one(document: Mapping[str, Any], place: str, problems: list[str]) -> T
         lower_bound_ns=document.get("lower_bound_ns", 0),
         solve_seconds=float(document.get("solve_seconds", 0.0)),
         provenance=document.get("provenance", {}),
+        low_ns=document.get("low_ns"),
+        high_ns=document.get("high_ns"),
         max_latency_ns=document.get("max_latency_ns"),
         max_period_ns=document.get("max_period_ns"),
     )
@@ -282,6 +291,8 @@ _FIELDS: dict[str, _Field] = {
     "makespan_ns": _NS,
     "lower_bound_ns": _NS,
     "period_ns": _NS,
+    "low_ns": _NS,
+    "high_ns": _NS,
     "max_latency_ns": _NS,
     "max_period_ns": _NS,
     "replicas": ("a list", lambda value: isinstance(value, list)),

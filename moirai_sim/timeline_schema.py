@@ -63,6 +63,10 @@ class TimelineFile(_Strict):
     makespan_ns: Nanoseconds
     period_ns: Nanoseconds | None = None
     """Of streams: mean time between two finished requests of a saturated pipeline, rounded up."""
+    low_ns: Nanoseconds | None = None
+    """Lower end of the 90 % interval that the objective has because times of operators are unsure."""
+    high_ns: Nanoseconds | None = None
+    """Upper end of that interval."""
     max_latency_ns: Nanoseconds | None = None
     """What was asked: the longest latency that a request may have."""
     max_period_ns: Nanoseconds | None = None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -25,7 +27,8 @@ def verify(problem: PlacementProblem, timeline: Timeline) -> list[str]:
     do one thing at a time (of zero-length work too: it may not lie inside other work); shared links carry no more than
     they can; memory, co-location and unsupported devices; the makespan, the bound and the period; the limits on latency
     and period that the timeline was asked to keep. Where placements take turns, all of this of each; a device then
-    holds the weights of whatever any of them puts there.
+    holds the weights of whatever any of them puts there. Of a measured timeline: that every operator ran once, on its
+    device, one part after the other.
     """
     found: list[str] = []
     if timeline.status in ("infeasible", "limit", "error"):
@@ -39,17 +42,43 @@ def verify(problem: PlacementProblem, timeline: Timeline) -> list[str]:
     device = _devices(problem, timeline, index, where, found)
     if found:
         return found
+    if timeline.status == "measured":
+        return _measured(problem, timeline)
     runs = _operator_spans(problem, timeline, index, device, found)
     arrivals = _transfer_spans(problem, timeline, index, where, device, runs, found)
     _check_inputs(problem, device, runs, arrivals, found)
+    _check_ready(problem, device, runs, arrivals, found)
     _check_exclusive(problem, timeline, found)
     _check_links(problem, timeline, found)
     _check_limits(problem, device, found)
     if timeline.replicas:
         _check_replicas(problem, timeline, found)
     _check_figures(problem, timeline, found)
-    late = (span for span in timeline.spans if not 0 <= span.ready_ns <= span.start_ns)
-    found += [f"'{span.name}' is ready at {span.ready_ns} ns but starts at {span.start_ns} ns" for span in late]
+    return found
+
+
+def _measured(problem: PlacementProblem, timeline: Timeline) -> list[str]:
+    """Return what is wrong with a timeline that was measured, whose spans cover parts and last what they lasted.
+
+    Every operator ran exactly once, on its device; a device did one thing at a time; the makespan is the last end.
+    """
+    found: list[str] = []
+    ran: dict[str, int] = dict.fromkeys(problem.operators, 0)
+    for span in timeline.spans:
+        for name in (span.operators or (span.name,)) if span.kind == "operator" else ():
+            if name not in ran:
+                found.append(f"span '{span.name}' covers '{name}', which is no operator of the model")
+                continue
+            ran[name] += 1
+            home = timeline.placement[name]
+            if span.resource != home:
+                found.append(f"operator '{name}' ran on '{span.resource}' but is placed on '{home}'")
+    found += [f"operator '{name}' ran {times} times" for name, times in ran.items() if times != 1]
+    computed = replace(timeline, spans=[span for span in timeline.spans if span.kind == "operator"])
+    _check_exclusive(problem, computed, found)
+    last = max((span.end_ns for span in computed.spans), default=0)
+    if last != timeline.makespan_ns:
+        found.append(f"makespan_ns is {timeline.makespan_ns} but the last part ends at {last}")
     return found
 
 
@@ -131,6 +160,10 @@ def _transfer_spans(
             continue
         producer = index.get(span.producer, -1)
         source, target = where.get(span.source, -1), where.get(span.target, -1)
+        strangers = [name for name in (span.source, span.target) if name not in where]
+        found += [f"transfer '{span.name}' names '{name}', which is no device of the cluster" for name in strangers]
+        if strangers:
+            continue
         consumers = frozenset(index.get(name, -1) for name in span.consumers)
         candidates = open_transfers.get((producer, target, consumers), [])
         if not candidates:
@@ -183,6 +216,29 @@ def _check_inputs(
         span = arrivals.get((tensor, device[j])) if tensor >= 0 and device[i] != device[j] else None
         if span is not None and after.start_ns < span.end_ns:
             found.append(f"operator '{after.name}' starts before the transfer '{span.name}' arrives")
+
+
+def _check_ready(
+    problem: PlacementProblem,
+    device: dict[int, int],
+    runs: dict[int, Span],
+    arrivals: dict[tuple[int, int], Span],
+    found: list[str],
+) -> None:
+    """Check that a span is ready no earlier than its inputs are there, and starts no earlier than it is ready."""
+    there = dict.fromkeys(runs, 0)
+    for (i, j), tensor in zip(problem.edges.tolist(), problem.edge_tensor.tolist(), strict=True):
+        arrived = arrivals.get((tensor, device[j])) if tensor >= 0 and device[i] != device[j] else runs.get(i)
+        if j in there and arrived is not None:
+            there[j] = max(there[j], arrived.end_ns)
+    index = {name: i for i, name in enumerate(problem.operators)}
+    expected = [(runs[i], ns) for i, ns in there.items()]
+    expected += [(span, runs[i].end_ns) for span in arrivals.values() if (i := index[span.producer]) in runs]
+    for span, ns in expected:
+        if span.ready_ns < ns:
+            found.append(f"'{span.name}' says it is ready at {span.ready_ns} ns, but its inputs are there at {ns} ns")
+        if span.start_ns < span.ready_ns:
+            found.append(f"'{span.name}' is ready at {span.ready_ns} ns but starts at {span.start_ns} ns")
 
 
 def _check_exclusive(problem: PlacementProblem, timeline: Timeline, found: list[str]) -> None:
@@ -245,9 +301,9 @@ def _crossings(cluster: Cluster, timeline: Timeline) -> dict[tuple[str, str], li
     crossings: dict[tuple[str, str], list[tuple[int, int, int]]] = defaultdict(list)
     routes: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {}
     for span in timeline.spans:
-        if span.kind != "transfer" or not span.bytes:
-            continue
         pair = span.source, span.target
+        if span.kind != "transfer" or not span.bytes or pair[0] == pair[1] or not set(pair) <= cluster.device.keys():
+            continue
         if pair not in routes:
             routes[pair] = _way(cluster, *pair)
         latency, nodes = routes[pair]
@@ -317,10 +373,12 @@ def _check_figures(problem: PlacementProblem, timeline: Timeline, found: list[st
         if timeline.period_ns * turns < busiest:
             requests = "a request" if turns == 1 else f"in {turns} requests"
             found.append(f"period_ns is {timeline.period_ns} but one resource works {busiest:.0f} ns {requests}")
-    if timeline.max_period_ns is not None and (
-        timeline.period_ns is None or timeline.period_ns > timeline.max_period_ns
-    ):
-        found.append(f"period_ns is {timeline.period_ns}; asked for at most {timeline.max_period_ns} ns")
+    if timeline.max_period_ns is not None:
+        period = timeline.period_ns
+        if period is None:  # of one request, as `place` and `simulate` write it: what a stream of them would have
+            period = math.ceil(max(_loads_ns(problem, timeline).values(), default=0.0) / len(timeline.cycle))
+        if period > timeline.max_period_ns:
+            found.append(f"the period is {period} ns; asked for at most {timeline.max_period_ns} ns")
     if timeline.max_latency_ns is not None and timeline.latency_ns > timeline.max_latency_ns:
         found.append(f"a request takes {timeline.latency_ns} ns; asked for at most {timeline.max_latency_ns} ns")
     if timeline.lower_bound_ns > timeline.objective_ns:

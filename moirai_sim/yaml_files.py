@@ -65,9 +65,14 @@ class YamlDocument:
         InputError
             If they are too many: a few lines of aliases of aliases can stand for billions of values.
         """
-        if node is None or id(node) in sizes:
-            return sizes.get(id(node), 0)
-        sizes[id(node)] = size = 1
+        if node is None:
+            return 0
+        if id(node) in sizes:
+            if not sizes[id(node)]:
+                line = node.start_mark.line + 1
+                raise InputError(f"{self.path}:{line}: an alias stands inside of what it names; write it out")
+            return sizes[id(node)]
+        sizes[id(node)], size = 0, 1
         children = node.value if isinstance(node.value, list) else []
         seen: dict[str, int] = {}
         for child in children:

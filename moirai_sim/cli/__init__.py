@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from moirai_sim.cli import about, costs, placements, studies
+from moirai_sim.cli import about, costs, generation, placements, studies
 from moirai_sim.errors import InputError, InternalError, MoiraiError
 
 app = typer.Typer(
@@ -28,7 +28,7 @@ profile = typer.Typer(help="Measure operators and links, or read published measu
 app.add_typer(profile, name="profile")
 for command in (
     about.quickstart, about.doctor, about.catalog, about.graph, costs.predict,
-    placements.place, placements.simulate, placements.verify, placements.measure,
+    placements.place, placements.simulate, placements.verify, placements.measure, generation.generate,
     studies.validate, studies.evaluate, studies.whatif, studies.report, about.schema, costs.calibrate,
 ):  # fmt: skip
     app.command()(command)

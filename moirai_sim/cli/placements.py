@@ -71,6 +71,10 @@ def place(
     from moirai_sim.policies.registry import load_policy
     from moirai_sim.policies.run import place as run
 
+    if replicas > 1 and objective == "latency" and max_period is None and min_throughput is None:
+        raise InputError(
+            "--replicas: has no effect on latency alone; give --objective throughput or a limit on the period"
+        )
     load_policy(policy)  # a misspelt name is reported before anything is read
     one_of(objective, ("latency", "throughput"), "--objective")
     limited = limits(max_latency, max_period, min_throughput)
@@ -132,6 +136,7 @@ def simulate(
     from dataclasses import asdict, replace
 
     from moirai_sim.console import plain, print_facts, print_json, say
+    from moirai_sim.evidence import with_evidence
     from moirai_sim.files import write_whole
     from moirai_sim.placement import placement_from_timeline
     from moirai_sim.profiling.telemetry import ENGINES, versions
@@ -158,6 +163,8 @@ def simulate(
         check_gantt(gantt)
     with named("--launch"):
         launch_ns = parse_ns(launch)
+    if not launch_ns:
+        without_effect({"--launch-waits": launch_waits}, "without --launch")
     with named("--fault"):
         faults = tuple(parse_fault(text) for text in fault or ())
     options = SimulationOptions(
@@ -170,6 +177,8 @@ def simulate(
         seed=seed,
     )
     placed = read_timeline(placement)
+    if not no_memory and memory_scale is None:
+        no_memory, memory_scale = placed.memory
     problem, priced = problem_of(
         source, cluster, network, no_memory=no_memory, memory_scale=memory_scale, fuse=fuse, in_place=in_place
     )
@@ -194,6 +203,7 @@ def simulate(
         return
     timeline = run(problem, wanted, engine=engine, options=options)  # type: ignore[arg-type]
     timeline = replace(timeline, policy=placed.policy, provenance=made_by | {"engine": engine})
+    timeline = with_evidence(problem, timeline)
     if timeline.replicas and (explained or trace or gantt or parquet):
         say(f"{placement}: {len(timeline.cycle)} placements take turns; what is drawn and explained is the first")
     explanation = None
@@ -215,8 +225,11 @@ def simulate(
     if out is not None:
         timeline.write(out)
     if as_json:
-        path = {} if explanation is None else {"explanation": explanation.to_json()}
-        print_json(timeline.to_json() | path)
+        from moirai_sim.summary import needs_of
+
+        more = {} if explanation is None else {"explanation": explanation.to_json()}
+        needs = {} if timeline.replicas else needs_of(problem, timeline)
+        print_json(timeline.to_json() | needs | more)
         return
     _print_timeline(timeline, problem, out)
     if explanation is not None:
@@ -248,7 +261,9 @@ def verify(
     from moirai_sim.timeline import read_timeline
     from moirai_sim.verify import verify as check
 
-    limited = {key: value for key, value in limits(max_latency, max_period, min_throughput).items() if value}
+    limited = {
+        key: value for key, value in limits(max_latency, max_period, min_throughput).items() if value is not None
+    }
     timeline = replace(read_timeline(file), **limited)  # type: ignore[arg-type]
     if not no_memory and memory_scale is None:
         no_memory, memory_scale = timeline.memory

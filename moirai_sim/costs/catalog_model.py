@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import itertools
 import json
 import os
 import re
@@ -212,6 +213,7 @@ def _check(key: str, model: FamilyModel) -> None:
         "bins": (model.bins, (bins,)),
         "domain": (model.domain, (2, len(DOMAIN))),
         "parts": (model.parts, ()),
+        "alignment": (model.alignment, ()),
         **{f"widths.{kind}": (model.widths[kind], (bins + 1,)) for kind in ("random", "larger", "device")},
         **{f"launch_s.{name}": (model.launch_s[name], ()) for name in model.groups},
         **{f"ops.{name}": (ratio, ()) for name, ratio in model.ops.items()},
@@ -229,7 +231,7 @@ def _check(key: str, model: FamilyModel) -> None:
             raise ValueError(f"{key}.{what} is not {shape or 'a'} finite numbers")
     if not all(second > 0 for second in model.launch_s.values()):
         raise ValueError(f"{key}.launch_s: a kernel cannot start in no time")
-    names = [*model.groups, *model.dtypes, *model.defaults.values()]
+    names = [*model.groups, *model.dtypes, *model.defaults.values(), *itertools.chain(*model.types.values())]
     if not all(isinstance(name, str) for name in names):
         raise ValueError(f"{key}: a group or data type is no text")
 

@@ -26,6 +26,7 @@ from moirai_sim.costs.kernels import (
     DOMAIN,
     FamilyModel,
     Rows,
+    alignment_of,
     answering,
     design_of,
     few_shot_basis,
@@ -226,6 +227,8 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
             widths={kind: [_UNKNOWN] * 4 for kind in ("random", "larger", "device")},
             defaults=samples.defaults(),
             tiles=samples.tiles(train),
+            types=samples.types(),
+            alignment=float(alignment_of(samples.key, samples.table[train]).min()),
         )
 
     def _calibrate_intervals(self, model: FamilyModel, samples: _Samples, generator: np.random.Generator) -> None:
@@ -400,6 +403,14 @@ class _Samples:
         for i in np.argsort(counts, kind="stable"):
             best[self.groups[i].split("|", 1)[0]] = self.groups[i]
         return best
+
+    def types(self) -> dict[str, list[str]]:
+        """Return the data types that each group was measured with."""
+        found: dict[str, set[str]] = {}
+        for i, dtype in enumerate(self.dtypes):
+            group = self.groups[self.group_code[np.flatnonzero(self.part_code == i)[0]]]
+            found.setdefault(group, set()).add(dtype)
+        return {group: sorted(dtypes) for group, dtypes in sorted(found.items())}
 
     def tiles(self, train: NDArray[np.int64]) -> dict[str, list[float]]:
         """Return the parameters of the tile model of each GPU and data type, where there is such a model."""

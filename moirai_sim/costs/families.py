@@ -146,8 +146,13 @@ def dimensions(
         experts = inputs[2] if len(inputs) > 2 else (1, 1, 1)
         share = float(attributes.get("local_share", 1.0))
         m = float(math.prod(first[:-1])) if first else 1.0
-        n = elements if not experts else float(experts[-2])
-        return float(experts[0]), m, n, float(first[-1]) if first else 1.0, float(attributes.get("k", 1)), share
+        hidden = float(first[-1]) if first else 1.0
+        packed, at = (
+            (8 // int(attributes.get("expert_weight_bits", 4)), (2, 5, 8)) if op_type == "QMoE" else (1, (2, 4, 6))
+        )
+        each = packed * sum(math.prod(inputs[i][1:]) for i in at if len(inputs) > i and len(inputs[i]) > 1)
+        n = each / (3 * hidden) if each else elements  # gate, up and down, in whatever layout
+        return float(experts[0]) if experts else 1.0, m, n, hidden, float(attributes.get("k", 1)), share
     # Element-wise and movement: m results, n operands; width: values in a row that are treated alike.
     if rule == "movement":
         return 1.0, elements, float(len(inputs)), last, _moved(op_type, inputs, out, attributes), float(len(first))

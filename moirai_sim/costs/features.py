@@ -33,10 +33,13 @@ TENSOR_TILES = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 128), (64, 6
 
 _INSTEAD = {
     "float16": ("bfloat16", "float32"), "bfloat16": ("float16", "float32"), "tf32": ("float32",),
-    "float8": ("int8", "bfloat16", "float16", "float32"), "int8": ("float8", "bfloat16", "float16", "float32"),
-    "uint8": ("int8", "float8", "bfloat16", "float16", "float32"),
-    "float4": ("float8", "int8", "bfloat16", "float16", "float32"), "float64": ("float32",),
+    "int8": ("float8", "bfloat16", "float16", "float32"), "uint8": ("int8", "float8", "bfloat16", "float16", "float32"),
+    "int4": ("int8", "float8", "bfloat16", "float16", "float32"),
+    "uint4": ("int8", "float8", "bfloat16", "float16", "float32"),
+    "float8": ("bfloat16", "float16", "float32"), "float4": ("bfloat16", "float16", "float8", "float32"),
+    "float64": ("float32",),
 }  # fmt: skip
+"""What a device computes in whose data sheet lacks a type. Short floats are stored only, and widened to 16 bits."""
 _RIVALS = ((2, 4), (1, 2), (0, 1), (3, 4), (3, 2), (1, 4))
 """Pairs of tiles, by position, whose comparison tells which one a library takes."""
 _RESIDENT = 4
@@ -45,8 +48,10 @@ _RESIDENT = 4
 _PAGE = 2.0**21
 """Bytes of a page of a GPU's memory. How many pages it finds without a delay is not published, and no other limit."""
 
-_JOULES = (17e-12, 15e-12, 7.5e-12, 5e-12)
-"""Energy of a single-precision operation at the lowest voltage, by `generation`."""
+_AMPERE = 2
+_JOULES = (17e-12, 15e-12, 7.5e-12, 5e-12, 4e-12)
+"""Energy of a single-precision operation at the lowest voltage, by `generation`; the last one from published rates of
+B200 in 16-bit products, of which none was measured here."""
 _ENERGY = {"tf32": 0.24, "float16": 0.12, "bfloat16": 0.12, "float8": 0.06, "int8": 0.06, "uint8": 0.06,
            "float4": 0.03}  # fmt: skip
 """Energy of an operation on matrix units as a share of one in single precision on vector units."""
@@ -56,6 +61,8 @@ _MATRIX_FAMILIES = ("gemm", "batched-matmul", "conv")
 def peak_flops(device: DeviceType, dtype: str) -> float:
     """Return the device's arithmetic rate for a data type, or that of the type it would be computed in, FLOP/s."""
     for name in (dtype, *_INSTEAD.get(dtype, ())):
+        if (dtype, name) == ("bfloat16", "float16") and device.kind == "gpu" and generation(device) < _AMPERE:
+            continue  # matrix units that know float16 alone
         if name in device.peak_flops:
             return float(device.peak_flops[name])
     return float(device.peak_flops.get("float32", max(device.peak_flops.values())))
@@ -64,14 +71,16 @@ def peak_flops(device: DeviceType, dtype: str) -> float:
 def generation(device: DeviceType) -> int:
     """Return the process generation that the data types of a data sheet give away.
 
-    3: 8-bit floats (5 nm; Hopper, Ada, Blackwell), 2: bfloat16 (7 nm; Ampere), 1: matrix units for float16 (12 nm;
-    Volta, Turing), 0: none of them (16 nm; Pascal).
+    4: 4-bit floats (Blackwell), 3: 8-bit floats (5 nm; Hopper, Ada), 2: bfloat16 (7 nm; Ampere), 1: matrix units for
+    float16 (12 nm; Volta, Turing), 0: none of them (16 nm; Pascal).
     """
     rates = device.peak_flops
-    if "float8" in rates or "float4" in rates:
+    if "float4" in rates:
+        return 4
+    if "float8" in rates:
         return 3
     if "bfloat16" in rates or "tf32" in rates:
-        return 2
+        return _AMPERE
     return int(rates.get("float16", 0.0) >= 4 * rates.get("float32", np.inf))
 
 
@@ -115,6 +124,7 @@ class Design:
     def __init__(self, family: str, table: Table, dtype: str, device: DeviceType, *, cpu: bool = False) -> None:
         self._columns = {name: table[:, i] for i, name in enumerate(COLUMNS)}
         self.peak = sustained_flops(device, dtype)
+        self.vector_peak = sustained_flops(device, "float32")
         self.generation = float(generation(device))
         self.bandwidth = device.memory_bandwidth_bytes_per_s
         self.units = float(device.compute_units or (64 if device.kind == "gpu" else 1))
@@ -153,6 +163,11 @@ class Design:
         b, m, n, k = (np.maximum(self[c], 1.0) for c in ("batch", "m", "n", "k"))
         flops = 2 * b * m * n * k
         element = self["bits"] / 8
+        left, result = element, b * m * n * element
+        right = _weight_element((self["read_bytes"] - b * m * k * element) / (b * n * k), element)
+        if window:  # windows overlap: an image is read once, whatever the product has for rows
+            left = element * np.minimum(np.maximum(self["extra"], 1.0) ** 2 / np.maximum(self["width"], 1.0), 1.0)
+            right, result = element, np.minimum(result, np.maximum(self["write_bytes"], 1.0))
         per_unit = self.peak / self.units
         once = np.maximum(self._size, 1.0)
         times, loads, alone, pages, paddings, occupied = [], [], [], [], [], []
@@ -166,8 +181,8 @@ class Design:
             # A wave covers a rectangle of tiles, filled along n first; its operands come from memory once.
             wave_columns = np.minimum(columns, self.units)
             wave_rows = np.minimum(rows, np.maximum(np.floor(self.units / columns), 1))
-            per_wave = (wave_columns * tile_n + wave_rows * tile_m) * k * element
-            traffic = b * (columns * rows / (wave_columns * wave_rows)) * per_wave + b * m * n * element
+            per_wave = (wave_columns * tile_n * right + wave_rows * tile_m * left) * k
+            traffic = b * (columns * rows / (wave_columns * wave_rows)) * per_wave + result
             times.append(compute)
             pages.append(_log(per_wave / _PAGE))
             padding = _log(columns * tile_n * rows * tile_m / (n * m))
@@ -175,11 +190,14 @@ class Design:
             paddings.append(padding)
             occupied.append(padding + _log(_whole(count / seats) * seats / count))
             loads.append(np.maximum(traffic, once))
-            alone.append(columns * rows * b * (tile_n + tile_m) * k * element / self.bandwidth)
+            alone.append(columns * rows * b * (tile_n * right + tile_m * left) * k / self.bandwidth)
         limits = np.array([np.maximum(c, t / self.bandwidth) for c, t in zip(times, loads, strict=True)])
         best = limits.argmin(axis=0)
         pick = np.arange(len(best))
         compute, load = np.array(times)[best, pick], np.array(loads)[best, pick]
+        if window:  # of a few channels a group: no product, but a kernel that slides the window
+            slid = (b > 1) & (flops / self.vector_peak < compute)
+            compute, load = np.where(slid, flops / self.vector_peak, compute), np.where(slid, once, load)
         self._common(compute, load / self.bandwidth)
         self._add(quantisation=_log(compute / (flops / self.peak)), reload=np.clip(_log(load / once), 0, 5))
         for (tile_n, tile_m), limit, time, unshared, span in zip(tiles, limits, times, alone, pages, strict=True):
@@ -196,14 +214,14 @@ class Design:
         self._add(
             waves=np.clip(_log(count), -7, 3),
             m=np.clip(_log(m), 0, 7), n=np.clip(_log(n), 0, 7), k=np.clip(_log(k), 0, 11), batch=np.clip(_log(b), 0, 5),
-            align_k=_alignment(k), align_n=_alignment(n), align_m=_alignment(m),  # rows that begin on a cache line
-            left=np.clip(_log(b * m * k * element / self.cache), -6, 2),
-            right=np.clip(_log(b * k * n * element / self.cache), -6, 2),
-            result=np.clip(_log(b * m * n * element / self.cache), -6, 2),
+            align_k=alignment(k), align_n=alignment(n), align_m=alignment(m),  # rows that begin on a cache line
+            left=np.clip(_log(b * m * k * left / self.cache), -6, 2),
+            right=np.clip(_log(b * k * n * right / self.cache), -6, 2),
+            result=np.clip(_log(result / self.cache), -6, 2),
             wide=np.clip(_log(n / m), -5, 5),
-            pages_left=_log(b * m * k * element / _PAGE),
-            pages_right=_log(b * k * n * element / _PAGE),
-            pages_result=_log(b * m * n * element / _PAGE),
+            pages_left=_log(b * m * k * left / _PAGE),
+            pages_right=_log(b * k * n * right / _PAGE),
+            pages_result=_log(result / _PAGE),
         )  # fmt: skip
         self._add(generation=np.full(len(m), self.generation))
         if window:
@@ -216,7 +234,7 @@ class Design:
         self._add(
             waves=np.clip(_log(rows / self.units), -6, 10),
             width=np.clip(_log(width), 0, 10),
-            align=np.minimum(_alignment(width), 16),
+            align=np.minimum(alignment(width), 16),
             small=np.clip(_log(self._size / (self.units * 8192.0)), -8, 6),
             write_share=self["write_bytes"] / self._size,
             operands=np.clip(self["n"], 0, 8),
@@ -250,7 +268,9 @@ class Design:
         pairs = np.maximum(tokens * top * share, 1.0)
         active = np.maximum(experts * (1 - (1 - np.minimum(1 / experts, 1.0)) ** pairs), 1.0)
         flops = 6 * pairs * hidden * inner
-        size = active * 3 * hidden * inner * self["bits"] / 8 + 2 * tokens * hidden * 2
+        weight = 3 * hidden * inner
+        element = _weight_element(self["weight_bytes"] / (experts * weight), self["bits"] / 8)  # 0: not told
+        size = active * weight * element + 2 * tokens * hidden * 2
         each = pairs / active
         padded = active * _whole(each / 64) * 64
         tiles = active * _whole(each / 64) * _whole(2 * inner / 128)
@@ -268,7 +288,15 @@ class Design:
         )
 
 
-def _alignment(value: Table) -> Table:
+def _weight_element(stored: Table, element: Table) -> Table:
+    """Return bytes of a value of a constant operand: fewer than others have where weights are packed.
+
+    ``stored`` is what it seems to take for each of its values; less than a bit and a half, and something else was read.
+    """
+    return np.where(stored > element / 16, np.minimum(stored, element), element)
+
+
+def alignment(value: Table) -> Table:
     """Return the largest power of two, at most 64, that divides each value."""
     whole = np.maximum(value, 1.0).astype(np.int64)
     found: Table = np.minimum(whole & -whole, 64).astype(np.float64)

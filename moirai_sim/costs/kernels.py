@@ -15,7 +15,7 @@ import numpy as np
 from moirai_sim.clusters.cluster import DeviceType
 from moirai_sim.costs import tiles
 from moirai_sim.costs.families import COLUMNS, dimensions, family
-from moirai_sim.costs.features import Design
+from moirai_sim.costs.features import Design, alignment, peak_flops
 from moirai_sim.errors import InputError
 from moirai_sim.graphs.operator import DTYPE_BITS
 
@@ -29,6 +29,7 @@ Booster = Callable[["NDArray[np.float32]"], "Array"]
 """A fitted ensemble: [n, features] float32 -> [n] log ratio."""
 
 _CPU = "-cpu"
+_MOVED = ("read_bytes", "write_bytes")
 DOMAIN = tuple(COLUMNS.index(c) for c in ("batch", "m", "n", "k", "flops", "read_bytes", "write_bytes"))
 
 
@@ -59,6 +60,22 @@ def unmasked(key: str, table: Array) -> NDArray[np.bool_]:
     several = table[:, COLUMNS.index("m")] > 1
     found: NDArray[np.bool_] = several & (table[:, COLUMNS.index("extra")] < 0)
     return found & (family_of_key(key) == "attention")
+
+
+def alignment_of(key: str, table: Array) -> Array:
+    """Return the largest power of two, at most 64, that divides the rows of both operands of matrix products, [n]."""
+    if family_of_key(key) not in ("gemm", "batched-matmul"):
+        return np.full(len(table), 64.0)
+    return np.minimum(*(alignment(table[:, COLUMNS.index(c)]) for c in ("n", "k")))
+
+
+def _physical_s(key: str, rows: Rows) -> Array:
+    """Return the seconds that no kernel can be faster than, [n]: by arithmetic, and by bytes that no cache holds."""
+    device = rows.device
+    flops, size = (rows.table[:, [COLUMNS.index(c) for c in names]].sum(axis=1) for names in (("flops",), _MOVED))
+    by_bytes = np.where(size > 2 * (device.l2_cache_bytes or 0), size / device.memory_bandwidth_bytes_per_s, 0.0)
+    least: Array = np.maximum(flops / peak_flops(device, rows.dtype), by_bytes)
+    return least
 
 
 def tiled(key: str, device: DeviceType) -> bool:
@@ -112,6 +129,10 @@ class FamilyModel:
     """Parameters of the tile model, which prices GPUs that were not measured, by ``device|dtype``; see `tiled`."""
     tile_widths: dict[str, float] = field(default_factory=dict)
     """Half-widths of the 90 % interval far from the points of those that a few were fitted to, by ``device|dtype``."""
+    types: dict[str, list[str]] = field(default_factory=dict)
+    """Data types that each group was measured with."""
+    alignment: float = 1.0
+    """Largest power of two, at most 64, that divides the rows of both operands of every measured matrix product."""
     tile_points: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Those points, and what the fitted tile model misses there, by ``device|dtype``; see `tiles.krige`."""
 
@@ -188,9 +209,11 @@ def predict_rows(
     design = design_of(stand_in, rows.table, rows.dtype, rows.device)
     answer = answering(model, devices, rows)
     group, seen = answer.group, answer.measured
+    known = rows.dtype in (model.types.get(group, model.dtypes) if group is not None else model.dtypes)
     x, base, launch = _inputs(stand_in, model, design, rows, answer)
     op_types = rows.op_type.tolist()
-    by_tiles = group is None and bool(model.tiles) and tiled(stand_in, rows.device)
+    # A batch of products was measured on no matrix units: each is taken for one larger product.
+    by_tiles = (group is None or stand_in != key) and bool(model.tiles) and tiled(stand_in, rows.device)
     own = f"{rows.device.name}|{rows.dtype}"
     share = np.ones(len(rows.table))
     if by_tiles:
@@ -210,20 +233,21 @@ def predict_rows(
     outside = larger | (sizes < low * 0.9999).any(axis=1)
     outside |= np.array([op not in model.ops for op in op_types], dtype=bool)
     outside |= rows.table[:, COLUMNS.index("parts")] > model.parts
+    outside |= alignment_of(stand_in, rows.table) < model.alignment
     if not model.unmasked:
         outside |= unmasked(stand_in, rows.table)
-    outside |= (
-        stand_in != key or rows.dtype not in model.dtypes or not seen or not _computes_in(rows.device, key, rows.dtype)
-    )
+    outside |= stand_in != key or not known or not seen or not _computes_in(rows.device, key, rows.dtype)
     bins = np.searchsorted(model.bins, np.log(design.limit_s / launch))
     width = np.asarray(model.widths["random"])[bins]
     width = np.where(outside, np.asarray(model.widths["larger"])[bins], width)
-    if not seen or stand_in != key:
+    if not seen or not known or stand_in != key:
         width = np.maximum(width, np.asarray(model.widths["device"])[bins])
     if by_tiles and stand_in == key and own in model.tile_widths:
         width = model.tile_widths[own] * share
     seconds = np.exp(log_time)
-    return seconds, seconds * np.exp(-width), seconds * np.exp(width), outside
+    least = _physical_s(stand_in, rows) if by_tiles else np.zeros(len(seconds))
+    seconds = np.maximum(seconds, least)
+    return seconds, np.maximum(seconds * np.exp(-width), least), seconds * np.exp(width), outside
 
 
 @dataclass(frozen=True)
@@ -259,6 +283,9 @@ def answering(model: FamilyModel, devices: Mapping[str, DeviceType], rows: Rows)
         group = f"{other.name}|{rows.stack}"
         if group not in model.groups:
             group = model.defaults.get(other.name, group)
+        if not rows.stack and rows.dtype not in model.types.get(group, [rows.dtype]):  # another stack may know the type
+            own = (name for name in model.groups if name.startswith(f"{other.name}|"))
+            group = next((name for name in own if rows.dtype in model.types.get(name, ())), group)
         if group in model.groups:
             return Answer(group, other, same_speed(other, device))
     return Answer(None, device, False)
@@ -339,4 +366,6 @@ def _stand_ins(key: str) -> list[str]:
     name = family_of_key(key)
     gpu = [f"{name}-vector", f"{name}-tensor", "elementwise", "normalization", "gemm-vector", "gemm-tensor"]
     cpu = [name + _CPU, "elementwise" + _CPU, "normalization" + _CPU, "gemm" + _CPU, "conv" + _CPU]
+    if key == "batched-matmul-tensor":
+        gpu.insert(0, "gemm-tensor")
     return [key, *cpu, *gpu] if key.endswith(_CPU) else [key, *gpu, *cpu]

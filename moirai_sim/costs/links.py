@@ -168,12 +168,12 @@ class LinkModel:
             sizes = np.atleast_1d(np.asarray(size))
             own = route.latency_ns + sizes / route.bandwidth_bytes_per_s * 1e9
             found = np.ceil(curve.seconds(sizes) * 1e9 - 1e-6 + own - group.ideal_ns(sizes)).astype(np.int64)
-            found = np.maximum(found, 1)
+            # Not below its own figures, where the measured route was faster than by its figures.
+            found = np.maximum(found, np.ceil(np.minimum(own, curve.seconds(sizes) * 1e9)).astype(np.int64))
             return int(found[0]) if np.ndim(size) == 0 else found
         curve = self.curve(collective, nodes=nodes, device=device)
         nanoseconds = np.ceil(curve.seconds(np.atleast_1d(np.asarray(size))) * 1e9 - 1e-6).astype(np.int64)
-        # Another kind of link than the one that was measured:
-        if route is not None and route.bandwidth_bytes_per_s < curve.bandwidth_bytes_per_s / 4:
+        if route is not None and route.bandwidth_bytes_per_s < curve.bandwidth_bytes_per_s:  # than what was measured
             slowest = np.ceil(np.atleast_1d(size) / route.bandwidth_bytes_per_s * 1e9).astype(np.int64)
             nanoseconds = np.maximum(nanoseconds, route.latency_ns + slowest)
         return int(nanoseconds[0]) if np.ndim(size) == 0 else nanoseconds

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from moirai_sim.clusters.cluster import DeviceType
     from moirai_sim.graphs.operator import Operator
 
+SOURCES = ("measured", "predicted", "extrapolated", "data sheet")
+"""What a time may rest on: a measurement of that operator on that device, a model that saw its like, a model that did
+not, or the limits of a data sheet."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -31,17 +35,18 @@ class Prediction:
     measured: NDArray[np.bool_] | None = None
     """[n] the number is a measurement of that very operator on that very device; None where none is.
 
-    Its interval then is what repeats of the measurement spanned, from the 10th to the 90th percentile."""
+    Its interval then is what nine of ten repeats of the measurement took, by their 10th and 90th percentiles."""
 
-    def seconds_by_source(self) -> dict[str, float]:
-        """Return the total of the finite times by the kind of evidence behind them."""
+    def sources(self) -> NDArray[np.uint8]:
+        """Return [n] what each number rests on, as positions in `SOURCES`."""
         import numpy as np
 
-        seconds = np.where(np.isfinite(self.latency_s), self.latency_s, 0.0)
-        if self.measured is None:
-            return {self.source: float(seconds.sum())}
-        rest = float(seconds[~self.measured].sum())
-        return {"measured": float(seconds[self.measured].sum())} | ({self.source: rest} if rest else {})
+        found = np.full(len(self.latency_s), SOURCES.index(self.source), dtype=np.uint8)
+        if self.source == "predicted":
+            found[self.extrapolated] = SOURCES.index("extrapolated")
+        if self.measured is not None:
+            found[self.measured] = SOURCES.index("measured")
+        return found
 
 
 @runtime_checkable

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moirai_sim.costs.families import COLUMNS
-from moirai_sim.costs.features import TENSOR_TILES, peak_flops
+from moirai_sim.costs.features import TENSOR_TILES, sustained_flops
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,6 +41,8 @@ PARAMETERS: dict[str, tuple[float, float]] = {
     "quantisation": (0.5, 0.5),  # how much of a last incomplete wave is paid for
 }
 """What is expected of a device of which nothing is known, and the spread of its logarithm between devices."""
+_ALIKE = {"float16": "bfloat16", "bfloat16": "float16"}
+"""Data types of the same size and, on matrix units, the same rate: what is known of one says most of the other."""
 _EXPECTED = np.log([value for value, _ in PARAMETERS.values()])
 _SPREAD = np.array([spread for _, spread in PARAMETERS.values()])
 _BLOCK = 64
@@ -74,10 +76,15 @@ def parameters_of(known: Mapping[str, Sequence[float]], device: str, dtype: str)
     known
         Logarithms of `PARAMETERS`, in their order, by ``device|dtype``.
     """
-    own = known.get(f"{device}|{dtype}")
-    if own is not None:
-        return own
-    return expected([v for k, v in known.items() if k.endswith(f"|{dtype}")] or list(known.values()))
+    for alike in (dtype, _ALIKE.get(dtype, dtype)):
+        own = known.get(f"{device}|{alike}")
+        if own is not None:
+            return own
+    for alike in (dtype, _ALIKE.get(dtype, dtype)):
+        others = [v for k, v in known.items() if k.endswith(f"|{alike}")]
+        if others:
+            return expected(others)
+    return expected(list(known.values()))
 
 
 def log_seconds(parameters: Sequence[float] | Array, table: Array, dtype: str, device: DeviceType) -> Array:
@@ -85,11 +92,12 @@ def log_seconds(parameters: Sequence[float] | Array, table: Array, dtype: str, d
     launch, peak, read, write, step, prologue, split, overlap, quantisation = np.exp(parameters)
     b, m, n, k = (np.maximum(table[:, COLUMNS.index(c)], 1.0) for c in ("batch", "m", "n", "k"))
     units = float(device.compute_units or 64)
-    rate = peak_flops(device, dtype) / units
+    rate = sustained_flops(device, dtype) / units
     bandwidth = device.memory_bandwidth_bytes_per_s
     block = 2.0 * _BLOCK**3 / rate
     reading = table[:, COLUMNS.index("read_bytes")] / (bandwidth * read)
-    best = np.full(len(table), np.inf)
+    sliding = 2.0 * b * m * n * k / (sustained_flops(device, "float32") * peak)  # of few rows: no tiles, vector units
+    best = (sliding**overlap + reading**overlap) ** (1 / overlap)
     for tile_n, tile_m in TENSOR_TILES:
         tiles = np.ceil(n / tile_n) * np.ceil(m / tile_m) * b
         each = np.hypot(2.0 * tile_n * tile_m * _BLOCK / (rate * peak), step * block)

@@ -196,7 +196,8 @@ class RayWorkers:
             calls[name] = self._actor(name).call.remote(command, key, *given)
         answers = self._each(calls)
         after = {name: self._read_clock(name) for name in names}
-        self.clock_error_ns = max(reading.error for reading in (*before.values(), *after.values()))
+        errors = (reading.error for reading in (*before.values(), *after.values()))
+        self.clock_error_ns = max(self.clock_error_ns, *errors)
         clocks = {name: clock_between(before[name], after[name], late) for name in names}
         senders = {tensor: clocks[name] for tensor, name in self._senders[key].items()}
         if command == "run":

@@ -184,7 +184,7 @@ _PLAIN = {
     "Relu": "relu", "Sigmoid": "sigmoid", "Tanh": "tanh", "Exp": "exp", "Erf": "erf", "Sqrt": "sqrt", "Neg": "neg",
     "Log": "log", "Abs": "abs", "Reciprocal": "reciprocal", "Floor": "floor", "Ceil": "ceil", "Sin": "sin",
     "Cos": "cos", "Sign": "sign", "Not": "logical_not", "Softplus": "nn.functional.softplus",
-    "HardSwish": "nn.functional.hardswish", "Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div", "Pow": "pow",
+    "HardSwish": "nn.functional.hardswish", "Add": "add", "Sub": "sub", "Mul": "mul", "Pow": "pow",
     "MatMul": "matmul", "Equal": "eq", "Greater": "gt", "Less": "lt", "GreaterOrEqual": "ge", "LessOrEqual": "le",
     "And": "logical_and", "Or": "logical_or", "Where": "where",
 }  # fmt: skip
@@ -203,6 +203,13 @@ def _variadic(name: str, *, mean: bool = False) -> Callable[[Any, Node], Call]:
         return run
 
     return make
+
+
+def _divide(torch: Any, _node: Node) -> Call:  # noqa: ANN401
+    def run(a: Any, b: Any) -> Any:  # noqa: ANN401
+        return torch.div(a, b, rounding_mode=None if a.is_floating_point() else "trunc")  # as ONNX divides integers
+
+    return run
 
 
 def _activation(torch: Any, node: Node) -> Call:  # noqa: ANN401
@@ -458,7 +465,7 @@ def _transpose(_torch: Any, node: Node) -> Call:  # noqa: ANN401
 
 
 _MADE: dict[str, Callable[[Any, Node], Call]] = {
-    "Sum": _variadic("add"), "Mean": _variadic("add", mean=True), "Max": _variadic("maximum"),
+    "Div": _divide, "Sum": _variadic("add"), "Mean": _variadic("add", mean=True), "Max": _variadic("maximum"),
     "Min": _variadic("minimum"), "Conv": _conv, "FusedConv": _conv, "ConvTranspose": _conv, "MaxPool": _max_pool,
     "AveragePool": _average_pool, "GlobalAveragePool": _global_pool("mean"), "GlobalMaxPool": _global_pool("amax"),
     "Gemm": _gemm, "FusedGemm": _gemm, "FusedMatMul": _fused_matmul, "TransposeMatMul": _fused_matmul,

@@ -75,9 +75,13 @@ class Workers:
         self._controls: dict[str, Connection] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._keys = 0
-        pipes = {name: os.pipe() for name in self.names}
-        self._switches = namespaces.Switches(cluster) if self.emulated else None
+        self._switches: namespaces.Switches | None = None
+        pipes: dict[str, tuple[int, int]] = {}
         try:
+            for name in self.names:
+                pipes[name] = os.pipe()
+            if self.emulated:
+                self._switches = namespaces.Switches(cluster)
             for name in self.names:
                 self._start(name, pipes)
             addresses = {}
@@ -98,6 +102,9 @@ class Workers:
                 with self._control(name) as control:
                     control.send(settings)
             self._collect(self.names, patience_s=_START_S)
+        except OSError as error:  # as of too many open files
+            self.close()
+            raise ExecutionError(f"cluster '{cluster.name}': cannot start its workers ({error})") from error
         except BaseException:
             self.close()
             raise
@@ -345,7 +352,8 @@ def device_cores(device: Device) -> tuple[int, ...]:
     kind, _, text = device.address.partition(":")
     first, _, last = text.partition("-")
     where = f"device '{device.name}': address '{device.address}'"
-    if kind not in ("cpu", EMULATED) or not first.isdigit() or (last and not last.isdigit()):
+    numbers = [text for text in (first, last) if text] or [""]
+    if kind not in ("cpu", EMULATED) or not all(text.isascii() and text.isdecimal() for text in numbers):
         raise InputError(
             f"{where} cannot be measured here; write cpu:FIRST[-LAST], cuda:INDEX for a GPU, or {EMULATED}:FIRST for "
             "an emulated machine"

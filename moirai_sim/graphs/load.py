@@ -123,7 +123,7 @@ def _sizes(query: str, place: str) -> dict[str, int]:
     values: dict[str, int] = {}
     for item in filter(None, query.split("&")):
         key, equals, value = item.partition("=")
-        if not (key and equals and value.isdecimal() and value.isascii()) or key in values:
+        if not (key and equals and value.isdecimal() and value.isascii() and len(value) < 19) or key in values:
             raise InputError(f"{place}: cannot read '{item}'; write each once as name=number, separated by '&'")
         values[key] = int(value)
     return values

@@ -58,6 +58,8 @@ def operator_work(op_type: str, inputs: _Shapes, outputs: _Shapes, attributes: M
         return Work(0, 0, 0, bytes_only=False)
     read = _READ[op_type](inputs, outputs, attributes) if op_type in _READ else sum(tensor.bytes for tensor in inputs)
     write = sum(tensor.bytes for tensor in outputs)
+    if op_type in _CACHED:
+        write -= sum(_kept(tensor, op_type, inputs, outputs, attributes) for tensor in outputs[1:])
     if op_type not in FLOPS:
         return Work(0, read, write, bytes_only=True)
     return Work(FLOPS[op_type](inputs, outputs, attributes), read, write, bytes_only=False)
@@ -349,9 +351,28 @@ def _experts_read(inputs: _Shapes, _outputs: _Shapes, attributes: Mapping[str, o
     return inputs[0].bytes + inputs[1].bytes + weights * min(experts, choices) // experts
 
 
+def _packed_read(inputs: _Shapes, _outputs: _Shapes, attributes: Mapping[str, object]) -> int:
+    """Read weights of a few bits each, in bytes of several, whatever type the tensors are said to have."""
+    rows, columns = (_number(attributes, name, 0) for name in ("K", "N"))
+    weights = -(-rows * columns * _number(attributes, "bits", 4) // 8) or inputs[1].bytes
+    return inputs[0].bytes + weights + sum(tensor.bytes for tensor in inputs[2:])
+
+
+_CACHED = ("Attention", "GroupQueryAttention", "MultiHeadAttention")
+
+
+def _kept(present: Tensor, op_type: str, inputs: _Shapes, outputs: _Shapes, attributes: Mapping[str, object]) -> int:
+    """Return the bytes of a cache that were there before: runtimes that serve add to it, and do not copy it."""
+    if len(present.shape) != 4 or not present.shape[2]:  # absent, or scores
+        return 0
+    size = attention_size(op_type, [t.shape for t in inputs], [t.shape for t in outputs], attributes)
+    return present.bytes * max(present.shape[2] - size.queries, 0) // present.shape[2]
+
+
 _READ: dict[str, _Flops] = {
     **dict.fromkeys(("Gather", "GatherElements", "GatherND", "Slice"), _picked),
     **dict.fromkeys(("Shape", "Size", "EyeLike"), lambda _i, _o, _a: 0),
     "EmbedLayerNormalization": lambda i, o, _a: 3 * o[0].bytes + sum(t.bytes for t in i[:2]),
     **dict.fromkeys(("MoE", "QMoE"), _experts_read),
+    "MatMulNBits": _packed_read,
 }

@@ -8,7 +8,6 @@ A JSON file lists nodes with a time on an accelerator (``fpgaLatency``) and on a
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
 
 FORMAT = "dnn-partitioning"
 """``problem.provenance["format"]`` of these instances: it tells policies to apply the published cost rules."""
+MOST_MS = 1e9
+"""Longest time of an instance, eleven days: sums of thousands of them are still whole nanoseconds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +88,6 @@ class DnnPartitioningInstance:
             transfer_ns=np.stack([2 * cost, cost, np.zeros_like(cost)], axis=1),
             network="one-port",
             colocation=self.colocation if (self.colocation >= 0).any() else None,
-            cost_share={"published": 1.0},
             provenance=dict(self.provenance),
         )
 
@@ -101,7 +101,7 @@ def read_dnn_partitioning(path: Path) -> DnnPartitioningInstance:
         With every field that is missing or wrong.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}:{error.colno}: not JSON ({error.msg}); repair it here") from error
     except (OSError, ValueError, RecursionError) as error:  # a whole number of thousands of digits is a ValueError
@@ -124,14 +124,14 @@ def read_dnn_partitioning(path: Path) -> DnnPartitioningInstance:
             fields.problems.append(f"{path}: {place}: names a node that does not exist; give ids of nodes")
             continue
         pairs.add((i, j))
-        cost[i] = max(cost[i], fields.number(edge, "cost", place))
+        cost[i] = max(cost[i], fields.number(edge, "cost", place, most=MOST_MS))
         size[i] = max(size[i], fields.number(edge, "size", place, default=0.0))
     times = {
-        key: np.array([fields.number(node, key, f"nodes[{i}]") for i, node in enumerate(nodes)])
-        for key in ("fpgaLatency", "cpuLatency", "size")
+        key: np.array([fields.number(node, key, f"nodes[{i}]", most=most) for i, node in enumerate(nodes)])
+        for key, most in (("fpgaLatency", MOST_MS), ("cpuLatency", MOST_MS), ("size", 2.0**53))
     }
     limits = {key: fields.whole(document, key, "the document") for key in ("maxFPGAs", "maxCPUs")}
-    memory = fields.number(document, "maxSizePerFPGA", "the document")
+    memory = fields.number(document, "maxSizePerFPGA", "the document", most=1e18)
     names = [str(node.get("name", ids[i])) if isinstance(node, dict) else "" for i, node in enumerate(nodes)]
     fields.problems += [
         f"{path}: nodes[{i}]: colorClass: must be a number or a text, read {node['colorClass']!r}"
@@ -184,11 +184,20 @@ class _Fields:
         self.path = path
         self.problems: list[str] = []
 
-    def number(self, entry: Any, key: str, place: str, *, default: float | None = None) -> float:  # noqa: ANN401
+    def number(
+        self,
+        entry: Any,  # noqa: ANN401
+        key: str,
+        place: str,
+        *,
+        default: float | None = None,
+        most: float = 2.0**53,
+    ) -> float:
         value = entry.get(key, default) if isinstance(entry, dict) else None
-        good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not good or not 0 <= value < 2**53:  # type: ignore[operator]
-            self.problems.append(f'{self.path}: {place}: "{key}" must be a number of at least 0, read {value!r}')
+        good = isinstance(value, int | float) and not isinstance(value, bool)
+        if not good or not 0 <= value <= most:  # type: ignore[operator]
+            what = f"a number between 0 and {most:.3g}"
+            self.problems.append(f'{self.path}: {place}: "{key}" must be {what}, read {str(value)[:40]}')
             return 0.0
         return float(value)  # type: ignore[arg-type]
 

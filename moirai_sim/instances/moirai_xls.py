@@ -81,7 +81,6 @@ def read_moirai_xls(path: Path) -> PlacementProblem:
         route_class=route_class,
         transfer_ns=np.array(transfers, dtype=np.int64).reshape(len(transfers), k * (k - 1)),
         network="one-port",
-        cost_share={"published": 1.0},
         provenance={"format": "Moirai table", "file": path.name, "sha256": sha256(path), "memory_unit": "bits"},
     )
 

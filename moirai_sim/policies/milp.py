@@ -34,6 +34,7 @@ FAILED = ("solver_error", "unbounded", "unknown")
 TOO_WIDE = "too large to build an exact model within the time limit; search and auto answer for as many"
 MOST_ORDERED = 500
 """Operators above which no model is built that orders each two of them."""
+TOO_MANY = f"no exact model is built of more than {MOST_ORDERED} operators: this is the best of the quick heuristics"
 TOLERANCE = 1e-9
 """Feasibility tolerance asked of the solver; times are scaled to at most 10^4."""
 
@@ -73,8 +74,9 @@ class Milp:
         started = time.perf_counter()
         start = improved_start(problem, request)
         known_bound = bound_in_time_ns(problem, request)
-        if too_wide(problem) or problem.n_operators > MOST_ORDERED:
-            return answer_of(start, known_bound, {"solver": None, "reason": TOO_WIDE})
+        reason = TOO_MANY if problem.n_operators > MOST_ORDERED else TOO_WIDE if too_wide(problem) else None
+        if reason is not None:
+            return answer_of(start, known_bound, {"solver": None, "reason": reason})
         model = MilpModel(problem, start.value_ns if start else longest_ns(problem))
         model.lower[model.at["T"]] = min(known_bound / model.unit_ns, model.horizon)
         built = time.perf_counter() - started

@@ -96,10 +96,10 @@ class PipelineDp:
             return no_room("no contiguous pieces fit the memory of the devices")
         piece, homes = _read_back(lattice, before, on_kind, stride, last, kinds)
         of = np.where(graph.of >= 0, piece[graph.of], len(homes))
-        for i in problem.topological_order[::-1].tolist():  # free sources join their first consumer
-            if graph.of[i] < 0:
-                edges = problem.successors[1][problem.successors[0][i] : problem.successors[0][i + 1]]
-                of[i] = of[problem.edges[edges, 1]].min()
+        for free in range(int(graph.of.min()), 0):  # free sources join their first consumer, the last freed first
+            mine = graph.of == free
+            edges = problem.edges[mine[problem.edges[:, 0]] & ~mine[problem.edges[:, 1]]]
+            of[mine] = of[edges[:, 1]].min(initial=len(homes) - 1)
         facts: dict[str, object] = {"ideals": len(best), "largest_load_ns": int(best[-1, last])}
         return Placement(device=homes[of], provenance=facts)
 
@@ -120,7 +120,7 @@ class _Graph(NamedTuple):
     """The problem as v nodes, each of what must stay together, and the w tensors between them."""
 
     of: Ints
-    """[n] node of an operator; -1 for a source that costs nothing wherever it is."""
+    """[n] node of an operator; below 0, one number each, for sources that cost nothing wherever they are."""
     edges: Ints
     """[x, 2] node pairs, unique."""
     time: Ints
@@ -213,7 +213,7 @@ def _without_idle(problem: PlacementProblem, of: Ints, time: Ints, weight: Ints,
 
     Without work, and without weight or where any device holds the whole model: a node with one producer and outputs
     that cross for free goes with the producer; a source with one consumer goes with it; a source with outputs that
-    cross for free goes (-1) with whichever consumer comes first.
+    cross for free goes (a number below 0) with whichever consumer comes first.
     """
     of = of.copy()
     roomy = int(problem.weight_bytes.sum()) <= int(problem.memory_bytes.min())
@@ -234,11 +234,12 @@ def _without_idle(problem: PlacementProblem, of: Ints, time: Ints, weight: Ints,
             free = idle & (producers == 0) & (consumers > 0) & ~dear
             if not free.any():
                 return of
-            of[(of >= 0) & free[of]] = -1
+            number = min(int(of.min()), 0) - np.cumsum(free)
+            of = np.where((of >= 0) & free[of], number[of], of)
             continue
         while (joins[joins] != joins).any():
             joins = joins[joins]
-        of = np.where(of >= 0, joins[of], -1)
+        of = np.where(of >= 0, joins[of], of)
 
 
 def _grouped(keys: Ints, values: Ints, size: int) -> tuple[Ints, Ints]:

@@ -56,4 +56,6 @@ def load_policy(name: str) -> Policy:
         policy: Policy = _registered()[name].load()()
     except ImportError as error:
         raise InputError(f"policy '{name}' cannot be loaded ({error}); install what it needs") from error
+    except (AttributeError, TypeError) as error:  # an entry point that names no class, or one that wants arguments
+        raise InputError(f"policy '{name}' cannot be loaded ({error}); repair its entry point") from error
     return policy

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moirai_sim.errors import InputError, InternalError
+from moirai_sim.evidence import with_evidence
 from moirai_sim.placement import UNANSWERED, Placement
 from moirai_sim.policies.base import Request
 from moirai_sim.policies.bounds import bound_in_time_ns
@@ -49,7 +50,7 @@ def place(problem: PlacementProblem, policy: str = "auto", request: Request | No
     request = request or Request()  # latency, a minute, seed 0
     solver = load_policy(policy)
     answer = _ruled_out(problem, request) or place_reduced(problem, solver.place, request)
-    timeline = time_placement(problem, answer, request)
+    timeline = with_evidence(problem, time_placement(problem, answer, request))
     alone = best_single_device(problem)
     return replace(
         timeline,
@@ -75,8 +76,8 @@ def place_reduced(
     problem: PlacementProblem, solve: Callable[[PlacementProblem, Request], Placement], request: Request
 ) -> Placement:
     """Merge what must run together, solve the smaller problem, and return the answer for the original operators."""
-    if problem.operator_low_ns is not None:  # no policy reads them, and every reduction would have to keep them
-        problem = replace(problem, operator_low_ns=None, operator_high_ns=None)
+    if problem.evidence is not None:  # no policy reads it, and every reduction would have to keep it
+        problem = replace(problem, evidence=None)
     if not problem.n_operators:
         return Placement(device=np.zeros(0, dtype=np.int64))
     contraction = contract_colocated(problem)

@@ -37,6 +37,8 @@ def stream(problem: PlacementProblem, request: Request) -> Placement:
     for turns in range(1, request.replicas + 1):
         if best is not None and best.value_ns <= least:
             break
+        if turns > 1 and time.perf_counter() > ends:  # `proven` then says nothing of longer cycles
+            break
         left = (ends - time.perf_counter()) / (request.replicas - turns + 1)
         model, known = _model(problem, request, turns, best, pool)
         answer = solve(model, request, None if known is None else model.columns_of(known.placement.cycle), left)

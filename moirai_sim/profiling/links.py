@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from moirai_sim.clusters.cluster import Cluster
 
-SIZES = tuple(2**k for k in (10, 13, 15, 16, 17, 18, 19, 20, 21, 22, 24))
-"""Tensor sizes to time: 1 KiB to 16 MiB, dense where activations are."""
+SIZES = tuple(2**k for k in (10, 13, 15, 16, 17, 18, 19, 20, 21, 22, 24, 26))
+"""Tensor sizes to time: 1 KiB to 64 MiB, dense where activations are."""
 _MAX_PAIRS = 4
 """Pairs of devices to time; those that are equally far apart are taken to be equal."""
 _BUDGET_S = 5.0

@@ -9,7 +9,6 @@ each in turn (`split`). What the longer operators overlap with, or make others w
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,7 +66,7 @@ def contended(
     operator_ns = problem.operator_ns.copy()
     longer = operator_ns[rows, columns] * (1 + ((factor[device] - 1) * share).sum(axis=1))
     operator_ns[rows, columns] = np.rint(longer).astype(np.int64)
-    return replace(problem, operator_ns=operator_ns, operator_low_ns=None, operator_high_ns=None)
+    return problem.with_operator_ns(operator_ns)
 
 
 def carried(
@@ -121,7 +120,7 @@ def carried(
         mine = np.flatnonzero(on_core[device] == number)
         until, since = (np.interp(t[mine], at, done) for t in (schedule.operator_end_ns, schedule.operator_start_ns))
         operator_ns[mine, problem.device_type[device[mine]]] += np.rint(until - since).astype(np.int64)
-    return replace(problem, operator_ns=operator_ns, operator_low_ns=None, operator_high_ns=None)
+    return problem.with_operator_ns(operator_ns)
 
 
 def rested(
@@ -155,7 +154,7 @@ def rested(
         waited = start[mine] - np.concatenate([[end[mine[-1]] - end.max()], end[mine[:-1]]])
         more = cold_ns[k] * -np.expm1(-np.maximum(waited, 0) / COOLING_NS)
         operator_ns[mine, problem.device_type[k]] += np.rint(more).astype(np.int64)
-    return replace(problem, operator_ns=operator_ns, operator_low_ns=None, operator_high_ns=None)
+    return problem.with_operator_ns(operator_ns)
 
 
 def split(
@@ -181,7 +180,7 @@ def split(
     operator_ns = problem.operator_ns.copy()
     longer = operator_ns[rows, columns] * (1 + paid[device])
     operator_ns[rows, columns] = np.rint(longer).astype(np.int64)
-    return replace(problem, operator_ns=operator_ns, operator_low_ns=None, operator_high_ns=None)
+    return problem.with_operator_ns(operator_ns)
 
 
 def _busy(

@@ -90,8 +90,9 @@ class Disturbances:
         self._speed[k] = fault.speed
         if not fault.speed:
             engine.free[k] = -(2**60)
+            engine.failed.add(k)
             if hasattr(engine.shared, "drop"):
                 lost += engine.shared.drop(k)
             if hasattr(engine.network, "fail"):
-                engine.network.fail(k, [~job % plan.stride for job in lost if job < 0])
+                engine.network.fail([~job % plan.stride for job in lost if job < 0])
                 engine.at(now)  # the other ends may go on

@@ -85,6 +85,8 @@ class Engine:
         self.revised: dict[int, int | None] = {}
         """Ends that faults moved after observers were told: the job's new end, None where it never ends."""
         self._host_free = [0] * devices
+        self.failed: set[int] = set()
+        """Devices that have failed."""
         self.network = make_network(self)
         self.shared: Network = getattr(self.network, "behind", self.network)
         """The network itself, where copy engines stand before it."""
@@ -207,6 +209,8 @@ class Engine:
             if transfers:
                 job = ~transfers[0]
                 transfers.sort()
+                if self.failed:  # nobody sends to a device that has failed
+                    transfers = [job for job in transfers if plan.target[job % q] not in self.failed]
             if transfers or arrived is not None:
                 self.network.queue(now, transfers)
         except MoiraiError:

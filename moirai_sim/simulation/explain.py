@@ -288,8 +288,7 @@ def faster(
         return replace(
             problem,
             operator_ns=np.column_stack([problem.operator_ns, quick]),
-            operator_low_ns=None,  # intervals have a column a device type too
-            operator_high_ns=None,
+            evidence=None,  # which has a column a device type too
             device_type=device_type,
         )
     if problem.cluster is not None and resource in problem.cluster.link:

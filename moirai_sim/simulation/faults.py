@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moirai_sim.errors import InputError
 from moirai_sim.simulation.engine import records
 from moirai_sim.simulation.options import SimulationOptions
 from moirai_sim.simulation.plan import make_plan
@@ -45,6 +46,11 @@ def losses(problem: PlacementProblem, placement: Placement, options: SimulationO
     """
     plan = make_plan(problem, placement, options=options)
     healthy, _ = records(plan, replace(options, faults=()))
+    if len(healthy) < problem.n_operators:
+        raise InputError(
+            f"placement: its orders contradict each other or the edges, whatever fails; give orders that follow the "
+            f"edges of {problem.name}, or none"
+        )
     faulty, _ = records(plan, options)
     duration = np.array(plan.duration, dtype=np.int64)
     done = np.zeros(problem.n_operators, dtype=bool)

@@ -74,7 +74,8 @@ def step_times(
     model
         ``zoo:NAME`` of a model with the parameters ``batch``, ``seq`` and ``past``, e.g. ``zoo:llama3-8b``.
     place
-        Answers each problem with a placement: a policy, or one that keeps layers where they are.
+        Answers each problem with a placement: a policy, or one that keeps layers where they are. Decoding steps come
+        first, in the order of ``batches`` and ``lengths``, which need not be ascending.
     """
     from moirai_sim.simulation.engine import simulate_schedule
     from moirai_sim.sources import load_problem
@@ -84,11 +85,14 @@ def step_times(
         problem = load_problem(f"{model}{joint}batch={batch}&seq={seq}&past={past}", cluster, network=network)
         return simulate_schedule(problem, place(problem)).makespan_ns
 
+    decode = np.array([[makespan(b, 1, length) for length in lengths] for b in batches], dtype=np.int64)
+    prefill = np.array([[makespan(b, length, 0) for length in lengths] for b in batches], dtype=np.int64)
+    rows, columns = np.argsort(batches), np.argsort(lengths)
     return StepTimes(
-        np.array(batches, dtype=np.int64),
-        np.array(lengths, dtype=np.int64),
-        np.array([[makespan(b, length, 0) for length in lengths] for b in batches], dtype=np.int64),
-        np.array([[makespan(b, 1, length) for length in lengths] for b in batches], dtype=np.int64),
+        np.array(batches, dtype=np.int64)[rows],
+        np.array(lengths, dtype=np.int64)[columns],
+        prefill[np.ix_(rows, columns)],
+        decode[np.ix_(rows, columns)],
     )
 
 
@@ -190,7 +194,7 @@ def generate(
             served = joined
             active += joined
         else:
-            now += times.decode(len(active), sum(prompts[r] + produced[r] for r in active) / len(active))
+            now += times.decode(len(active), sum(prompts[r] + produced[r] - 1 for r in active) / len(active))
             served = active
             gap[served] = np.maximum(gap[served], now - last[served])
         last[served] = now

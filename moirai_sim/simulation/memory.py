@@ -1,4 +1,4 @@
-"""Memory over time: what every device holds while a timeline runs, its peak, and where it does not fit.
+"""Memory over time, and energy: what every device holds while a timeline runs, its peak, and where it does not fit.
 
 A device holds its weights from the start to the end; the output of an operator from the operator's start until its last
 reader on the device, or its last transfer away, has ended; a tensor from another device from the start of its transfer
@@ -18,6 +18,9 @@ from moirai_sim.problem import UNLIMITED
 from moirai_sim.units import format_bytes, format_ns
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from moirai_sim.clusters.cluster import Cluster
     from moirai_sim.problem import PlacementProblem
     from moirai_sim.timeline import Span, Timeline
 
@@ -55,6 +58,7 @@ class MemoryUse:
 def memory_use(problem: PlacementProblem, timeline: Timeline) -> MemoryUse:
     """Return what each device holds over the time of a timeline of ``problem``."""
     changes = _changes(problem, timeline)
+    unit = 8 if problem.memory_unit == "bits" else 1
     curve: dict[str, list[tuple[int, int]]] = {}
     peak: dict[str, int] = {}
     failures: list[OutOfMemory] = []
@@ -62,7 +66,8 @@ def memory_use(problem: PlacementProblem, timeline: Timeline) -> MemoryUse:
     for name, size in zip(problem.operators, problem.weight_bytes.tolist(), strict=True):
         weights[timeline.placement[name]] += size
     for device, capacity in zip(problem.devices, problem.memory_bytes.tolist(), strict=True):
-        held = most = weights[device]
+        held = most = weights[device] // unit
+        capacity = capacity if capacity == UNLIMITED else capacity // unit
         if capacity != UNLIMITED and held > capacity:
             failures.append(OutOfMemory(device, "weights", 0, held, capacity))
         points = [(0, held)]
@@ -102,11 +107,12 @@ def _changes(problem: PlacementProblem, timeline: Timeline) -> dict[str, list[tu
         changes[device].append((begin, 1, size, name))
         changes[device].append((end, 2 if end == begin else 0, -size, name))
 
+    taken: set[int] = set()
     for tensor in sorted(readers):
         size = int(problem.tensor_bytes[tensor])
         i = problem.operators[int(producer[tensor])]
-        if size <= 0 or i not in runs:
-            continue
+        if size <= 0 or i not in runs or any(problem.operators[j] not in runs for j in readers[tensor]):
+            continue  # of a measured part of several operators, only the last is known by name
         end = runs[i].end_ns
         home = timeline.placement[i]
         away: dict[str, tuple[Span, int]] = {}
@@ -117,9 +123,17 @@ def _changes(problem: PlacementProblem, timeline: Timeline) -> dict[str, list[tu
             if device == home:
                 end = max(end, read)
                 continue
-            fitting = [move for move in moves[i, name] if move.target == device and move.bytes in (None, size)]
+            if device in away:  # the same transfer, read once more
+                away[device] = (away[device][0], max(read, away[device][1]))
+                continue
+            fitting = [
+                move
+                for move in moves[i, name]
+                if move.target == device and move.bytes in (None, size) and id(move) not in taken
+            ]
             if fitting:
-                away[device] = (fitting[0], max(read, away[device][1] if device in away else 0))
+                away[device] = (fitting[0], read)
+                taken.add(id(fitting[0]))
         for device, (move, read) in away.items():
             hold(device, move.start_ns, read, size, move.name)
             end = max(end, move.end_ns)
@@ -127,23 +141,26 @@ def _changes(problem: PlacementProblem, timeline: Timeline) -> dict[str, list[tu
     return changes
 
 
-def energy_joules(problem: PlacementProblem, timeline: Timeline) -> dict[str, float | None]:
-    """Return the energy of each device over a timeline, J; None where its type tells no idle and peak power.
+def energy_joules(cluster: Cluster | None, busy_ns: Mapping[str, int], length_ns: int) -> dict[str, float | None]:
+    """Return the energy of each device, J; None where its type tells no idle and peak power.
 
     A device draws its idle power all the time and the difference to its peak power while it computes: an upper bound
     for operators that do not keep the whole device busy.
+
+    Parameters
+    ----------
+    cluster
+        With the data sheets of the devices; None, as for a published instance, tells nothing.
+    busy_ns
+        How long each device computes.
+    length_ns
+        How long they are powered.
     """
-    busy: dict[str, int] = defaultdict(int)
-    for span in timeline.spans:
-        if span.kind == "operator":
-            busy[span.resource] += span.end_ns - span.start_ns
-    known = problem.cluster.device if problem.cluster is not None else {}
     energy: dict[str, float | None] = {}
-    for name in problem.devices:
-        sheet = known[name].type if name in known else None
+    for name, busy in busy_ns.items():
+        sheet = None if cluster is None else cluster.device[name].type
         if sheet is None or sheet.idle_watts is None or sheet.peak_watts is None:
             energy[name] = None
         else:
-            above = sheet.peak_watts - sheet.idle_watts
-            energy[name] = (sheet.idle_watts * timeline.makespan_ns + above * busy[name]) / 1e9
+            energy[name] = (sheet.idle_watts * length_ns + (sheet.peak_watts - sheet.idle_watts) * busy) / 1e9
     return energy

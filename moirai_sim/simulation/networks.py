@@ -119,11 +119,11 @@ class CopyEngines:
         """[k] transfers that wait."""
         self._holding = [0] * devices
         """[k] transfers that keep the device from computing: those that wait and the one under way."""
-        self._failed: set[int] = set()
+        self._changed = set(range(devices))
+        """Devices that may be able to let a transfer through."""
 
-    def fail(self, k: int, lost: Sequence[int]) -> None:
+    def fail(self, lost: Sequence[int]) -> None:
         """Note that a device has failed, with the transfers under way that it takes along; those that wait go, too."""
-        self._failed.add(k)
         for t in lost:
             self.arrived(t)
         waiting = {job for queue in self._queue for job in queue if not self._can_go(job)}
@@ -131,20 +131,22 @@ class CopyEngines:
             self._queue[end] = deque(job for job in queue if job not in waiting)
         for job in waiting:
             self._let_go(job % self._engine.plan.stride)
+        self._changed = set(range(len(self._queue)))
 
     def _can_go(self, job: int) -> bool:
         """Tell whether both devices of a transfer still work."""
-        plan = self._engine.plan
+        plan, failed = self._engine.plan, self._engine.failed
         t = job % plan.stride
-        return plan.source[t] not in self._failed and plan.target[t] not in self._failed
+        return plan.source[t] not in failed and plan.target[t] not in failed
 
     def arrived(self, t: int) -> None:
         """Note the end of a transfer; launches of operators have larger numbers and are none."""
         plan = self._engine.plan
         if t >= len(plan.edge):
             return
-        self._idle[plan.source[t]] += 1
-        self._idle[plan.target[t]] += 1
+        for k in (plan.source[t], plan.target[t]):
+            self._idle[k] += 1
+            self._changed.add(k)
         self._let_go(t)
 
     def _let_go(self, t: int) -> None:
@@ -158,15 +160,18 @@ class CopyEngines:
     def queue(self, now: int, transfers: list[int]) -> None:
         """Let the new transfers wait, then let through all that can go."""
         engine, plan = self._engine, self._engine.plan
-        for job in filter(self._can_go, transfers) if self._failed else transfers:
+        for job in transfers:
             t = job % plan.stride
             for k in (plan.source[t], plan.target[t]):
                 self._queue[k].append(job)
+                self._changed.add(k)
                 if self._blocks:
                     self._holding[k] += 1
                     engine.free[k] -= engine.options.streams
         go = []
-        todo = list(range(len(self._queue)))
+        # Without an engine of its own a device lets through what waits once it stops computing, too.
+        todo = list(range(len(self._queue))) if self._blocks else list(self._changed)
+        self._changed.clear()
         while todo:
             k = todo.pop()
             while self._queue[k]:

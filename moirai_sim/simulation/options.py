@@ -12,6 +12,10 @@ import numpy as np
 from moirai_sim.errors import InputError
 from moirai_sim.units import parse_ns
 
+_SLOWEST = 1e-6
+"""Least speed of what has not failed; slower, and times would be no whole nanoseconds of 63 bits."""
+_LONGEST_NS = 10**15
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -92,8 +96,8 @@ class SimulationOptions:
             problems.append(f"streams: read {self.streams}; a device runs at least 1 operator at a time")
         if self.seed < 0:
             problems.append(f"seed: read {self.seed}; give a whole number of at least 0")
-        if self.launch_ns < 0:
-            problems.append(f"launch_ns: read {self.launch_ns}; a launch takes at least 0 ns")
+        if not 0 <= self.launch_ns <= _LONGEST_NS:
+            problems.append(f"launch_ns: read {self.launch_ns}; a launch takes between 0 ns and eleven days")
         if np.min(self.part_ns) < 0:
             problems.append(f"part_ns: read {self.part_ns}; a part takes at least 0 ns to start")
         if self.copy_engines is not None and self.copy_engines < 0:
@@ -104,9 +108,9 @@ class SimulationOptions:
         if any(not 0 <= value < math.inf for value in spreads):
             problems.append(f"spread: read {self.spread}; a standard deviation is a finite number of at least 0")
         problems += [
-            f"fault of '{fault.resource}': time and speed must be at least 0 and finite"
+            f"fault of '{fault.resource}': its time must be at least 0, its speed 0 or between 1e-6 and 1e6"
             for fault in self.faults
-            if fault.at_ns < 0 or not 0 <= fault.speed < math.inf
+            if fault.at_ns < 0 or not (fault.speed == 0 or _SLOWEST <= fault.speed <= 1 / _SLOWEST)
         ]
         if problems:
             raise InputError(problems)

@@ -93,7 +93,7 @@ def chrome_trace(timeline: Timeline, problem: PlacementProblem | None = None) ->
         from moirai_sim.simulation.memory import memory_use
 
         for device, held in memory_use(problem, timeline).curve.items():
-            events += _counter(f"memory of {device}", problem.memory_unit, held)
+            events += _counter(f"memory of {device}", "bytes", held)
     about = {"makespan_ns": timeline.makespan_ns, "policy": timeline.policy, "network": timeline.network}
     return {"traceEvents": events, "displayTimeUnit": "ns", "otherData": about}
 

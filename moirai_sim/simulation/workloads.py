@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -74,7 +74,7 @@ class Service:
         counted = len(answers) - self.warm_up
         if counted <= 0:  # faults left fewer answers than the warm-up takes
             return float("nan")
-        lasted = int(answers[-1]) - (int(answers[self.warm_up - 1]) if self.warm_up else 0)
+        lasted = int(answers[-1]) - int(answers[self.warm_up - 1] if self.warm_up else self.arrival_ns[0])
         return counted * 1e9 / lasted if lasted else float("nan")
 
     def to_json(self) -> dict[str, object]:
@@ -117,13 +117,13 @@ def poisson(rate_per_s: float, requests: int, seed: int = 0) -> NDArray[np.int64
     """Return arrival times [requests] with exponential gaps, ns."""
     _positive("rate_per_s", rate_per_s)
     gaps = np.random.default_rng([seed, 1]).exponential(1e9 / rate_per_s, requests)
-    return np.asarray(np.rint(np.cumsum(gaps)), dtype=np.int64)
+    return _whole_ns(np.cumsum(gaps))
 
 
 def periodic(rate_per_s: float, requests: int) -> NDArray[np.int64]:
     """Return evenly spaced arrival times [requests] from 0 on, ns."""
     _positive("rate_per_s", rate_per_s)
-    return np.asarray(np.rint(np.arange(requests) * (1e9 / rate_per_s)), dtype=np.int64)
+    return _whole_ns(np.arange(requests) * (1e9 / rate_per_s))
 
 
 def at_once(requests: int) -> NDArray[np.int64]:
@@ -295,6 +295,8 @@ class _Stream:
             if self._submitted < len(arrivals):
                 Call(self.engine.env, arrivals[self._submitted] - now, FIRST, arrive)
 
+        if self._counting:  # no warm-up: from the first arrival on
+            self._begin = arrivals[0]
         Call(self.engine.env, arrivals[0], FIRST, arrive)
         self.engine.run()
 
@@ -346,7 +348,9 @@ class _Stream:
     def result(self) -> Service:
         """Return what was seen; shares are of the time from the end of warm-up to the last answer."""
         problem = self.problem
-        lasted = max(1, int(self.done.max(initial=0)) - self._begin)
+        lasted = float(int(self.done.max(initial=-1)) - self._begin)
+        if lasted <= 0:  # no answer after warm-up: there is no time to take shares of
+            lasted = float("nan")
         ports: dict[str, float] = {}
         links: dict[tuple[str, int], float] = {}
         shared = None
@@ -364,7 +368,7 @@ class _Stream:
                 links[link] = links.get(link, 0.0) + size / lasted / shared.capacity[number]
         busiest: dict[str, float] = {}
         for (name, _), share in links.items():
-            busiest[name] = max(busiest.get(name, 0.0), share)
+            busiest[name] = max(share, busiest.get(name, share))
         return Service(
             arrival_ns=self.arrival,
             done_ns=self.done,
@@ -378,6 +382,12 @@ class _Stream:
             },
             link_busy=dict(sorted(busiest.items())),
         )
+
+
+def _whole_ns(arrivals: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+    if arrivals.max(initial=0.0) >= 2.0**62:
+        raise InputError("rate_per_s: the last request would arrive after more than a century; give a larger rate")
+    return np.asarray(np.rint(arrivals), dtype=np.int64)
 
 
 def _positive(name: str, value: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import moirai_sim
@@ -15,7 +16,7 @@ from moirai_sim.studies.store import Store, digest
 from moirai_sim.studies.study import EvaluateStudy, read_study
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 
 def expand(study: EvaluateStudy) -> list[dict[str, Any]]:
@@ -78,10 +79,10 @@ def _keys(study: EvaluateStudy, combinations: Iterator[tuple[Any, ...]]) -> Iter
         }
 
 
-def run_name(key: dict[str, Any]) -> str:
-    """Return the hash that names a run: its key with files and clusters replaced by their content."""
+def run_name(key: dict[str, Any], own: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """Return the hash that names a run: its key with files and clusters replaced by their content, and its ``own``."""
     content = {"model": runs.source_digest(key["model"]), "cluster": runs.cluster_digest(key["cluster"])}
-    return digest(key | content)[:24]
+    return digest({**key, **content, **own})[:24]
 
 
 def evaluate(
@@ -115,7 +116,12 @@ def evaluate(
         raise TypeError(f"read_study returned {type(study).__name__}")
     with named(str(study_path)):
         keys = expand(study)
-    by_name = {run_name(key): key for key in keys}
+    by_name: dict[str, dict[str, Any]] = {}
+    for key in keys:
+        name = run_name(key)
+        if by_name.get(name, key) != key:  # a second file with the same content is a run of its own
+            name = run_name(key, own={"model_file": key["model"], "cluster_file": key["cluster"]})
+        by_name[name] = key
     store = Store(out)
     store.open(study.model_dump(mode="json", by_alias=True))
     try:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moirai_sim.catalog import MODEL_FILES
+from moirai_sim.clusters.reader import read_cluster
 from moirai_sim.errors import InputError
 from moirai_sim.files import folder_in_place_of, write_whole
 from moirai_sim.progress import progress
@@ -64,26 +65,29 @@ def calibrate_from_runs(folder: Path, out: Path, *, seed: int = 0) -> dict[str, 
         raise InputError(f"{folder}: the study has not finished; run the same validate command again")
     found = [result for result in store.read() if result["outcome"]["status"] == "measured"]
     clusters = sorted({result["key"]["cluster"] for result in found})
-    models = sorted((folder / "calibration").glob("*/model"))
-    if study["kind"] != "validate" or study.get("in_flight", 1) != 1 or len(clusters) != 1 or len(models) != 1:
+    whole = study["kind"] == "validate" and study.get("in_flight", 1) == 1 and study.get("calibrate") is not None
+    if not whole or len(clusters) != 1:
         raise InputError(f"{folder}: needs a validate study of single requests that calibrated one cluster")
+    calibrated = folder / "calibration" / read_cluster(clusters[0]).name / "model"
+    if not calibrated.is_dir():
+        raise InputError(f"{calibrated}: is not there; run the same validate command again")
     placements = sorted({result["key"]["placement"] for result in found}, key=lambda name: digest([seed, name]))
     half = set(placements[: len(placements) // 2])
     used = [result for result in found if result["key"]["placement"] in half]
     kept = [result for result in found if result["key"]["placement"] not in half]
     if min(len(used), len(kept)) < _MIN_CASES:
         raise InputError(f"{folder}: {len(found)} runs are too few to keep half of them apart; measure more placements")
-    cluster = _priced(clusters[0], models[0])
+    cluster = _priced(clusters[0], calibrated)
     full = _family_factors(used)
     sources = sorted({result["key"]["model"] for result in found})
     with folder_in_place_of(out, MODEL_FILES) as work:
-        shutil.copytree(models[0], work, dirs_exist_ok=True)
+        shutil.copytree(calibrated, work, dirs_exist_ok=True)
 
         def correct(weight: float, link_factor: float) -> dict[str, float]:
             factors = {family: factor**weight for family, factor in full.items()}
-            _scale_operators(models[0], work, sources, factors)
-            _scale_in_place(models[0], work, sources, factors, link_factor, cluster)
-            _scale_links(models[0], work, link_factor)
+            _scale_operators(calibrated, work, sources, factors)
+            _scale_in_place(calibrated, work, sources, factors, link_factor, cluster)
+            _scale_links(calibrated, work, link_factor)
             return factors
 
         errors: dict[tuple[float, float], float] = {}
@@ -117,7 +121,6 @@ def calibrate_from_runs(folder: Path, out: Path, *, seed: int = 0) -> dict[str, 
 
 
 def _priced(name: str, model: Path) -> Cluster:
-    from moirai_sim.clusters.reader import read_cluster
     from moirai_sim.studies.validate_prices import priced_by
 
     return priced_by(read_cluster(name), model.absolute())

@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from moirai_sim.errors import InputError
+from moirai_sim.evidence import Evidence
 from moirai_sim.files import write_whole
 from moirai_sim.studies.runs import source_digest
 from moirai_sim.studies.store import digest
@@ -321,6 +322,10 @@ def load_in_place(
     problems += [
         f"{path}: holds no times on {type_} by {backend} with {threads} threads" for type_, backend, threads in lacking
     ]
+    if not lacking and any((device.crossing is None) != emulated(cluster) for device in times.devices):
+        ways = ("through shared memory", "over a network")
+        was, now = ways[::-1] if not emulated(cluster) else ways
+        problems.append(f"{path}: was made where tensors cross {was}; here they cross {now}")
     if problems:
         raise InputError(f"{problem}; run 'moirai-sim profile in-place' for this one" for problem in problems)
     where = with_free_links(cluster)
@@ -348,7 +353,7 @@ def priced_in_place(problem: PlacementProblem, cluster: Cluster, times: InPlaceT
     each = [types[column] for column in problem.device_type.tolist()]
     part_ns = tuple(found.part_ns for found in each)
     options, carry = _options(cluster, part_ns), times.carrying
-    made_of: dict[str, object] = {"in_place": digest(times.model_dump()), "cost_models": {}, "extrapolated_share": 0.0}
+    made_of: dict[str, object] = {"in_place": digest(times.model_dump()), "cost_models": {}}
     crossing = [found.crossing for found in types if found.crossing is not None]
     if len(crossing) == len(types):
         problem, share = _with_crossings(problem, crossing)
@@ -362,10 +367,8 @@ def priced_in_place(problem: PlacementProblem, cluster: Cluster, times: InPlaceT
     known = replace(
         problem,
         operator_ns=operator_ns,
-        operator_low_ns=operator_ns,
-        operator_high_ns=operator_ns,
+        evidence=Evidence(operator_ns, operator_ns, np.zeros(operator_ns.shape, dtype=np.uint8)),
         transfer_ns=problem.transfer_ns + options.transfer_part_ns,
-        cost_share={"measured": 1.0},
         provenance={**problem.provenance, **made_of},
     )
     return Priced(

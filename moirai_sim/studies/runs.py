@@ -115,7 +115,7 @@ def outcome(problem: PlacementProblem, timeline: Timeline) -> dict[str, Any]:
         "transfers": transfers,
         "bytes_sent": sent,
         "busy_ns": busy if len(busy) <= 64 else {},
-        "cost_share": dict(problem.cost_share),
+        "cost_share": timeline.provenance.get("cost_share", {}),
     }
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from moirai_sim.studies.uncertainty import interval
+from moirai_sim.evidence import interval
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -123,7 +123,7 @@ class _Table:
             self.found[i] = Finding("reached", None, outcome)
         elif status == "error":
             self.found[i] = Finding("failed", None, outcome)
-        elif status == "pruned" or (outcome.get("lower_bound_ns") or 0) > target_ns:
+        elif status in ("pruned", "infeasible") or (outcome.get("lower_bound_ns") or 0) > target_ns:
             self.rule_out(i, outcome)
         else:
             self.found[i] = Finding("missed", None, outcome)
@@ -149,7 +149,7 @@ def answer_of(
             "by": None if finding.by is None else list(finding.by),
             "reason": (finding.outcome or {}).get("reason") or (finding.outcome or {}).get("error"),
             "lower_bound_ns": (finding.outcome or {}).get("lower_bound_ns"),
-            "objective_ns": (finding.outcome or {}).get("objective_ns"),
+            "objective_ns": _placed_ns(finding.outcome or {}),
             "log_spread": (finding.outcome or {}).get("log_spread"),
         }
         for size, finding in findings.items()
@@ -175,6 +175,11 @@ def answer_of(
         "unsure": unsure,
         "findings": rows,
     }
+
+
+def _placed_ns(outcome: Mapping[str, Any]) -> int | None:
+    """Return the objective of a placement that was found."""
+    return outcome.get("objective_ns") if outcome.get("status") in ("optimal", "feasible") else None
 
 
 def sentence(answer: Mapping[str, Any]) -> str:

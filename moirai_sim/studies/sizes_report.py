@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from moirai_sim.evidence import interval
 from moirai_sim.studies.page import Section
 from moirai_sim.studies.sizes import sentence
-from moirai_sim.studies.uncertainty import interval
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -126,10 +126,14 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], Store]:
     return _read_study(path), Store(folder)
 
 
+_KINDS = ("evaluate", "whatif", "validate")
+
+
 def _read_study(path: Path) -> dict[str, Any]:
     try:
         study: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        study["kind"]
+        if study["kind"] not in _KINDS:
+            raise InputError(f"{path}: no study is of kind {study['kind']!r}; run the study again in another folder")
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path}: is damaged ({error!r}); run the study again in another folder") from error
     return study

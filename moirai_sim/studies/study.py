@@ -92,8 +92,9 @@ class _Runs(_Strict):
     def _are_limits(cls, values: list[str | None], info: ValidationInfo) -> list[str | None]:
         for value in values:
             try:
-                if value is not None:
-                    (parse_ns if info.field_name == "max_latencies" else parse_period_ns)(value)
+                read = parse_ns if info.field_name == "max_latencies" else parse_period_ns
+                if value is not None and read(value) < 1:
+                    raise ValueError(f"no placement takes less than a nanosecond, read {value!r}")
             except InputError as error:
                 raise ValueError(str(error)) from error
         return values
@@ -126,7 +127,7 @@ class EvaluateStudy(_Runs):
     networks: list[Network | None] = [None]
     """null: the source's own default (one-port for instances, fair for clusters)."""
     objectives: list[Objective] = ["latency"]
-    memory_scales: list[float | None] = [None]
+    memory_scales: list[Annotated[float, Field(gt=0, allow_inf_nan=False)] | None] = [None]
     """null: the devices' own memory; a number gives every device this share of the model's weights."""
     seeds: list[Seed] = [0]
     replicas: list[Annotated[int, Field(ge=1)]] = [1]

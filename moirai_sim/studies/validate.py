@@ -20,6 +20,7 @@ import numpy as np
 
 import moirai_sim
 from moirai_sim.errors import InputError, MoiraiError
+from moirai_sim.evidence import cost_share
 from moirai_sim.execution.measure import nearest_run, typical_ns, undisturbed
 from moirai_sim.files import write_whole
 from moirai_sim.studies.in_place import emulated, in_place_on, priced_as_it_is
@@ -478,7 +479,7 @@ def _outcome(
         "transfers": sum(span.kind == "transfer" for span in middle.spans),
         "families": _by_family(candidate.predicted, middle, family),
         "links": _by_link(candidate.predicted, middle) if over_network and not candidate.latency_ns else {},
-        "cost_share": dict(priced.problem.cost_share),
+        "cost_share": cost_share(priced.problem, candidate.predicted),
     }
     latency_ns = [ns for one in found.rounds for ns in one.latency_ns]
     if latency_ns:

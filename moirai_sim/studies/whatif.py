@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import moirai_sim
 from moirai_sim.errors import InputError, named
 from moirai_sim.progress import progress
+from moirai_sim.simulation.memory import energy_joules
 from moirai_sim.studies import runs
 from moirai_sim.studies.overrides import changed_cluster
 from moirai_sim.studies.parallel import Key, end_processes, run_all
@@ -273,10 +274,10 @@ def run_variant(key: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
 
 
 def _place_variant(key: Mapping[str, Any]) -> dict[str, Any]:
+    from moirai_sim.evidence import log_spread
     from moirai_sim.policies.base import Request
     from moirai_sim.policies.bounds import lower_bound_ns
     from moirai_sim.policies.run import place
-    from moirai_sim.studies.uncertainty import log_spread
 
     cluster = changed_cluster(key["cluster"], key["overrides"])
     problem = _problem(key["model"], cluster, key["network"])
@@ -294,7 +295,9 @@ def _place_variant(key: Mapping[str, Any]) -> dict[str, Any]:
     figures = runs.outcome(problem, timeline) | {"held_ns": _held_ns(key, problem, request)}
     energy = None
     if timeline.spans:
-        energy = energy_j(cluster, figures["busy_ns"], timeline.objective_ns)
+        each = energy_joules(cluster, figures["busy_ns"], timeline.objective_ns).values()
+        known = [joules for joules in each if joules is not None]
+        energy = sum(known) if known and len(known) == len(each) else None
         figures["log_spread"] = log_spread(problem, timeline)
     return figures | facts | {"energy_j": energy}
 
@@ -325,17 +328,3 @@ def _base_timeline(
 
     problem = _problem(model, changed_cluster(cluster, {}), network)
     return place(problem, policy, Request(objective=objective, time_limit_s=time_limit_s, seed=seed))
-
-
-def energy_j(cluster: Cluster, busy_ns: Mapping[str, int], length_ns: int) -> float | None:
-    """Return the energy of one request, J: idle power all the time, peak power while a device works.
-
-    An upper estimate from data sheets (source "data sheet"); None where a device's powers are unknown.
-    """
-    total = 0.0
-    for device in cluster.devices:
-        if device.type.idle_watts is None or device.type.peak_watts is None or device.name not in busy_ns:
-            return None
-        busy = busy_ns[device.name]
-        total += device.type.idle_watts * length_ns + (device.type.peak_watts - device.type.idle_watts) * busy
-    return total / 1e9

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from moirai_sim.evidence import difference_interval, interval
 from moirai_sim.studies.page import Report, Section
 from moirai_sim.studies.prices import price_eur
 from moirai_sim.studies.sizes_report import size_sections
-from moirai_sim.studies.uncertainty import difference_interval, interval
 from moirai_sim.studies.whatif import ANSWER, BASE, SIZES
 from moirai_sim.units import number_of, unit_of
 

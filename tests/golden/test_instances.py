@@ -58,7 +58,7 @@ def test_moirai_table(tmp_path):
     assert problem.tensor_bytes.tolist() == [-1, -1, -1]
     times = [[problem.transfer_time_ns(q, 0, 1), problem.transfer_time_ns(q, 1, 0)] for q in range(3)]
     assert times == [[1_500_000, 2_000_000], [259_260, 3_000_000], [500_000, 1000]]
-    assert (problem.network, problem.cost_share) == ("one-port", {"published": 1.0})
+    assert (problem.network, problem.evidence) == ("one-port", None)
 
 
 def test_memory_of_a_moirai_table_is_in_bits(tmp_path):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from moirai_sim.policies.base import Request
 from moirai_sim.policies.pipeline_dp import PUBLISHED_FORMAT, PipelineDp
+from moirai_sim.policies.run import place
 from moirai_sim.problem import UNLIMITED, UNSUPPORTED, PlacementProblem
+from moirai_sim.sources import load_problem
 
 
 def _problem(seed: int, *, published: bool) -> PlacementProblem:
@@ -111,3 +115,17 @@ def test_too_many_ideals_are_refused_before_memory_runs_out() -> None:
         colocation=None,
     )
     assert PipelineDp().place(wide, Request()).status == "limit"
+
+
+def test_what_costs_nothing_and_feeds_nobody_lies_somewhere(tmp_path: Path) -> None:
+    """An idle output of an idle input, which otherwise belongs to whichever piece reads it first."""
+    nodes = [
+        {"id": i, "name": f"n{i}", "fpgaLatency": time, "cpuLatency": time, "size": size}
+        for i, (time, size) in enumerate([(0, 0), (0, 0), (3, 4), (2, 4)])
+    ]
+    edges = [{"sourceId": 0, "destId": i, "cost": 0} for i in (1, 2, 3)]
+    path = tmp_path / "idle.json"
+    document = {"maxFPGAs": 1, "maxCPUs": 1, "maxSizePerFPGA": 100, "nodes": nodes, "edges": edges}
+    path.write_text(json.dumps(document))
+    timeline = place(load_problem(path), "pipeline-dp", Request(objective="throughput"))
+    assert timeline.period_ns == 3_000_000

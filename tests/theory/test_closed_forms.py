@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from moirai_sim.clusters.cluster import Link
+from moirai_sim.errors import InputError
 from moirai_sim.placement import Placement
 from moirai_sim.policies.loads import period_ns
 from moirai_sim.simulation.corrections import COOLING_NS, carried, contended, overlap, rested, split
@@ -23,6 +24,7 @@ from moirai_sim.simulation.faults import losses
 from moirai_sim.simulation.memory import energy_joules, memory_use
 from moirai_sim.simulation.options import Fault, SimulationOptions
 from moirai_sim.simulation.workloads import at_once, serve
+from moirai_sim.verify import verify
 
 NETWORKS = ["none", "one-port", "half-duplex", "fair"]
 
@@ -234,10 +236,34 @@ def test_memory_of_a_transfer_stands_on_both_sides(build) -> None:
     assert use.curve == {"d0": [(0, 40), (50, 0)], "d1": [(0, 0), (10, 40), (60, 0)]}
 
 
+def test_a_transfer_to_a_device_that_is_not_there_is_told(build) -> None:
+    problem = build([10, 10], [(0, 1, 40)], 2, "fair")
+    right = simulate(problem, on(0, 1))
+    assert verify(problem, right) == []
+    for end in ("source", "target"):
+        spans = [replace(span, **{end: "nosuch"}) if span.kind == "transfer" else span for span in right.spans]
+        found = verify(problem, replace(right, spans=spans))
+        assert "transfer 'o0->o1' names 'nosuch', which is no device of the cluster" in found
+
+
+def test_orders_that_contradict_each_other_are_no_loss_of_a_fault(build) -> None:
+    stuck = Placement(np.array([0, 0]), order=np.array([1, 0]))
+    with pytest.raises(InputError, match="orders contradict"):
+        losses(build([10, 10], [(0, 1, 5)]), stuck, SimulationOptions(faults=(Fault("d0", 10**6),)))
+
+
 def test_energy(build) -> None:
     """10 W idle for 60 ns, and 100 W more while it computes."""
-    problem = build([10, 10], [(0, 1, 40)], 2)
-    assert energy_joules(problem, simulate(problem, on(0, 1))) == {"d0": (600 + 1000) / 1e9, "d1": (600 + 1000) / 1e9}
+    cluster = build([10, 10], [(0, 1, 40)], 2).cluster
+    assert energy_joules(cluster, {"d0": 10, "d1": 0}, 60) == {"d0": (600 + 1000) / 1e9, "d1": 600 / 1e9}
+    assert energy_joules(None, {"d0": 10}, 60) == {"d0": None}
+
+
+def test_two_tensors_of_one_size_are_held_for_their_own_transfers(build) -> None:
+    problem = build([10, 10], [(0, 1, 100), (0, 1, 100)], 2, "one-port")
+    use = memory_use(problem, simulate(problem, on(0, 1)))
+    assert use.curve["d0"] == [(0, 200), (110, 100), (210, 0)]
+    assert use.curve["d1"] == [(0, 0), (10, 100), (110, 200), (220, 0)]
 
 
 def test_launches(build) -> None:

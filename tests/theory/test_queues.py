@@ -74,7 +74,7 @@ def test_littles_law_and_utilisation(build) -> None:
     """Queue = rate x wait, and a device is busy for the load it is offered; in one long run."""
     rate = 0.6 * 1e9 / SERVICE_NS
     service = serve(build([SERVICE_NS]), ONE, arrivals=poisson(rate, 20_000, 3), warm_up=0)
-    lasted = service.done_ns.max()
+    lasted = service.done_ns.max() - service.arrival_ns[0]
     assert service.device_busy["d0"] == pytest.approx(20_000 * SERVICE_NS / lasted)
     wait = service.latency_ns.mean() - SERVICE_NS
     assert service.device_queue["d0"] == pytest.approx(20_000 / lasted * wait)
@@ -161,6 +161,14 @@ def test_batches_share_decoding_steps_and_stall_for_a_prefill() -> None:
     assert found.steps == 2 + 20  # one step alone before the second joins, then both go on side by side
 
 
+def test_a_decoding_step_attends_to_what_lies_in_the_cache() -> None:
+    """The prompt alone at the first one: the token before it was given by the prefill, and comes with this step."""
+    grid, lengths = np.array([1, 2]), np.array([100, 102])
+    times = StepTimes(grid, lengths, np.zeros((2, 2), dtype=np.int64), np.array([[7, 9], [7, 9]]))
+    found = generate(times, [0], [100], [4], max_batch=1, cache_bytes=10**6, token_bytes=1)
+    assert found.done_ns.tolist() == [7 + 8 + 9]
+
+
 def test_the_cache_limits_the_batch() -> None:
     arguments = {"arrivals": [0] * 6, "prompts": [100] * 6, "answers": [50] * 6, "max_batch": 6, "token_bytes": 10}
     wide = generate(linear_times(1, 100), cache_bytes=9_000, **arguments)
@@ -210,6 +218,31 @@ def test_every_knob_moves_the_result_in_its_direction(build, knob) -> None:
 def test_options_out_of_range_are_refused(options) -> None:
     with pytest.raises(InputError):
         SimulationOptions(**options)
+
+
+@pytest.mark.parametrize("options", [{"launch_ns": 2**60}, {"faults": (Fault("d0", 0, 1e-12),)}])
+def test_what_no_clock_could_hold_is_refused(options) -> None:
+    with pytest.raises(InputError):
+        SimulationOptions(**options)
+    with pytest.raises(InputError, match="larger rate"):
+        poisson(1e-11, 2)
+
+
+def test_arrivals_that_begin_late_count_from_the_first(build) -> None:
+    """Seconds since 1970, say."""
+    late = 1_700_000_000 * 10**9
+    service = serve(build([SERVICE_NS]), ONE, arrivals=late + SERVICE_NS * np.arange(5), warm_up=0)
+    assert service.throughput_per_s == pytest.approx(1e9 / SERVICE_NS)
+    assert service.device_busy["d0"] == pytest.approx(1)
+
+
+def test_nobody_sends_to_a_device_that_has_failed(build) -> None:
+    """Of two replicas that share a sender, the second one's transfers have the link to themselves once d1 is gone."""
+    problem = build([1, 1], [(0, 1, 1_000)], 3, "fair")
+    replicas = [Placement(np.array([0, 1])), Placement(np.array([0, 2]))]
+    options = SimulationOptions(faults=(Fault("d1", 500),))
+    service = serve(problem, replicas, arrivals=np.array([0, 0, 3_000, 3_000]), warm_up=0, options=options)
+    assert service.done_ns[3] - service.arrival_ns[3] <= 1_003, "the transfer to d1 takes no share of the link"
 
 
 def test_unknown_resources_are_refused(build) -> None:

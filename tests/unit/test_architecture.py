@@ -13,7 +13,7 @@ ROOT = Path(moirai_sim.__file__).parent
 LAYERS = [
     {"errors", "units", "files", "yaml_files", "console", "display", "progress", "compiled", "catalog"},
     {"costs", "clusters", "graphs", "profiling", "operators_file"},
-    {"problem", "placement", "timeline", "timeline_schema", "verify"},
+    {"problem", "placement", "timeline", "timeline_schema", "evidence", "verify"},
     {"sources", "instances"},
     {"policies", "simulation", "execution", "testing"},
     {"studies", "summary", "listing", "doctor"},

@@ -14,6 +14,7 @@ from moirai_sim.clusters.reader import read_cluster, read_device_type
 from moirai_sim.costs.calibrate import calibrate, held_out, learning_curve
 from moirai_sim.costs.card import known_errors, licence
 from moirai_sim.costs.catalog_model import load_cost_model
+from moirai_sim.costs.model import SOURCES
 from moirai_sim.errors import InputError
 from moirai_sim.files import sha256
 from moirai_sim.graphs.work import make_operator
@@ -94,11 +95,11 @@ def test_measured_operators_are_answered_by_their_reconciled_measurement(calibra
     assert found.latency_s == pytest.approx(frame["median_s"].to_numpy() / 0.8, rel=1e-3)
     assert found.measured.all()
     assert not found.extrapolated.any()
-    assert set(found.seconds_by_source()) == {"measured"}
+    assert {SOURCES[i] for i in found.sources()} == {"measured"}
     other = make_operator("new", "MatMul", [(100, 101), (101, 102)], [(100, 102)])
     mixed = model.predict([known[0], other], SHEET)
     assert mixed.measured.tolist() == [True, False]
-    assert set(mixed.seconds_by_source()) == {"measured", "predicted"}
+    assert {SOURCES[i] for i in mixed.sources()} == {"measured", "predicted"}
 
 
 def test_a_model_can_be_asked_about_the_device_that_it_was_calibrated_on(calibrated, cli, tmp_path):

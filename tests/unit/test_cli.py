@@ -262,3 +262,74 @@ def test_simulate_explains_a_priced_model(cli, tmp_path, monkeypatch):
     answer = cli("simulate", *where, "--placement", "placed.json", "--explain", "--json")
     assert answer.code == 0, answer.err
     assert json.loads(answer.out)["explanation"]
+
+
+def test_simulate_takes_the_memory_of_the_placement_that_it_plays(cli, instance):
+    assert cli("place", instance, "--policy", "single", "--no-memory", "-o", "placed.json").code == 0
+    assert cli("simulate", instance, "--placement", "placed.json", "-o", "simulated.json").code == 0
+    assert cli("verify", instance, "simulated.json").code == 0
+
+
+def test_a_limit_on_the_period_holds_for_a_file_of_one_request(cli, instance):
+    assert cli("place", instance, "--policy", "heft", "-o", "placed.json").code == 0
+    assert cli("verify", instance, "placed.json", "--min-throughput", "1/s").code == 0
+    answer = cli("verify", instance, "placed.json", "--max-period", "1us")
+    assert answer.code == 1
+    assert "asked for at most 1000 ns" in answer.out
+
+
+def test_place_and_simulate_say_what_it_needs_of_memory(cli, instance):
+    cli("place", instance, "--policy", "heft", "-o", "placed.json")
+    assert "peak memory" in cli("simulate", instance, "--placement", "placed.json").out
+    document = json.loads(cli("simulate", instance, "--placement", "placed.json", "--json").out)
+    assert set(document["peak_bytes"]) == {"acc0", "acc1"}
+    assert max(document["peak_bytes"].values()) == 12 + 3 * 64, "weights, what was made, and what comes"
+    assert "out of memory" in document["out_of_memory"], "12 bytes hold the weights alone"
+    assert document["energy_j"] == {"acc0": None, "acc1": None}
+
+
+def test_replicas_and_waits_that_change_nothing_are_refused(cli, instance):
+    assert cli("place", instance, "--replicas", "2").code == 2
+    cli("place", instance, "--policy", "heft", "-o", "placed.json")
+    assert cli("simulate", instance, "--placement", "placed.json", "--launch-waits").code == 2
+
+
+def test_a_result_may_go_to_a_device_file(cli, instance):
+    assert cli("place", instance, "--policy", "heft", "-o", os.devnull).code == 0
+    assert Path(os.devnull).is_char_device()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("fpgaLatency", 1e13), ("size", 10**400), ("cost", 1e13), ("maxSizePerFPGA", 1e30)]
+)
+def test_numbers_beyond_any_clock_are_input_errors(cli, instance, key, value):
+    document = json.loads(Path(instance).read_text())
+    where = {"cost": document["edges"][0], "maxSizePerFPGA": document}.get(key, document["nodes"][0])
+    where[key] = value
+    Path(instance).write_text(json.dumps(document))
+    answer = cli("graph", instance)
+    assert answer.code == 2
+    assert f'"{key}" must be a number between 0 and' in answer.err
+
+
+def test_a_yaml_file_that_holds_itself_is_an_input_error(cli, tmp_path):
+    (tmp_path / "round.yaml").write_text("--- &r\nname: c\ndevices: *r\n")
+    answer = cli("place", "zoo:resnet18", "--cluster", tmp_path / "round.yaml")
+    assert answer.code == 2, answer.err
+
+
+def test_a_language_model_answers_requests(cli, tmp_path):
+    options = ["--cluster", "dgx-a100-nccl", "--policy", "single", "--prompt", "100-200", "--answer", "8"]
+    options += ["--requests", "6", "--max-batch", "2"]
+    answer = cli("generate", "zoo:llama3-8b?layers=1", *options, "-o", tmp_path / "answers.json", "--json")
+    assert answer.code == 0, answer.err
+    found = json.loads(answer.out)
+    assert found == json.loads((tmp_path / "answers.json").read_text())
+    assert found["steps"] == 3 * 8, "three batches of two, each a prefill and seven steps"
+    assert 0 < found["first_token_p50_ns"] < found["latency_p50_ns"]
+    token = 2 * 8 * 128 * 2  # keys and values of 8 heads in half precision
+    assert found["peak_cache_bytes"] % token == 0
+    assert found["peak_cache_bytes"] <= 2 * 208 * token
+    assert "first token" in cli("generate", "zoo:llama3-8b?layers=1", *options).out
+    assert cli("generate", "zoo:resnet18", *options).code == 2
+    assert cli("generate", "zoo:llama3-8b?layers=1", *options[:-6], "--prompt", "5-4").code == 2

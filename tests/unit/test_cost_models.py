@@ -169,6 +169,7 @@ def test_a_decoding_step_reads_and_attends_to_the_whole_cache():
     )
     batch, queries, keys, depth, heads, kv_heads = describe([step])[1][0][:6]
     assert (batch, queries, keys, depth, heads, kv_heads) == (1, 1, 2048, 128, 32, 8)
+    assert step.write_bytes == 2 * (32 * 128 + 2 * 8 * 128), "the token's own, not the cache once more"
     longer, shorter = limits(step, alone)
     assert longer > 100 * shorter
 
@@ -382,8 +383,54 @@ def test_a_power_limit_lowers_what_a_board_sustains():
 
 def test_generations_by_what_they_compute_in():
     sheet = {"float32": 1e12}
-    rates = [{}, {"float16": 8e12}, {"bfloat16": 8e12}, {"bfloat16": 8e12, "float8": 1e13}]
-    assert [generation(DeviceType("x", "gpu", 1, 1.0, sheet | r)) for r in rates] == [0, 1, 2, 3]
+    rates = [{}, {"float16": 8e12}, {"bfloat16": 8e12}, {"bfloat16": 8e12, "float8": 1e13}, {"float4": 1e13}]
+    assert [generation(DeviceType("x", "gpu", 1, 1.0, sheet | r)) for r in rates] == [0, 1, 2, 3, 4]
+
+
+def test_a_type_that_a_chip_lacks_is_computed_in_one_that_it_has():
+    ampere, turing, hopper = (read_device_type(f"nvidia-{n}") for n in ("a100-sxm-80gb", "t4", "h100-sxm"))
+    assert peak_flops(ampere, "float8") == ampere.peak_flops["bfloat16"] < ampere.peak_flops["int8"]
+    assert peak_flops(turing, "bfloat16") == turing.peak_flops["float32"], "its matrix units know float16 alone"
+    assert peak_flops(hopper, "float4") == hopper.peak_flops["bfloat16"], "stored only, and widened"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_window_for_each_channel_is_slid_and_no_product_of_padded_tiles(dtype):
+    device = read_device_type("nvidia-t4")
+    shapes = [(1, 512, 56, 56), (512, 1, 3, 3)]
+    kernel = make_operator("x", "Conv", shapes, [shapes[0]], {"group": 512, "pads": [1, 1, 1, 1]}, dtype)
+    limit = design_of("conv-vector", describe([kernel])[1], dtype, device).limit_s[0]
+    moved = (kernel.read_bytes + kernel.write_bytes) / device.memory_bandwidth_bytes_per_s
+    assert moved <= limit < 1.2 * moved
+
+
+def test_overlapping_windows_are_read_once():
+    device = read_device_type("nvidia-l4")
+    shapes = [(32, 64, 56, 56), (64, 64, 3, 3)]
+    kernel = make_operator("x", "Conv", shapes, [shapes[0]], {"pads": [1, 1, 1, 1]}, "float16")
+    limit = design_of("conv-tensor", describe([kernel])[1], "float16", device).limit_s[0]
+    by_bytes = (kernel.read_bytes + kernel.write_bytes) / device.memory_bandwidth_bytes_per_s
+    assert max(by_bytes, kernel.flops / sustained_flops(device, "float16")) <= limit < 1.5 * by_bytes
+
+
+def test_packed_weights_are_read_as_they_lie():
+    device = read_device_type("nvidia-h100-sxm")
+    packed = make_operator(
+        "x", "MatMulNBits", [(1, 8192), (8192, 64, 64), (8192 * 64,)], [(1, 8192)], {"K": 8192, "N": 8192, "bits": 4},
+        "bfloat16",
+    )  # fmt: skip
+    limit = design_of("gemm-tensor", describe([packed])[1], "bfloat16", device).limit_s[0]
+    assert limit < 1.5 * packed.read_bytes / device.memory_bandwidth_bytes_per_s
+
+
+@pytest.mark.parametrize(
+    "weights", [[(8, 256, 512), (0,), (8, 512, 256), (0,), (8, 256, 512)], [(8, 512, 512), (0,), (8, 512, 256)]]
+)
+def test_experts_are_as_large_as_their_weights_in_any_layout(weights):
+    """Gate and up apart, or one after the other in the first."""
+    kernel = make_operator("x", "MoE", [(64, 512), (64, 8), *weights], [(64, 512)], {"k": 2}, "float16")
+    table = describe([kernel])[1]
+    assert table[0][:5].tolist() == [8, 64, 256, 512, 2]
 
 
 @pytest.mark.parametrize(

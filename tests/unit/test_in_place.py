@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from moirai_sim.clusters.reader import read_cluster
 from moirai_sim.errors import InputError
+from moirai_sim.evidence import cost_share
 from moirai_sim.placement import Placement
 from moirai_sim.profiling.telemetry import cpu_model
 from moirai_sim.simulation.engine import simulate
@@ -72,7 +73,7 @@ def test_a_placement_takes_its_operators_hand_overs_readings_and_parts(model: st
     )
     spans = {span.name: span.end_ns - span.start_ns for span in found.spans if span.kind == "operator"}
     assert spans == {"mm0": 1000 + one_part, "mm1": 2000 + READ_NS + one_part, "mm2": 4000 + READ_NS + one_part}
-    assert priced.problem.cost_share == {"measured": 1.0}
+    assert cost_share(priced.as_run(BACK_AND_FORTH), found) == {"measured": 1.0}
     # Policies, which know no parts, pay for one with every tensor that crosses.
     assert simulate(priced.problem, BACK_AND_FORTH).makespan_ns == found.makespan_ns - one_part
     assert priced.predict(Placement(np.zeros(3, dtype=np.int64))).makespan_ns == 7000 + one_part
@@ -103,7 +104,9 @@ def test_commands_take_the_times(model: str, cli):
     assert document["makespan_ns"] == split.makespan_ns
     assert document["provenance"]["options"]["part_ns"] == [PART_NS + EXCHANGE_NS] * 2
     made_of = document["provenance"]["problem"]
-    assert (made_of["links"], made_of["extrapolated_share"]) == ("in place", 0.0)
+    assert made_of["links"] == "in place"
+    assert document["provenance"]["cost_share"] == {"measured": 1.0}
+    assert "low_ns" not in document, "what was measured is not unsure"
     stream = cli(
         "simulate", model, *options, "--placement", "split.json", "--requests", "9", "--in-flight", "1", "--json"
     )

@@ -161,7 +161,7 @@ def test_verify_sees_through_every_replica() -> None:
     assert any(line.startswith("replica 1: operator 'b' lasts 3 ns") for line in broken)
     slow = replace(timeline, max_latency_ns=6, max_period_ns=1)
     assert verify(MODULE, slow) == [
-        "period_ns is 2; asked for at most 1 ns",
+        "the period is 2 ns; asked for at most 1 ns",
         "a request takes 7 ns; asked for at most 6 ns",
     ]
 

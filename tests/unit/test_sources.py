@@ -13,9 +13,12 @@ from moirai_sim.clusters.reader import read_cluster
 from moirai_sim.costs.links import Curve, Group, LinkModel
 from moirai_sim.costs.roofline import Roofline
 from moirai_sim.errors import InputError
+from moirai_sim.evidence import cost_share, log_spread, with_evidence
 from moirai_sim.graphs.fusion import fuse
 from moirai_sim.graphs.onnx_reader import read_onnx
+from moirai_sim.placement import Placement
 from moirai_sim.problem import UNLIMITED
+from moirai_sim.simulation.engine import simulate
 from moirai_sim.sources import build_problem, load_problem, recognise, transfer_table
 
 
@@ -56,9 +59,33 @@ def test_devices_without_a_cost_model_are_priced_by_their_data_sheet(model):
         price = Roofline().predict(list(graph), device.type)
         column = problem.device_type[k]
         assert problem.operator_ns[:, column].tolist() == np.rint(price.latency_s * 1e9).astype(int).tolist()
-        assert problem.operator_high_ns[:, column].tolist() == np.rint(price.high_s * 1e9).astype(int).tolist()
-    assert problem.cost_share == {"data sheet": 1.0}
-    assert problem.provenance["extrapolated_share"] == 1.0
+        assert problem.evidence.high_ns[:, column].tolist() == np.rint(price.high_s * 1e9).astype(int).tolist()
+    timeline = simulate(problem, Placement(np.array([0, 1, 2, 3])))
+    assert cost_share(problem, timeline) == {"data sheet": 1.0}
+    sure = with_evidence(problem, timeline)
+    assert sure.low_ns == timeline.makespan_ns < sure.high_ns, "a data sheet is a limit: what rests on it takes longer"
+
+
+def test_evidence_is_that_of_the_placement(model):
+    """Not of the devices that could have run it."""
+    cluster = read_cluster("moirai-one-server")
+    devices = [replace(one, cost_model="nvidia-gpus") if k < 2 else one for k, one in enumerate(cluster.devices)]
+    problem = build_problem(read_onnx(model), replace(cluster, devices=tuple(devices)), fuse="none")
+    on = [cost_share(problem, simulate(problem, Placement(np.full(4, k)))) for k in (0, 2)]
+    assert on[1] == {"data sheet": 1.0}
+    assert set(on[0]) <= {"predicted", "extrapolated"}
+    assert sum(on[0].values()) == pytest.approx(1)
+    both = cost_share(problem, simulate(problem, Placement(np.array([0, 0, 2, 2]))))
+    assert 0 < both["data sheet"] < 1
+    spread = log_spread(problem, simulate(problem, Placement(np.array([0, 0, 2, 2]))))
+    assert len(spread) == 2
+    assert min(spread.values()) > 0
+
+
+def test_times_that_change_stay_as_sure(model):
+    problem = build_problem(read_onnx(model), read_cluster("moirai-one-server"), fuse="none")
+    longer = problem.with_operator_ns(problem.operator_ns * 3)
+    assert (longer.evidence.high_ns == problem.evidence.high_ns * 3).all()
 
 
 def test_memory_is_what_is_granted(model):
@@ -138,12 +165,12 @@ def copies(tmp_path, *groups):
     return str(tmp_path)
 
 
-def mixed(link_model, server=""):
-    """A CPU and two GPUs, whose wires carry 1 GB/s."""
+def mixed(link_model, server="", wires=2e10):
+    """A CPU and two GPUs, all on one bus."""
     cpu = DeviceType("c", "cpu", 1000, 1e9, {"float32": 1e9})
     gpu = DeviceType("g", "gpu", 1000, 1e9, {"float32": 1e9})
     devices = (Device("cpu", cpu), Device("gpu0", gpu), Device("gpu1", gpu, server=server))
-    links = tuple(Link(f"l{i}", (a, "bus"), 2e9, 0) for i, a in enumerate(("cpu", "gpu0", "gpu1")))
+    links = tuple(Link(f"l{i}", (a, "bus"), wires, 0) for i, a in enumerate(("cpu", "gpu0", "gpu1")))
     return Cluster("c", devices, links, ("bus",), link_model=link_model)
 
 
@@ -158,8 +185,16 @@ def test_measured_copies_price_transfers_between_cpu_and_gpu(tmp_path, device):
     taken = (1 << 20) / (times[0][classes] / 1e9) / 1e9
     assert taken[0, 1:] == pytest.approx([4, 4], rel=1e-4)
     assert taken[1:, 0] == pytest.approx([8, 8], rel=1e-4)
-    assert taken[1, 2] == taken[2, 1] == pytest.approx(2, rel=1e-4)
+    assert taken[1, 2] == taken[2, 1] == pytest.approx(20, rel=1e-4)
     assert source == f"{cluster.link_model}; data sheet: g to g"
+
+
+def test_wires_that_are_slower_than_those_that_were_measured_bound_what_they_carry(tmp_path):
+    cluster = mixed(copies(tmp_path, (TO_GPU, 4e9), (TO_CPU, 8e9)), wires=6e9)
+    classes, times, _ = transfer_table(cluster, np.array([1 << 20]))
+    taken = (1 << 20) / (times[0][classes] / 1e9) / 1e9
+    assert taken[0, 1:] == pytest.approx([4, 4], rel=1e-4)
+    assert taken[1:, 0] == pytest.approx([6, 6], rel=1e-4)
 
 
 def test_what_a_link_model_was_not_measured_on_is_named(tmp_path):

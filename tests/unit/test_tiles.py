@@ -1,5 +1,8 @@
 """The tile model: what it says of work and devices, and how it carries over to a GPU that was not measured."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +11,8 @@ from moirai_sim.clusters.cluster import DeviceType
 from moirai_sim.costs import tiles
 from moirai_sim.costs.catalog_model import load_cost_model, save_cost_model
 from moirai_sim.costs.estimator import TimeEstimator
-from moirai_sim.costs.families import COLUMNS
+from moirai_sim.costs.families import COLUMNS, describe
+from moirai_sim.costs.kernels import Rows, predict_rows
 from moirai_sim.graphs.work import make_operator
 from moirai_sim.profiling.published.table import device_json, profile
 
@@ -184,3 +188,78 @@ def test_points_that_were_measured_twice_tell_no_narrower_interval(fitted):
         adapted = TimeEstimator(**fitted.get_params()).fit(measured(OLD, 400, 0)).adapt(points)
         widths.append(adapted.models_["gemm-tensor"].tile_widths["new|bfloat16"])
     assert widths[1] > 0.85 * widths[0]
+
+
+def test_types_of_one_size_and_rate_are_alike():
+    known = {"a|bfloat16": list(LIKE), "a|int8": list(LIKE + 2)}
+    assert tiles.parameters_of(known, "a", "float16") == list(LIKE)
+    assert tiles.parameters_of(known, "b", "float16") == tiles.parameters_of(known, "b", "bfloat16")
+
+
+def test_a_row_times_a_matrix_goes_as_fast_as_memory_where_there_are_no_matrix_units():
+    """Tiles of 64 rows would compute 63 of them for nothing."""
+    plain = DeviceType("plain", "gpu", 2**33, 700e9, {"float16": 20e12, "float32": 10e12}, 56, 1.3e9, 4 * 10**6)
+    one = np.exp(tiles.log_seconds(LIKE, table(1, 8192, 8192), "float16", plain))[0]
+    least = 2 * 8192**2 / 700e9
+    assert least < one < 1.6 * least
+
+
+def test_what_nobody_measured_is_never_faster_than_the_data_sheet_allows(fitted):
+    """Whatever the parameters say: not than its arithmetic, not than its memory."""
+    sheet = replace(NEW, l2_cache_bytes=10**6)
+    greedy = {"a|bfloat16": list(LIKE + np.array([-9, 1.0, 1.0, 1.0, -9, -9, -9, 0, -9]))}
+    models = {"gemm-tensor": replace(fitted.models_["gemm-tensor"], tiles=greedy)}
+    operators = [
+        make_operator("x", "MatMul", [(m, 8192), (8192, 8192)], [(m, 8192)], dtype="bfloat16") for m in (1, 8192)
+    ]
+    table_ = describe(operators)[1]
+    rows = Rows(table_, np.array(["MatMul"] * 2), sheet, "bfloat16", "", np.arange(2))
+    seconds, low, _, _ = predict_rows(models, fitted.devices_, "gemm-tensor", rows)
+    least = [2 * (8192 * 8193 + 8192) / 3e12, 2 * 8192**3 / 1000e12]
+    assert seconds == pytest.approx(least)
+    assert (low >= seconds * 0.999).all()
+
+
+def test_a_batch_of_products_is_priced_by_tiles_where_only_single_ones_were_measured(fitted):
+    def price(op_type, shapes):
+        operators = [make_operator("x", op_type, shapes, [(*shapes[0][:-1], shapes[1][-1])], dtype="bfloat16")]
+        key = "batched-matmul-tensor" if len(shapes[1]) > 2 else "gemm-tensor"
+        rows = Rows(describe(operators)[1], np.array([op_type]), OLD, "bfloat16", "", np.arange(1))
+        return predict_rows(fitted.models_, fitted.devices_, key, rows)
+
+    (two,), _, _, (flag,) = price("MatMul", [(2, 128, 64), (2, 64, 128)])
+    (one,), _, _, _ = price("MatMul", [(128, 64), (64, 128)])
+    assert flag
+    assert two < 2 * one
+
+
+def test_a_size_that_no_row_of_which_begins_on_a_boundary_is_flagged():
+    data = measured(OLD, 300, 0)
+    aligned = data[data["input_shapes"].map(lambda text: all(n % 2 == 0 for n in json.loads(text)[1]))]
+    model = TimeEstimator(trees=5, leaves=6, sharp_trees=5, sharp_leaves=6, intervals=False).fit(
+        aligned.reset_index(drop=True)
+    )
+    assert model.models_["gemm-tensor"].alignment == 2
+    operators = [make_operator("x", "MatMul", [(512, k), (k, 512)], [(512, 512)], dtype="bfloat16") for k in (512, 511)]
+    rows = Rows(describe(operators)[1], np.array(["MatMul"] * 2), OLD, "bfloat16", "", np.arange(2))
+    assert predict_rows(model.models_, model.devices_, "gemm-tensor", rows)[3].tolist() == [False, True]
+
+
+def test_a_type_that_another_device_was_measured_in_is_flagged_on_this_one():
+    new = replace(NEW, peak_flops={**NEW.peak_flops, "float8": 2000e12})
+    other = measured(new, 200, 1).assign(dtype="float8")
+    both = pd.concat([measured(OLD, 200, 0), other], ignore_index=True)
+    model = TimeEstimator(trees=5, leaves=6, sharp_trees=5, sharp_leaves=6, intervals=False).fit(both)
+    sheet = replace(OLD, peak_flops={**OLD.peak_flops, "float8": 600e12})
+    rows = {
+        dtype: Rows(
+            describe([make_operator("x", "MatMul", [(512, 512), (512, 512)], [(512, 512)], dtype=dtype)])[1],
+            np.array(["MatMul"]), device, dtype, "", np.arange(1),
+        )
+        for dtype, device in (("bfloat16", OLD), ("float8", new))
+    }  # fmt: skip
+    for known in rows.values():
+        assert predict_rows(model.models_, model.devices_, "gemm-tensor", known)[3].tolist() == [False]
+    swapped = replace(rows["bfloat16"], device=new), replace(rows["float8"], device=sheet)
+    for strange in swapped:
+        assert predict_rows(model.models_, model.devices_, "gemm-tensor", strange)[3].tolist() == [True]

@@ -59,6 +59,34 @@ def test_accepts_a_right_timeline(problem, timeline):
     assert verify(problem, timeline) == []
 
 
+def measured(timeline):
+    """The same, as a run of parts: a and c in one."""
+    spans = [
+        replace(timeline.spans[0], end_ns=7, operators=("a", "c")), replace(timeline.spans[4], start_ns=9, end_ns=17),
+        replace(timeline.spans[5], start_ns=17, end_ns=21),
+    ]  # fmt: skip
+    return replace(timeline, status="measured", spans=spans, makespan_ns=21, lower_bound_ns=0)
+
+
+def test_of_a_measured_timeline_durations_are_what_they_were(problem, timeline):
+    run = measured(timeline)
+    assert verify(problem, run) == []
+    short = replace(run, spans=run.spans[1:])
+    assert verify(problem, short) == ["operator 'a' ran 0 times", "operator 'c' ran 0 times"]
+    early = replace(run, spans=[*run.spans[:2], replace(run.spans[2], start_ns=16)])
+    assert verify(problem, early) == ["device d1: 'b' and 'd' overlap at 16 ns"]
+    moved = replace(run, spans=[*run.spans[:2], replace(run.spans[2], resource="d0")], makespan_ns=20)
+    assert len(verify(problem, moved)) == 2
+
+
+@pytest.mark.parametrize(("at", "there"), [(2, 5), (3, 7), (4, 8), (5, 11)])
+def test_what_is_ready_before_its_inputs_are_there_is_told(problem, timeline, at, there):
+    span = timeline.spans[at]
+    spans = [*timeline.spans[:at], replace(span, ready_ns=there - 1), *timeline.spans[at + 1 :]]
+    expected = f"'{span.name}' says it is ready at {there - 1} ns, but its inputs are there at {there} ns"
+    assert verify(problem, replace(timeline, spans=spans)) == [expected]
+
+
 def _move(timeline, name, by, stretch=0):
     return replace(
         timeline,

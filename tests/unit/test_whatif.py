@@ -10,6 +10,7 @@ import pytest
 from moirai_sim import catalog
 from moirai_sim.clusters.cluster import Cluster, Device, DeviceType, Link
 from moirai_sim.errors import InputError
+from moirai_sim.evidence import Z90, difference_interval, interval, log_spread
 from moirai_sim.graphs.load import load_graph
 from moirai_sim.placement import Placement
 from moirai_sim.simulation.engine import simulate
@@ -18,7 +19,6 @@ from moirai_sim.studies import runs
 from moirai_sim.studies.overrides import changed_cluster
 from moirai_sim.studies.prices import parts, price_eur
 from moirai_sim.studies.store import Store
-from moirai_sim.studies.uncertainty import Z90, difference_interval, interval, log_spread
 from moirai_sim.studies.whatif import whatif
 from moirai_sim.studies.whatif_report import NO_DIFFERENCE, breaks, build, pareto, variants_table
 

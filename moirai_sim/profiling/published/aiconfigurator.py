@@ -51,7 +51,7 @@ def read(path: Path) -> tuple[pd.DataFrame, Report]:
         kind = file.stem
         if kind not in _TABLES:
             if kind in COLLECTIVES:
-                what = f"table {kind}: links are a profile of their own, import {file.parents[2]} by itself"
+                what = f"table {kind}: links are a profile of their own, import their folder by itself"
                 report.other_files[what] = report.other_files.get(what, 0) + 1
                 continue
             if not path.is_dir():
