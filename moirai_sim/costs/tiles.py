@@ -46,6 +46,10 @@ _ALIKE = {"float16": "bfloat16", "bfloat16": "float16"}
 _EXPECTED = np.log([value for value, _ in PARAMETERS.values()])
 _SPREAD = np.array([spread for _, spread in PARAMETERS.values()])
 _BLOCK = 64
+_MATRIX_UNITS = 4.0
+"""So many times the rate of single precision has what computes on matrix units, at least."""
+_FEW = 8
+"""Rows or columns of a product that are no tile."""
 _SPLITS = (1, 2, 4, 8, 16, 32)
 _NOISE = 0.1
 _MOST_ROWS = 1500
@@ -96,8 +100,12 @@ def log_seconds(parameters: Sequence[float] | Array, table: Array, dtype: str, d
     bandwidth = device.memory_bandwidth_bytes_per_s
     block = 2.0 * _BLOCK**3 / rate
     reading = table[:, COLUMNS.index("read_bytes")] / (bandwidth * read)
-    sliding = 2.0 * b * m * n * k / (sustained_flops(device, "float32") * peak)  # of few rows: no tiles, vector units
-    best = (sliding**overlap + reading**overlap) ** (1 / overlap)
+    best = np.full(len(table), np.inf)
+    plain = sustained_flops(device, "float32")
+    if rate * units < _MATRIX_UNITS * plain:  # no matrix units: a product of few rows needs no tiles
+        computing = 2.0 * b * m * n * k / (plain * peak)
+        rows = (computing**overlap + reading**overlap) ** (1 / overlap)
+        best = np.where(np.minimum(m, n) <= _FEW, rows, best)
     for tile_n, tile_m in TENSOR_TILES:
         tiles = np.ceil(n / tile_n) * np.ceil(m / tile_m) * b
         each = np.hypot(2.0 * tile_n * tile_m * _BLOCK / (rate * peak), step * block)
