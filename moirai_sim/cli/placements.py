@@ -136,7 +136,7 @@ def simulate(
     from dataclasses import asdict, replace
 
     from moirai_sim.console import plain, print_facts, print_json, say
-    from moirai_sim.evidence import with_evidence
+    from moirai_sim.evidence import cost_share, with_evidence
     from moirai_sim.files import write_whole
     from moirai_sim.placement import placement_from_timeline
     from moirai_sim.profiling.telemetry import ENGINES, versions
@@ -196,6 +196,7 @@ def simulate(
         clients = (in_flight or 1) if rate is None else None
         service = serve(problem, wanted, arrivals=arrivals, in_flight=clients, requests=requests, options=options)
         stream = {"requests": requests, "in_flight": clients, "rate_per_s": rate}
+        made_by |= {"cost_share": cost_share(problem, placed)}
         document = service.to_json() | {"provenance": made_by | stream}
         if out is not None:
             write_whole(out, json.dumps(plain(document), indent=1, allow_nan=False) + "\n")

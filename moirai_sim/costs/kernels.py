@@ -29,7 +29,6 @@ Booster = Callable[["NDArray[np.float32]"], "Array"]
 """A fitted ensemble: [n, features] float32 -> [n] log ratio."""
 
 _CPU = "-cpu"
-_MOVED = ("read_bytes", "write_bytes")
 DOMAIN = tuple(COLUMNS.index(c) for c in ("batch", "m", "n", "k", "flops", "read_bytes", "write_bytes"))
 
 
@@ -69,10 +68,11 @@ def alignment_of(key: str, table: Array) -> Array:
     return np.minimum(*(alignment(table[:, COLUMNS.index(c)]) for c in ("n", "k")))
 
 
-def _physical_s(key: str, rows: Rows) -> Array:
+def _physical_s(rows: Rows) -> Array:
     """Return the seconds that no kernel can be faster than, [n]: by arithmetic, and by bytes that no cache holds."""
     device = rows.device
-    flops, size = (rows.table[:, [COLUMNS.index(c) for c in names]].sum(axis=1) for names in (("flops",), _MOVED))
+    flops, read, written = (rows.table[:, COLUMNS.index(c)] for c in ("flops", "read_bytes", "write_bytes"))
+    size = read + written
     by_bytes = np.where(size > 2 * (device.l2_cache_bytes or 0), size / device.memory_bandwidth_bytes_per_s, 0.0)
     least: Array = np.maximum(flops / peak_flops(device, rows.dtype), by_bytes)
     return least
@@ -245,7 +245,7 @@ def predict_rows(
     if by_tiles and stand_in == key and own in model.tile_widths:
         width = model.tile_widths[own] * share
     seconds = np.exp(log_time)
-    least = _physical_s(stand_in, rows) if by_tiles else np.zeros(len(seconds))
+    least = _physical_s(rows) if by_tiles else np.zeros(len(seconds))
     seconds = np.maximum(seconds, least)
     return seconds, np.maximum(seconds * np.exp(-width), least), seconds * np.exp(width), outside
 

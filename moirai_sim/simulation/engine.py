@@ -209,7 +209,7 @@ class Engine:
             if transfers:
                 job = ~transfers[0]
                 transfers.sort()
-                if self.failed:  # nobody sends to a device that has failed
+                if self.failed and not plan.strict:  # nobody sends to a device that has failed; orders are kept
                     transfers = [job for job in transfers if plan.target[job % q] not in self.failed]
             if transfers or arrived is not None:
                 self.network.queue(now, transfers)

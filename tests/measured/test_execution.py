@@ -194,7 +194,7 @@ def test_a_measured_timeline_holds_together(subject, workers):
     assert timeline.status == "measured"
     assert timeline.makespan_ns == sorted(timeline.provenance["makespans_ns"])[2]
     assert timeline.provenance["problem"]["fusion"] == "none"
-    assert {"repeats", "seed", "versions", "cost_share"} <= timeline.provenance.keys()
+    assert {"repeats", "seed", "versions", "problem"} <= timeline.provenance.keys()
     parts = [span for span in timeline.spans if span.kind == "operator"]
     covered = [name for span in parts for name in span.operators]
     assert sorted(covered) == sorted(problem.operators)
