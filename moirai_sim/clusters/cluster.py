@@ -99,7 +99,7 @@ class Cluster:
     routes: dict[str, dict[str, tuple[int, int, tuple[str, ...]]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
-    """Paths found so far, by source and target; see ``moirai_sim.clusters.routes``."""
+    """Paths found so far between what `core` holds, by source and target; see ``moirai_sim.clusters.routes``."""
 
     def _repr_html_(self) -> str:
         from moirai_sim.display import cluster_html
@@ -139,9 +139,20 @@ class Cluster:
         return graph
 
     @cached_property
-    def neighbours(self) -> dict[str, list[tuple[str, int]]]:
-        """(Neighbour, latency of the link in ns) of every node."""
+    def core(self) -> dict[str, list[tuple[str, int]]]:
+        """(Neighbour, latency of the link in ns) of every node but those with one link, which no route passes.
+
+        Both ends of a link that joins nothing else stay.
+        """
+        kept = dict.fromkeys(node for node in self.graph if self.anchor(node) == node)
         return {
-            node: [(other, self.link[edge["link"]].latency_ns) for other, edge in self.graph[node].items()]
-            for node in self.graph
+            node: [
+                (other, self.link[edge["link"]].latency_ns) for other, edge in self.graph[node].items() if other in kept
+            ]
+            for node in kept
         }
+
+    def anchor(self, node: str) -> str:
+        """Return the node at the other end of a node's only link, or the node itself where routes may pass it."""
+        near = list(self.graph[node])
+        return near[0] if len(near) == 1 and len(self.graph[near[0]]) > 1 else node

@@ -22,7 +22,8 @@ RouteClass = tuple[int, float]
 def route(cluster: Cluster, source: str, target: str) -> Route:
     """Return the route of a tensor: least latency, then fewest links, then first by the names of the nodes passed.
 
-    All routes from one source are found together and kept with the cluster.
+    Only routes between anchors are searched, all from one of them together, and kept with the cluster: thousands of
+    devices hang on far fewer switches.
 
     Raises
     ------
@@ -32,12 +33,16 @@ def route(cluster: Cluster, source: str, target: str) -> Route:
     unknown = [name for name in (source, target) if name not in cluster.graph]
     if unknown:
         raise InputError(f"cluster '{cluster.name}': there is no device or switch '{unknown[0]}'")
-    if source not in cluster.routes:
-        cluster.routes[source] = _shortest(cluster.neighbours, source)
-    found = cluster.routes[source].get(target)
+    if source == target:
+        return _as_route(cluster, (source,))
+    one, other = cluster.anchor(source), cluster.anchor(target)
+    if one not in cluster.routes:
+        cluster.routes[one] = _shortest(cluster.core, one)
+    found = cluster.routes[one].get(other)
     if found is None:
         raise InputError(f"cluster '{cluster.name}': no links join '{source}' and '{target}'; add one")
-    return _as_route(cluster, found)
+    nodes = found[2]
+    return _as_route(cluster, (source,) * (source != one) + nodes + (target,) * (target != other))
 
 
 class Links:
@@ -94,15 +99,14 @@ def route_classes(cluster: Cluster) -> tuple[NDArray[np.int64], list[RouteClass]
     position = {anchor: i for i, anchor in enumerate(anchors)}
     latency = np.zeros((len(anchors), len(anchors)), dtype=np.int64)
     bandwidth = np.full((len(anchors), len(anchors)), math.inf)
-    core = _adjacency(cluster, leaves=False)
     for i, anchor in enumerate(anchors):
-        paths = _shortest(core, anchor)
+        paths = _shortest(cluster.core, anchor)
         for other, j in position.items():
             if i != j:
                 if other not in paths:
                     raise InputError(f"cluster '{cluster.name}': no links join '{anchor}' and '{other}'; add one")
                 latency[i, j] = paths[other][0]
-                bandwidth[i, j] = _as_route(cluster, paths[other]).bandwidth_bytes_per_s
+                bandwidth[i, j] = _as_route(cluster, paths[other][2]).bandwidth_bytes_per_s
 
     at = np.array([position[anchor] for anchor, _, _ in group_of], dtype=np.int64)
     own_latency = np.array([ns for _, ns, _ in group_of], dtype=np.int64)
@@ -130,13 +134,12 @@ def route_classes(cluster: Cluster) -> tuple[NDArray[np.int64], list[RouteClass]
 
 def _access(cluster: Cluster) -> dict[str, tuple[str, int, float]]:
     """Return where each device meets the network: (node, latency, bandwidth) of its only link, or itself at no cost."""
-    graph = cluster.graph
     access = {}
     for device in cluster.devices:
-        neighbours = list(graph[device.name])
-        if len(neighbours) == 1 and len(graph[neighbours[0]]) > 1:
-            link = cluster.link[graph.edges[device.name, neighbours[0]]["link"]]
-            access[device.name] = (neighbours[0], link.latency_ns, link.bandwidth_bytes_per_s)
+        anchor = cluster.anchor(device.name)
+        if anchor != device.name:
+            link = cluster.link[cluster.graph.edges[device.name, anchor]["link"]]
+            access[device.name] = (anchor, link.latency_ns, link.bandwidth_bytes_per_s)
         else:
             access[device.name] = (device.name, 0, math.inf)
     return access
@@ -144,24 +147,6 @@ def _access(cluster: Cluster) -> dict[str, tuple[str, int, float]]:
 
 Path = tuple[int, int, tuple[str, ...]]
 """Latency, number of links, nodes: compared in this order, so that the shortest path is unique."""
-
-
-def _adjacency(cluster: Cluster, *, leaves: bool) -> dict[str, list[tuple[str, int]]]:
-    """Return (neighbour, latency) lists; without ``leaves``, nodes with one link are left out: no route passes them.
-
-    Both ends of a link that joins nothing else stay.
-    """
-    graph, links = cluster.graph, cluster.link
-    kept = [
-        node
-        for node, near in graph.adjacency()
-        if leaves or len(near) != 1 or all(len(graph[end]) == 1 for end in near)
-    ]
-    keep = dict.fromkeys(kept)
-    return {
-        node: [(other, links[edge["link"]].latency_ns) for other, edge in graph[node].items() if other in keep]
-        for node in kept
-    }
 
 
 def _shortest(adjacency: dict[str, list[tuple[str, int]]], source: str) -> dict[str, Path]:
@@ -180,8 +165,8 @@ def _shortest(adjacency: dict[str, list[tuple[str, int]]], source: str) -> dict[
     return settled
 
 
-def _as_route(cluster: Cluster, path: Path) -> Route:
-    latency, _, nodes = path
+def _as_route(cluster: Cluster, nodes: tuple[str, ...]) -> Route:
     links = tuple(cluster.graph.edges[a, b]["link"] for a, b in itertools.pairwise(nodes))
     narrowest = min((cluster.link[name].bandwidth_bytes_per_s for name in links), default=math.inf)
+    latency = sum(cluster.link[name].latency_ns for name in links)
     return Route(nodes=nodes, links=links, latency_ns=latency, bandwidth_bytes_per_s=narrowest)

@@ -16,6 +16,7 @@ from moirai_sim.clusters.routes import route, route_classes
 from moirai_sim.errors import InputError
 from moirai_sim.policies.run import place
 from moirai_sim.sources import load_problem, transfer_table
+from moirai_sim.verify import _way
 
 SERVERS = """
 name: two-racks
@@ -246,3 +247,20 @@ def test_switches_that_join_nothing_are_no_harm(tmp_path, text):
     table, classes, _ = route_classes(cluster)
     assert len(classes) == len(cluster.devices) - 1
     assert (table.diagonal() == -1).all()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_routes_between_anchors_are_those_of_the_whole_graph(seed):
+    """Searched by another algorithm, over devices with one link too; ties by number of links, then by name."""
+    random = np.random.default_rng(seed)
+    names = [f"n{i}" for i in random.permutation(9)]
+    kind = DeviceType("unit", "gpu", 1, 1.0, {"float32": 1.0})
+    ends = {(names[int(random.integers(i))], names[i]) for i in range(1, 9)}  # a tree, and a few more
+    ends |= {tuple(random.choice(names, 2, replace=False).tolist()) for _ in range(int(random.integers(5)))}
+    joined = {frozenset(pair): pair for pair in ends}
+    links = tuple(Link(f"l{i}", pair, 1e9, int(random.integers(3))) for i, pair in enumerate(sorted(joined.values())))
+    cluster = Cluster("c", tuple(Device(name, kind) for name in names), links)
+    for source, target in itertools.permutations(names, 2):
+        found = route(cluster, source, target)
+        assert (found.latency_ns, found.nodes) == _way(cluster, source, target)
+    assert set(cluster.routes) <= set(cluster.core)
