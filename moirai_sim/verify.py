@@ -47,7 +47,6 @@ def verify(problem: PlacementProblem, timeline: Timeline) -> list[str]:
     runs = _operator_spans(problem, timeline, index, device, found)
     arrivals = _transfer_spans(problem, timeline, index, where, device, runs, found)
     _check_inputs(problem, device, runs, arrivals, found)
-    _check_ready(problem, device, runs, arrivals, found)
     _check_exclusive(problem, timeline, found)
     _check_links(problem, timeline, found)
     _check_limits(problem, device, found)
@@ -207,6 +206,8 @@ def _check_inputs(
     arrivals: dict[tuple[int, int], Span],
     found: list[str],
 ) -> None:
+    """Check that a span is ready no earlier than its inputs are there, and starts no earlier than it is ready."""
+    there = dict.fromkeys(runs, 0)
     for (i, j), tensor in zip(problem.edges.tolist(), problem.edge_tensor.tolist(), strict=True):
         before, after = runs.get(i), runs.get(j)
         if before is None or after is None:
@@ -216,21 +217,7 @@ def _check_inputs(
         span = arrivals.get((tensor, device[j])) if tensor >= 0 and device[i] != device[j] else None
         if span is not None and after.start_ns < span.end_ns:
             found.append(f"operator '{after.name}' starts before the transfer '{span.name}' arrives")
-
-
-def _check_ready(
-    problem: PlacementProblem,
-    device: dict[int, int],
-    runs: dict[int, Span],
-    arrivals: dict[tuple[int, int], Span],
-    found: list[str],
-) -> None:
-    """Check that a span is ready no earlier than its inputs are there, and starts no earlier than it is ready."""
-    there = dict.fromkeys(runs, 0)
-    for (i, j), tensor in zip(problem.edges.tolist(), problem.edge_tensor.tolist(), strict=True):
-        arrived = arrivals.get((tensor, device[j])) if tensor >= 0 and device[i] != device[j] else runs.get(i)
-        if j in there and arrived is not None:
-            there[j] = max(there[j], arrived.end_ns)
+        there[j] = max(there[j], (span or before).end_ns)
     index = {name: i for i, name in enumerate(problem.operators)}
     expected = [(runs[i], ns) for i, ns in there.items()]
     expected += [(span, runs[i].end_ns) for span in arrivals.values() if (i := index[span.producer]) in runs]
