@@ -24,6 +24,7 @@ from moirai_sim.clusters.cluster import DeviceType
 from moirai_sim.costs import tiles
 from moirai_sim.costs.card import known_errors
 from moirai_sim.costs.families import describe
+from moirai_sim.costs.features import KERNEL
 from moirai_sim.costs.kernels import DOMAIN, Booster, FamilyModel, Rows, arithmetic, predict_rows
 from moirai_sim.costs.model import CostModel, Prediction
 from moirai_sim.errors import InputError
@@ -108,12 +109,13 @@ def save_cost_model(estimator: TimeEstimator, folder: Path, card: Mapping[str, A
     """
     families = {}
     for key, model in estimator.models_.items():
-        plain = {k: v for k, v in vars(model).items() if k not in ("shared", "sharp")}
-        for part in ("shared", "sharp"):
+        plain = {k: v for k, v in vars(model).items() if k not in ("shared", "sharp", "kernels")}
+        for part, booster in {"shared": model.shared, "sharp": model.sharp, **model.kernels}.items():
             plain[part] = None
-            if (booster := getattr(model, part)) is not None:
+            if booster is not None:
                 plain[part], ensemble = _stored(f"{key}.{part}.onnx", booster)
                 write_whole(folder / plain[part], ensemble)
+        plain["kernels"] = {name: plain.pop(name) for name in model.kernels}
         families[key] = plain
     devices = {name: dataclasses.asdict(device) for name, device in estimator.devices_.items()}
     content = {"format": FORMAT, "devices": devices, "families": families}
@@ -168,13 +170,21 @@ class LearnedModel:
             raise _broken(folder, error) from error
 
     def _family(self, key: str, plain: dict[str, Any]) -> FamilyModel:
-        boosters = {}
-        for part in ("shared", "sharp"):
-            if plain[part] is not None:
-                if not _KEY.fullmatch(key) or plain[part] not in (f"{key}.{part}.onnx", f"{key}.{part}.onnx.gz"):
-                    raise ValueError(f"impossible file name {plain[part]!r}")
-                boosters[part] = Ensemble(self.folder / plain[part])
-        model = FamilyModel(**{**plain, "shared": boosters["shared"], "sharp": boosters.get("sharp")})
+        def stored(part: str, file: str) -> Ensemble:
+            if not _KEY.fullmatch(key) or file not in (f"{key}.{part}.onnx", f"{key}.{part}.onnx.gz"):
+                raise ValueError(f"impossible file name {file!r}")
+            return Ensemble(self.folder / file)
+
+        known = plain.get("kernels", {})
+        kernels = {name: stored(name, known[name]) for name in KERNEL if name in known}
+        if len(kernels) < len(known):
+            raise ValueError(f"{key}.kernels: knows more than {', '.join(KERNEL)}")
+        boosters = {
+            "shared": stored("shared", plain["shared"]),
+            "sharp": None if plain["sharp"] is None else stored("sharp", plain["sharp"]),
+            "kernels": kernels,
+        }
+        model = FamilyModel(**{**plain, **boosters})
         _check(key, model)
         return model
 

@@ -2,9 +2,12 @@
 
 For each family of kernels two gradient boosted ensembles explain ``log(time / (launch + limit))``: a *shared* one from
 dimensionless features alone, which carries over to devices that were never measured, and a *sharp* one that also knows
-device and software stack and answers for those that were. A few measurements of a new device fit a ridge correction of
-the shared one. Those of matrix products and convolutions on GPUs are monotone where physics is: never faster for more
-padding, reading or waiting, never slower for rows that begin on a larger boundary.
+device and software stack and answers for those that were. Where it is known which kernels ran, further ensembles learn
+which one the library takes for what size, and the sharp one reads what they expect. It is fitted to rows as far as they
+can be trusted: those that a cross-validated fit misses by far count less. A few measurements of a new device fit a
+ridge correction of the shared one. Those of matrix products and convolutions on GPUs are monotone where physics is,
+given the kernel: never faster for more padding, reading or waiting, never slower for rows that begin on a larger
+boundary.
 
 Intervals are split-conformal (Vovk et al. 2005) with residuals of the matching kind of hold-out: random rows for what
 resembles the training data, the largest tenth for what is larger, left-out devices for a device never seen.
@@ -22,8 +25,10 @@ from threadpoolctl import threadpool_limits
 
 from moirai_sim.costs import tiles
 from moirai_sim.costs.families import COLUMNS
+from moirai_sim.costs.features import KERNEL, kernel_traits
 from moirai_sim.costs.kernels import (
     DOMAIN,
+    Booster,
     FamilyModel,
     Rows,
     alignment_of,
@@ -36,6 +41,7 @@ from moirai_sim.costs.kernels import (
     rows_of,
     tiled,
     unmasked,
+    with_kernels,
 )
 from moirai_sim.errors import InputError
 
@@ -50,6 +56,14 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 
+_FEW_CROSS = 300
+"""Rows from which on it is cross-validated which kernel a library takes, and which row is noise."""
+_PRODUCTS = ("gemm", "batched-matmul")
+"""Families whose kernels differ by what `KERNEL` says. Knowing it of convolutions told nothing (14.2 % either way)."""
+_KERNEL_RATE = 0.1
+_ROUGH_TREES, _ROUGH_LEAVES, _ROUGH_RATE = 60, 63, 0.2
+_NOISE_FLOOR = 0.05
+"""Misses in log time below which no row is trusted more than another: what repeats of a kernel scatter by."""
 _FEW_ROWS = 20_000
 _UNKNOWN = 0.7
 """Half-width of an interval, in log time, where there is too little to learn one from: half to twice the time."""
@@ -68,6 +82,8 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         Size of the sharp ensemble of each family.
     sharp_features
         Share of the features that each split of the sharp ensemble may choose from, drawn at random.
+    kernel_trees, kernel_leaves
+        Size of the ensembles that expect the library's choice of kernel.
     learning_rate, min_leaf
         Of both; see `sklearn.ensemble.HistGradientBoostingRegressor`.
     max_rows
@@ -94,6 +110,8 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         sharp_trees: int = 300,
         sharp_leaves: int = 255,
         sharp_features: float = 0.4,
+        kernel_trees: int = 60,
+        kernel_leaves: int = 255,
         learning_rate: float = 0.05,
         min_leaf: int = 10,
         max_rows: int = 100_000,
@@ -106,6 +124,8 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         self.sharp_trees = sharp_trees
         self.sharp_leaves = sharp_leaves
         self.sharp_features = sharp_features
+        self.kernel_trees = kernel_trees
+        self.kernel_leaves = kernel_leaves
         self.learning_rate = learning_rate
         self.min_leaf = min_leaf
         self.max_rows = max_rows
@@ -121,13 +141,14 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         self.devices_: dict[str, DeviceType] = {}
         self.models_: dict[str, FamilyModel] = {}
         generator = np.random.default_rng(self.random_state)
+        traits = np.array([kernel_traits(str(name)) for name in X.get("kernel", [""] * len(X))])
         for key, parts in rows_of(X).items():
             parts = _thin(parts, self.max_rows, generator)
             self.devices_ |= {part.device.name: part.device for part in parts}
-            samples = _Samples(key, parts, seconds)
+            samples = _Samples(key, parts, seconds, traits)
             model = self._fit_family(samples, np.arange(len(samples.target)))
             if self.intervals:
-                few = _Samples(key, _thin(parts, self.interval_rows, generator), seconds)
+                few = _Samples(key, _thin(parts, self.interval_rows, generator), seconds, traits)
                 self._calibrate_intervals(model, few, generator)
             self.models_[key] = model
         return self
@@ -186,18 +207,69 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         return out[0], out[1], out[2], flag
 
     def _boost(
-        self, x: NDArray[np.float32], y: Array, trees: int, leaves: int, rising: Sequence[int], features: float = 1.0
+        self,
+        x: NDArray[np.float32],
+        y: Array,
+        trees: int,
+        leaves: int,
+        rising: Sequence[int] | None = None,
+        features: float = 1.0,
+        rate: float | None = None,
+        weight: Array | None = None,
     ) -> HistGradientBoostingRegressor:
         leaf = min(self.min_leaf, max(len(y) // 20, 1))
         booster = HistGradientBoostingRegressor(
-            max_iter=trees, max_leaf_nodes=leaves, learning_rate=self.learning_rate, min_samples_leaf=leaf,
+            max_iter=trees, max_leaf_nodes=leaves, learning_rate=rate or self.learning_rate, min_samples_leaf=leaf,
             early_stopping=False, random_state=self.random_state, monotonic_cst=rising, max_features=features,
         )  # fmt: skip
         # On few rows threads mostly wait for each other, and on a busy machine for long. The trees are the same.
         with threadpool_limits(1 if len(y) < _FEW_ROWS else None, user_api="openmp"):
-            return booster.fit(x, y)
+            return booster.fit(x, y, weight)
 
-    def _fit_family(self, samples: _Samples, train: NDArray[np.int64]) -> FamilyModel:
+    def _fit_kernels(
+        self, samples: _Samples, coded: NDArray[np.float32], train: NDArray[np.int64]
+    ) -> tuple[dict[str, Booster], list[Array]]:
+        """Learn which kernel the library takes; return what learned it, and what it expects of each training row.
+
+        What a row's own kernel is must not tell: each is expected by fits to the other two thirds.
+        """
+        known = np.isfinite(samples.traits[train]).all(axis=1)
+        if known.sum() < _FEW_CROSS or not samples.key.startswith(_PRODUCTS):
+            return {}, []
+
+        def learn(trait: Array, rows: NDArray[np.bool_]) -> Booster:
+            some = coded[rows], trait[rows]
+            found = self._boost(*some, self.kernel_trees, self.kernel_leaves, None, self.sharp_features, _KERNEL_RATE)
+            return found.predict  # type: ignore[no-any-return]
+
+        fold = np.random.default_rng(self.random_state).permutation(len(train)) % 3
+        kernels: dict[str, Booster] = {}
+        expected = []
+        for name, trait in zip(KERNEL, samples.traits[train].T, strict=True):
+            if np.ptp(trait[known]) == 0:
+                continue
+            kernels[name] = learn(trait, known)
+            guess = kernels[name](coded)
+            for i in range(3):
+                own = known & (fold == i)
+                guess[own] = learn(trait, known & (fold != i))(coded[own])
+            expected.append(guess)
+        return kernels, expected
+
+    def _trust(self, x: NDArray[np.float32], y: Array) -> Array:
+        """Return the weight of each row, [n]: one over what fits to the other two thirds miss, noise aside."""
+        if len(y) < _FEW_CROSS:
+            return np.ones(len(y))
+        fold = np.random.default_rng(self.random_state).permutation(len(y)) % 3
+        missed = np.empty(len(y))
+        for i in range(3):
+            rest = fold != i
+            rough = self._boost(x[rest], y[rest], _ROUGH_TREES, _ROUGH_LEAVES, None, self.sharp_features, _ROUGH_RATE)
+            missed[~rest] = y[~rest] - rough.predict(x[~rest])
+        return 1 / np.hypot(missed, _NOISE_FLOOR)
+
+    def _fit_family(self, samples: _Samples, train: NDArray[np.int64], *, known: bool = True) -> FamilyModel:
+        """Fit a family; unless its devices are to be ``known``, without what answers for those alone."""
         launch = samples.launch(train)
         x, base = samples.inputs(launch)
         y = samples.log_time - base
@@ -207,10 +279,15 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         general[:, samples.own] = 0  # what is constant is never split on
         shared = self._boost(general, y[train], self.trees, self.leaves, samples.rising)
         sharp = None
-        if self.sharp_trees:  # fitted to the times themselves: what the shared one leaves has its noise, too
+        kernels: dict[str, Booster] = {}
+        if self.sharp_trees and known:  # fitted to the times: what the shared one leaves has its noise, too
             coded = np.column_stack([x, samples.group_code.astype(np.float32)])[train]
-            rising = [*samples.rising, 0]
-            sharp = self._boost(coded, y[train], self.sharp_trees, self.sharp_leaves, rising, self.sharp_features)
+            kernels, expected = self._fit_kernels(samples, coded, train)
+            rising = [*samples.rising, 0, *[0] * len(kernels)]
+            inputs = with_kernels(coded, expected)
+            weight = self._trust(inputs, y[train])
+            size = self.sharp_trees, self.sharp_leaves
+            sharp = self._boost(inputs, y[train], *size, rising, self.sharp_features, weight=weight)
         load = samples.load(launch)[train]
         table = samples.table[train][:, DOMAIN]
         return FamilyModel(
@@ -223,6 +300,7 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
             unmasked=bool(unmasked(samples.key, samples.table[train]).any()),
             shared=shared.predict,
             sharp=None if sharp is None else sharp.predict,
+            kernels=kernels,
             bins=np.quantile(load, [0.25, 0.5, 0.75]).tolist(),
             widths={kind: [_UNKNOWN] * 4 for kind in ("random", "larger", "device")},
             defaults=samples.defaults(),
@@ -249,12 +327,14 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
             seen = ~np.isin(shape, shape[test]) if known else ~test  # not what another stack ran, either
             if seen.sum() < 20:
                 continue
-            fitted = self._fit_family(samples, everything[seen])
+            fitted = self._fit_family(samples, everything[seen], known=known)
             residual = samples.residual(fitted, everything[test], known=known)
             found.setdefault(kind, []).append((samples.load(fitted.launch_s)[test], np.abs(residual)))
         for kind, pieces in found.items():
-            load = np.concatenate([p[0] for p in pieces])
-            size = np.concatenate([p[1] for p in pieces])
+            if kind == "device":  # the next one may be as strange as the strangest of them
+                model.widths[kind] = np.max([_conformal(*piece, model.bins) for piece in pieces], axis=0).tolist()
+                continue
+            load, size = (np.concatenate(part) for part in zip(*pieces, strict=True))
             model.widths[kind] = _conformal(load, size, model.bins)
         at_least = model.widths["random"]
         for kind, factor in (("larger", 1.5), ("device", 3.0)):
@@ -341,7 +421,7 @@ def _rising(feature: str) -> int:
 class _Samples:
     """All rows of one family, stacked."""
 
-    def __init__(self, key: str, parts: list[Rows], seconds: Array) -> None:
+    def __init__(self, key: str, parts: list[Rows], seconds: Array, traits: Array) -> None:
         designs = [design_of(key, part.table, part.dtype, part.device) for part in parts]
         self.key = key
         self.table = np.concatenate([part.table for part in parts])
@@ -349,11 +429,13 @@ class _Samples:
         self.features = np.concatenate([d.features for d in designs])
         inputs = (*designs[0].names, "share", "op")
         self.rising = [_rising(name) for name in inputs]
-        self.own = [i for i, name in enumerate(inputs) if name.startswith(("alone_", "pages_"))]
-        """Columns that do not carry over: what its caches spare and which pages it finds is each device's own."""
+        self.own = [i for i, name in enumerate(inputs) if name.startswith(("alone_", "pages_", "size_"))]
+        """Columns that do not carry over: what its caches spare, which pages it finds and which kernel its library
+        takes for a size is each device's own."""
         self.index = np.concatenate([part.index for part in parts])
         self.log_time = np.log(seconds[self.index])
         self.target = seconds[self.index]
+        self.traits = traits[self.index]
         self.op = np.concatenate([part.op_type for part in parts])
         self.op_names = sorted({str(op) for op in self.op})
         self.dtypes = [part.dtype for part in parts]
@@ -431,7 +513,8 @@ class _Samples:
         x, base = self.inputs(model.launch_s)
         x[:, -1] = [model.ops.get(op, 0.0) for op in self.op]
         if known and model.sharp is not None:
-            predicted = base[test] + model.sharp(np.column_stack([x[test], self.group_code[test].astype(np.float32)]))
+            coded = np.column_stack([x, self.group_code.astype(np.float32)])[test]
+            predicted = base[test] + model.sharp(with_kernels(coded, [k(coded) for k in model.kernels.values()]))
         else:
             predicted = base[test] + model.shared(x[test])
         if not known and model.tiles:

@@ -12,6 +12,8 @@ device holds for the next.
 
 from __future__ import annotations
 
+import re
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +32,11 @@ VECTOR_TILES = ((128, 128), (128, 64), (64, 64), (128, 32), (32, 128), (32, 32))
 """Tiles (columns, rows of the result) of single-precision libraries: cuBLAS's sgemm kernels of Maxwell to Ampere."""
 TENSOR_TILES = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 128), (64, 64))
 """Tiles of matrix units: CUTLASS and cuBLAS kernels of Volta to Hopper."""
+
+KERNEL = ("columns", "rows", "cuts")
+"""What the name of a kernel gives away, as logs to base 2: columns and rows of its tile, cuts of the contraction."""
+_TILE = re.compile(r"_(\d+)x(\d+)(?:_sliced1x(\d+))?")
+_SHARED = re.compile(r"\*(\d+)$")
 
 _INSTEAD = {
     "float16": ("bfloat16", "float32"), "bfloat16": ("float16", "float32"), "tf32": ("float32",),
@@ -56,6 +63,18 @@ _ENERGY = {"tf32": 0.24, "float16": 0.12, "bfloat16": 0.12, "float8": 0.06, "int
            "float4": 0.03}  # fmt: skip
 """Energy of an operation on matrix units as a share of one in single precision on vector units."""
 _MATRIX_FAMILIES = ("gemm", "batched-matmul", "conv")
+
+
+@cache
+def kernel_traits(name: str) -> tuple[float, ...]:
+    """Return the numbers of `KERNEL` for the name of a kernel of NVIDIA's libraries; NaN where it names no tile."""
+    tile = _TILE.search(name)
+    if tile is None:
+        return (np.nan,) * len(KERNEL)
+    columns, rows, slices = (float(text or 1) for text in tile.groups())
+    blocks = _SHARED.search(name)
+    cuts = slices * float(blocks[1] if blocks else 1)
+    return tuple(np.log2([columns, rows, cuts]).tolist())
 
 
 def peak_flops(device: DeviceType, dtype: str) -> float:
@@ -219,6 +238,8 @@ class Design:
             right=np.clip(_log(b * k * n * right / self.cache), -6, 2),
             result=np.clip(_log(result / self.cache), -6, 2),
             wide=np.clip(_log(n / m), -5, 5),
+            size_m=_log(m), size_n=_log(n), size_k=_log(k), size_mn=_log(m * n), size_mk=_log(m * k),
+            size_nk=_log(n * k), size_mnk=_log(m * n * k),
             pages_left=_log(b * m * k * left / _PAGE),
             pages_right=_log(b * k * n * right / _PAGE),
             pages_result=_log(result / _PAGE),

@@ -6,7 +6,7 @@ Shared by the estimator, which fits, and by stored models, which must not need s
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -112,11 +112,13 @@ class FamilyModel:
     shared: Booster
     """For devices that were not measured, and where there is no sharp one."""
     sharp: Booster | None
-    """For the groups that were; reads the position in ``groups`` too."""
+    """For the groups that were; reads the position in ``groups`` and what `kernels` expect, too."""
     bins: list[float]
     """Edges between the bins of ``log(limit / launch)`` in which intervals are calibrated."""
     widths: dict[str, list[float]]
     """Half-widths of the 90 % interval in log time by kind of hold-out, one for each bin."""
+    kernels: dict[str, Booster] = field(default_factory=dict)
+    """What is expected of the kernel that the library takes, by name in `features.KERNEL`; read the position, too."""
     parts: int = 0
     """Most operators that one of the measured kernels does the work of."""
     unmasked: bool = False
@@ -310,6 +312,14 @@ def _computes_in(device: DeviceType, key: str, dtype: str) -> bool:
     return not key.endswith(("-vector", "-tensor")) or {"uint8": "int8"}.get(dtype, dtype) in device.peak_flops
 
 
+def with_kernels(coded: NDArray[np.float32], expected: Sequence[Array]) -> NDArray[np.float32]:
+    """Return the inputs of a sharp ensemble: what the others read, and what is expected of the kernel.
+
+    That is rounded to eighths, so that a stored ensemble, which adds in another precision, means the same.
+    """
+    return np.column_stack([coded, *(np.round(8 * each) / 8 for each in expected)]).astype(np.float32)
+
+
 def few_shot_basis(model: FamilyModel, devices: Mapping[str, DeviceType], key: str, rows: Rows) -> tuple[Array, Array]:
     """Return the basis of the few-shot correction, [n, b], and the log time that it corrects, [n]."""
     design = design_of(key, rows.table, rows.dtype, rows.device)
@@ -336,8 +346,8 @@ def _learned(model: FamilyModel, x: NDArray[np.float32], group: str | None) -> A
     """Return what the sharp ensemble says of a group, or the shared one of none, [n]."""
     if group is None or model.sharp is None:
         return model.shared(x)
-    code = np.full((len(x), 1), model.groups.index(group), dtype=np.float32)
-    return model.sharp(np.column_stack([x, code]))
+    coded = np.column_stack([x, np.full(len(x), model.groups.index(group), dtype=np.float32)])
+    return model.sharp(with_kernels(coded, [expect(coded) for expect in model.kernels.values()]))
 
 
 _SPREADS = {

@@ -40,6 +40,7 @@ OPERATOR_COLUMNS: dict[str, str] = {
     "device_type": "string",  # JSON, the data sheet
     "backend": "string",  # library that ran it
     "stack": "string",  # versions of that library and of what lies below it
+    "kernel": "string",  # the kernel that it launched, where known; "*3" after it: 3 blocks share a tile of the result
     "model": "string",  # where the operator was met; empty for a sweep
     "count": "int64",  # timed repeats behind the statistics
     "min_s": "double",
@@ -74,11 +75,14 @@ LINK_COLUMNS: dict[str, str] = {
 """Columns of a link profile and their Arrow types."""
 
 NULLABLE = frozenset({"energy_j"})
+OPERATOR_DEFAULTS: dict[str, Any] = {"kernel": ""}
+"""Columns that a profile of operators may leave out."""
 LINK_DEFAULTS: dict[str, Any] = {
     "nodes": 1, "device": "", "stack": "", "latency_ns": 0, "bandwidth_bytes_per_s": 0.0,
 }  # fmt: skip
 """Columns that a profile of links may leave out."""
 _COLUMNS = {"operators": OPERATOR_COLUMNS, "links": LINK_COLUMNS}
+_DEFAULTS = {"operators": OPERATOR_DEFAULTS, "links": LINK_DEFAULTS}
 
 
 def statistics(samples: Any) -> dict[str, float]:  # noqa: ANN401
@@ -384,5 +388,4 @@ def _check_facts(facts: Mapping[str, Any]) -> None:
 
 
 def _completed(frame: pd.DataFrame, kind: str) -> pd.DataFrame:
-    missing = {key: value for key, value in LINK_DEFAULTS.items() if kind == "links" and key not in frame}
-    return frame.assign(**missing)
+    return frame.assign(**{key: value for key, value in _DEFAULTS[kind].items() if key not in frame})

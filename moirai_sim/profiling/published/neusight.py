@@ -32,7 +32,8 @@ DEVICES = {
 _BINARY = {"add": "Add", "div": "Div", "mul": "Mul", "pow": "Pow"}
 _UNARY = {"relu": "Relu", "gelu": "Gelu", "tanh": "Tanh", "softmax": "Softmax"}
 _CONV = ("B", "Input_Channel", "Output_Channel", "Kernel_Szie", "Input_Size", "Stride", "Padding")
-_READ = ("OPName", "Latency", "Device", "M", "N", "K", "H", *_CONV)
+_KERNEL = ("Kernel Name", "Grid z")
+_READ = ("OPName", "Latency", "Device", "M", "N", "K", "H", *_CONV, *_KERNEL)
 
 
 def read(path: Path) -> tuple[pd.DataFrame, Report]:
@@ -66,12 +67,12 @@ def read(path: Path) -> tuple[pd.DataFrame, Report]:
             if op == "conv":
                 beyond = good["Kernel_Szie"] > good["Input_Size"] + 2 * good["Padding"]
                 good = without(good, beyond, "the window is larger than the padded input", report)
-            raw.append(good[["OPName", "Device", "Latency", *sizes]])
+            raw.append(good[["OPName", "Device", "Latency", *sizes]].assign(kernel=_kernels(str(op), good)))
     if not any(map(len, raw)):
         return pd.DataFrame(), report
     table = pd.concat(raw)
     # The release holds most sweeps twice, once for each device and once for all of them, with other last digits.
-    again = table.assign(Latency=table["Latency"].round(9)).duplicated()
+    again = table.drop(columns="kernel").assign(Latency=table["Latency"].round(9)).duplicated()
     table = without(table, again, "the same measurement stands in a second file", report)
     unknown = sorted(set(table["Device"]) - set(DEVICES))
     if unknown:
@@ -90,6 +91,20 @@ def _sizes(op: str) -> tuple[str, ...]:
     return ("B", "M", "N", "K") if op in ("linear", "bmm") else ("B", "H")
 
 
+def _kernels(op: str, rows: pd.DataFrame) -> Any:  # noqa: ANN401
+    """Return the column ``kernel``: names, and how many blocks share a tile of a matrix product; else empty."""
+    import pandas as pd
+
+    if "Kernel Name" not in rows:
+        return ""
+    names = rows["Kernel Name"].fillna("").astype(str)
+    if op not in ("linear", "bmm") or "Grid z" not in rows:
+        return names
+    blocks = pd.to_numeric(rows["Grid z"], errors="coerce") / (rows["B"] if op == "bmm" else 1)
+    shared = (blocks > 1) & (blocks % 1 == 0)
+    return names.where(~shared | (names == ""), names + "*" + blocks.fillna(1).astype("int64").astype(str))
+
+
 def _profile(op: str, device: str, rows: pd.DataFrame) -> pd.DataFrame:
     from moirai_sim.clusters.reader import read_device_type
     from moirai_sim.costs.families import family
@@ -104,7 +119,7 @@ def _profile(op: str, device: str, rows: pd.DataFrame) -> pd.DataFrame:
         {
             **columns, "name": op, "family": family(str(columns["op_type"]), first), "dtype": dtype,
             "device": sheet.name, "device_type": device_json(sheet), "backend": "torch",
-            "stack": "PyTorch 2.1 CUDA 12.1",
+            "stack": "PyTorch 2.1 CUDA 12.1", "kernel": rows["kernel"].to_numpy(),
             "source": SOURCE, "time_s": rows["Latency"].to_numpy() * 1e-3,
         },
         len(rows),

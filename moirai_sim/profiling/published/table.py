@@ -138,7 +138,7 @@ def profile(columns: Mapping[str, Any], size: int) -> pd.DataFrame:
 
     time: NDArray[np.float64] = columns["time_s"]
     given = {
-        "attributes": "{}", "parts": "[]", "weight_bytes": 0, "model": "", "count": 1, "energy_j": None,
+        "attributes": "{}", "parts": "[]", "weight_bytes": 0, "model": "", "kernel": "", "count": 1, "energy_j": None,
         **dict.fromkeys(("min_s", "p10_s", "median_s", "mean_s", "p90_s"), time), **columns,
     }  # fmt: skip
     frame = pd.DataFrame({name: given[name] for name in OPERATOR_COLUMNS}, index=range(size))
