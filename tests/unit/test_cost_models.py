@@ -15,7 +15,7 @@ from moirai_sim.costs.card import gpu_held_out
 from moirai_sim.costs.catalog_model import Ensemble, LearnedModel, load_cost_model, save_cost_model
 from moirai_sim.costs.estimator import TimeEstimator
 from moirai_sim.costs.families import describe, dimensions, family
-from moirai_sim.costs.features import generation, peak_flops, sustained_flops
+from moirai_sim.costs.features import generation, kernel_traits, peak_flops, sustained_flops
 from moirai_sim.costs.kernels import design_of
 from moirai_sim.costs.measured import read_table
 from moirai_sim.costs.model import Prediction
@@ -218,6 +218,67 @@ def test_stored_and_fitted_estimators_agree(fitted, tmp_path: Path):
     check_cost_model(model, gpu("unseen", 3e12))
     assert {p.suffix for p in (tmp_path / "m").iterdir()} == {".json", ".gz"}
     assert sum(p.stat().st_size for p in (tmp_path / "m").iterdir()) < 5 * 2**20
+
+
+def chosen(rows: int, seed: int = 0, *, told: bool = True, noise: float = 0.4):
+    """A noisy device whose library takes a kernel of a third of the speed where the result is large or the sum long."""
+    frame = synthetic(gpu(), rows=rows, seed=seed)
+    m, k = np.array([json.loads(shape)[0] for shape in frame["input_shapes"]]).T
+    n = np.array([json.loads(shape)[0][1] for shape in frame["output_shapes"]])
+    slow = (m * n > 90_000) ^ (k > 180)
+    spread = np.exp(np.random.default_rng(seed + 100).normal(0, noise, rows))
+    frame[["min_s", "p10_s", "median_s", "mean_s", "p90_s"]] *= (np.where(slow, 3.0, 1.0) * spread)[:, None]
+    return frame.assign(kernel=np.where(slow, "x_sgemm_32x32_sliced1x4_nn*2", "x_sgemm_128x64_nn") if told else "")
+
+
+def test_the_name_of_a_kernel_gives_away_its_tile():
+    assert kernel_traits("ampere_sgemm_32x128_tn") == (5, 7, 0)
+    assert kernel_traits("volta_sgemm_64x32_sliced1x4_tn*2") == (6, 5, 3)
+    assert kernel_traits("ampere_fp16_s16816gemm_fp16_128x256_ldg8_f2f_stages_64x3_tn") == (7, 8, 0)
+    assert np.isnan(kernel_traits("softmax_warp_forward")).all()
+
+
+def test_knowing_which_kernels_ran_helps_and_is_stored(tmp_path: Path):
+    few = clone(SMALL).set_params(intervals=False, sharp_leaves=31, kernel_leaves=31)
+    test = chosen(2000, seed=7, noise=0.0)
+
+    def error(*, told: bool) -> tuple[TimeEstimator, float]:
+        found = clone(few).fit(chosen(800, told=told))
+        return found, float(np.median(np.abs(found.predict(test) / test["median_s"] - 1)))
+
+    (told, better), (untold, worse) = error(told=True), error(told=False)
+    assert better < 0.92 * worse
+    assert list(told.models_["gemm-vector"].kernels) == ["columns", "rows", "cuts"]
+    assert not untold.models_["gemm-vector"].kernels
+    # What was fitted reads no kernel: the answer is the same for a profile that names none.
+    assert (told.predict(test.drop(columns="kernel")) == told.predict(test)).all()
+
+    save_cost_model(told, tmp_path, {"name": "m"})
+    operators = [matmul(*(json.loads(i)[0][0], json.loads(o)[0][1], json.loads(i)[0][1]))
+                 for i, o in zip(test["input_shapes"], test["output_shapes"], strict=True)]  # fmt: skip
+    model = load_cost_model(tmp_path)
+    assert model.predict(operators, gpu()).latency_s == pytest.approx(told.predict(test), rel=1e-3)
+    content = json.loads((tmp_path / "model.json").read_text())
+    content["families"]["gemm-vector"]["kernels"]["stages"] = "gemm-vector.stages.onnx.gz"
+    (tmp_path / "model.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="knows more than columns, rows, cuts"):
+        LearnedModel(tmp_path)
+
+
+def test_rows_that_are_noise_move_prices_little():
+    noisy = synthetic(gpu(), rows=1500)
+    wrong = np.random.default_rng(1).random(len(noisy)) < 0.1
+    noisy.loc[wrong, ["min_s", "p10_s", "median_s", "mean_s", "p90_s"]] *= 5
+    test = synthetic(gpu(), seed=7)
+    found = clone(SMALL).set_params(intervals=False, sharp_trees=60).fit(noisy).predict(test)
+    assert np.median(found / test["median_s"]) < 1.05  # the mean of all rows is 1.17 times the time
+
+
+def test_the_interval_of_a_stranger_is_that_of_the_strangest_device():
+    odd = [synthetic(gpu("odd", 12e12), rows=60, efficiency=0.2)]
+    alike = [synthetic(gpu(f"d{i}", (8 + i) * 1e12), rows=60, seed=i) for i in range(11)]
+    fitted = clone(SMALL).fit(pd.concat(odd + alike, ignore_index=True))
+    assert max(fitted.models_["gemm-vector"].widths["device"]) > 0.9 * np.log(0.7 / 0.2)
 
 
 def test_prices_do_not_depend_on_how_many_are_asked_for(fitted, tmp_path: Path):

@@ -29,6 +29,21 @@ def test_neusight_reads_the_contraction_from_n_and_milliseconds(tmp_path: Path):
     assert set(report.examples.values()) == {"linear.csv:3", "linear.csv:4"}
 
 
+def test_neusight_keeps_the_kernel_and_how_many_blocks_share_a_tile(tmp_path: Path):
+    head = "OPName,Latency,Device,B,M,N,K,Kernel Name,Grid z\n"
+    rows = ["linear,2,Tesla T4,1,64,128,32,volta_sgemm_128x64_tn,3", "linear,2,Tesla T4,1,64,128,33,a_sgemm_32x32_tn,1",
+            "linear,2,Tesla T4,1,64,128,34,,2"]  # fmt: skip
+    (tmp_path / "linear.csv").write_text(head + "\n".join(rows))
+    # The batch lies along z as well.
+    batched = ["bmm,2,Tesla T4,4,8,8,8,volta_sgemm_64x64_nn,4", "bmm,2,Tesla T4,4,8,8,9,volta_sgemm_64x64_nn,8"]
+    (tmp_path / "bmm.csv").write_text(head + "\n".join(batched))
+    frame, _ = import_published("neusight", tmp_path)
+    kernels = frame.sort_values(["name", "output_shapes"])["kernel"].tolist()
+    assert kernels == [
+        "volta_sgemm_64x64_nn", "volta_sgemm_64x64_nn*2", "volta_sgemm_128x64_tn*3", "a_sgemm_32x32_tn", "",
+    ]  # fmt: skip
+
+
 def test_neusight_counts_a_measurement_once_though_two_files_hold_it(tmp_path: Path):
     text = "OPName,Latency,Device,B,H\nadd,0.5000000000001,Tesla P4,4,8\n"
     (tmp_path / "a.csv").write_text(text)
