@@ -209,7 +209,7 @@ class LearnedModel:
                 groups.setdefault((family, op.dtype), []).append(i)
         for (family, dtype), members in sorted(groups.items()):
             index = np.array(members)
-            op_types = np.array([operators[i].op_type for i in members])
+            op_types = np.array([operators[i].op_type for i in members], dtype=np.object_)  # quicker than text
             rows = Rows(table[index], op_types, device, dtype, self.stack, index)
             found = predict_rows(self.families, self.devices, arithmetic(family, dtype, device.kind), rows)
             out[:, index], flag[index] = np.stack(found[:3]), found[3]

@@ -71,8 +71,10 @@ def family(op_type: str, inputs: Sequence[Shape], attributes: Mapping[str, Any] 
     if op_type == "Einsum":
         return "batched-matmul" if _contracts(inputs, attributes) else "elementwise"
     name = FAMILY.get(op_type, "elementwise")
-    if name == "gemm" and math.prod(_batch(_second(op_type, inputs), attributes)) > 1:
-        return "batched-matmul"
+    if name == "gemm":
+        second = _second(op_type, inputs)
+        if len(second) > 2 and math.prod(_batch(second, attributes)) > 1:
+            return "batched-matmul"
     return name
 
 
@@ -156,7 +158,7 @@ def dimensions(
     # Element-wise and movement: m results, n operands; width: values in a row that are treated alike.
     if rule == "movement":
         return 1.0, elements, float(len(inputs)), last, _moved(op_type, inputs, out, attributes), float(len(first))
-    run, constant = _alike(inputs, out)
+    run, constant = (elements, 0.0) if all(shape == out for shape in inputs) else _alike(inputs, out)
     return 1.0, elements, float(len(inputs)), last, run, constant
 
 
@@ -236,7 +238,7 @@ def describe(operators: Sequence[Operator]) -> tuple[list[str], NDArray[np.float
     """
     names: list[str] = []
     flat: list[float] = []  # one list: millions of small tuples would keep the garbage collector busy
-    seen: dict[tuple[Any, ...], tuple[str, Dimensions]] = {}
+    seen: dict[tuple[Any, ...], tuple[str, tuple[float, ...]]] = {}
     for op in operators:
         inputs = tuple([t.shape for t in op.inputs])
         attributes = op.attributes
@@ -245,17 +247,16 @@ def describe(operators: Sequence[Operator]) -> tuple[list[str], NDArray[np.float
         known = seen.get(key)
         if known is None:
             try:
-                b, m, n, k, width, extra = map(float, dimensions(op.op_type, inputs, outputs, attributes))
-                known = family(op.op_type, inputs, attributes), (b, m, n, k, width, extra)
+                sizes = dimensions(op.op_type, inputs, outputs, attributes)
+                known = seen[key] = family(op.op_type, inputs, attributes), tuple(map(float, sizes))
             except (TypeError, ValueError, LookupError, ArithmeticError) as error:
                 raise InputError(
                     f"operator '{op.name}': {op.op_type} of shapes {inputs} with attributes {dict(attributes)} cannot "
                     f"be priced ({error}); give those that ONNX asks for"
                 ) from error
-            seen[key] = known
         names.append(known[0])
-        flat += known[1]
         flat += (
-            op.flops, op.read_bytes, op.write_bytes, op.weight_bytes, DTYPE_BITS.get(op.dtype, 32), len(op.parts)
+            *known[1],
+            op.flops, op.read_bytes, op.write_bytes, op.weight_bytes, DTYPE_BITS.get(op.dtype, 32), len(op.parts),
         )  # fmt: skip
     return names, np.array(flat, dtype=np.float64).reshape(-1, len(COLUMNS))

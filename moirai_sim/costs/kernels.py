@@ -88,7 +88,7 @@ class Rows:
     """Kernels of one family, data type, device and stack, as the estimator sees them."""
 
     table: Array
-    op_type: NDArray[np.str_]
+    op_type: NDArray[np.str_] | NDArray[np.object_]
     device: DeviceType
     dtype: str
     stack: str
@@ -317,7 +317,9 @@ def with_kernels(coded: NDArray[np.float32], expected: Sequence[Array]) -> NDArr
 
     That is rounded to eighths, so that a stored ensemble, which adds in another precision, means the same.
     """
-    return np.column_stack([coded, *(np.round(8 * each) / 8 for each in expected)]).astype(np.float32)
+    if not expected:
+        return coded
+    return np.column_stack([coded, *((np.round(8 * each) / 8).astype(np.float32) for each in expected)])
 
 
 def few_shot_basis(model: FamilyModel, devices: Mapping[str, DeviceType], key: str, rows: Rows) -> tuple[Array, Array]:
