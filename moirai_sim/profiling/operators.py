@@ -181,7 +181,7 @@ def _profile(models: Sequence[str | Path], *, threads: int, budget_s: float) -> 
     stack = telemetry.versions()
     frame["device"], frame["device_type"] = device_type.name, device_type_json(device_type)
     frame["backend"], frame["stack"] = "onnxruntime", f"ONNX Runtime {stack['onnxruntime']}"
-    frame["energy_j"], frame["source"] = np.nan, "measured"
+    frame["kernel"], frame["energy_j"], frame["source"] = "", np.nan, "measured"
     frame.attrs["metadata"] = {
         "hardware": telemetry.hardware(),
         "versions": stack,

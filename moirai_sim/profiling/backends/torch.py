@@ -479,7 +479,7 @@ def profile_models(models: Sequence[str | Path], device: str, *, budget_s: float
 def finish(frame: pd.DataFrame, sheet: DeviceType, versions: str) -> pd.DataFrame:
     """Fill the columns that all rows of one run share."""
     frame["device"], frame["device_type"] = sheet.name, device_type_json(sheet)
-    frame["backend"], frame["stack"], frame["source"] = "torch", versions, "measured"
+    frame["backend"], frame["stack"], frame["kernel"], frame["source"] = "torch", versions, "", "measured"
     if "energy_j" not in frame:
         frame["energy_j"] = np.nan
     return frame
