@@ -102,7 +102,7 @@ def _kernels(op: str, rows: pd.DataFrame) -> Any:  # noqa: ANN401
         return names
     blocks = pd.to_numeric(rows["Grid z"], errors="coerce") / (rows["B"] if op == "bmm" else 1)
     shared = (blocks > 1) & (blocks % 1 == 0)
-    return names.where(~shared | (names == ""), names + "*" + blocks.fillna(1).astype("int64").astype(str))
+    return names.where(~shared | (names == ""), names + "*" + blocks.where(shared, 1).astype("int64").astype(str))
 
 
 def _profile(op: str, device: str, rows: pd.DataFrame) -> pd.DataFrame:
