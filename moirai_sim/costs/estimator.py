@@ -39,9 +39,11 @@ from moirai_sim.costs.kernels import (
     launch_of,
     predict_rows,
     rows_of,
+    sharp_of,
     tiled,
     unmasked,
     with_kernels,
+    with_position,
 )
 from moirai_sim.errors import InputError
 
@@ -61,7 +63,9 @@ _FEW_CROSS = 300
 _PRODUCTS = ("gemm", "batched-matmul")
 """Families whose kernels differ by what `KERNEL` says. Knowing it of convolutions told nothing (14.2 % either way)."""
 _KERNEL_RATE = 0.1
+"""Learning rate of the ensembles that expect kernels."""
 _ROUGH_TREES, _ROUGH_LEAVES, _ROUGH_RATE = 60, 63, 0.2
+"""Size and learning rate of the fits that tell which rows are noise: quick, and sharp enough for that."""
 _NOISE_FLOOR = 0.05
 """Misses in log time below which no row is trusted more than another: what repeats of a kernel scatter by."""
 _FEW_ROWS = 20_000
@@ -281,7 +285,7 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         sharp = None
         kernels: dict[str, Booster] = {}
         if self.sharp_trees and known:  # fitted to the times: what the shared one leaves has its noise, too
-            coded = np.column_stack([x, samples.group_code.astype(np.float32)])[train]
+            coded = with_position(x[train], samples.group_code[train])
             kernels, expected = self._fit_kernels(samples, coded, train)
             rising = [*samples.rising, 0, *[0] * len(kernels)]
             inputs = with_kernels(coded, expected)
@@ -513,8 +517,7 @@ class _Samples:
         x, base = self.inputs(model.launch_s)
         x[:, -1] = [model.ops.get(op, 0.0) for op in self.op]
         if known and model.sharp is not None:
-            coded = np.column_stack([x, self.group_code.astype(np.float32)])[test]
-            predicted = base[test] + model.sharp(with_kernels(coded, [k(coded) for k in model.kernels.values()]))
+            predicted = base[test] + sharp_of(model, x[test], self.group_code[test])
         else:
             predicted = base[test] + model.shared(x[test])
         if not known and model.tiles:

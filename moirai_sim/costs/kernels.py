@@ -322,6 +322,19 @@ def with_kernels(coded: NDArray[np.float32], expected: Sequence[Array]) -> NDArr
     return np.column_stack([coded, *((np.round(8 * each) / 8).astype(np.float32) for each in expected)])
 
 
+def sharp_of(model: FamilyModel, x: NDArray[np.float32], position: NDArray[np.int64] | int) -> Array:
+    """Return what the sharp ensemble says of groups by their position in ``groups``, one for all rows or [n]; [n]."""
+    if model.sharp is None:
+        raise ValueError("the family has no sharp ensemble")
+    coded = with_position(x, position)
+    return model.sharp(with_kernels(coded, [expect(coded) for expect in model.kernels.values()]))
+
+
+def with_position(x: NDArray[np.float32], position: NDArray[np.int64] | int) -> NDArray[np.float32]:
+    """Return the inputs of the shared ensemble and a group's position, which those of known groups read, too."""
+    return np.column_stack([x, np.broadcast_to(np.float32(position), len(x))])
+
+
 def few_shot_basis(model: FamilyModel, devices: Mapping[str, DeviceType], key: str, rows: Rows) -> tuple[Array, Array]:
     """Return the basis of the few-shot correction, [n, b], and the log time that it corrects, [n]."""
     design = design_of(key, rows.table, rows.dtype, rows.device)
@@ -348,8 +361,7 @@ def _learned(model: FamilyModel, x: NDArray[np.float32], group: str | None) -> A
     """Return what the sharp ensemble says of a group, or the shared one of none, [n]."""
     if group is None or model.sharp is None:
         return model.shared(x)
-    coded = np.column_stack([x, np.full(len(x), model.groups.index(group), dtype=np.float32)])
-    return model.sharp(with_kernels(coded, [expect(coded) for expect in model.kernels.values()]))
+    return sharp_of(model, x, model.groups.index(group))
 
 
 _SPREADS = {
