@@ -121,7 +121,7 @@ def _estimator(model: LearnedModel, anew: Collection[str]) -> TimeEstimator:
     estimator.models_ = {
         key: replace(
             family, defaults=others(family.defaults), corrections=others(family.corrections),
-            tiles=others(family.tiles), tile_widths=others(family.tile_widths), tile_points=others(family.tile_points),
+            tiles=others(family.tiles), points=others(family.points), point_widths=others(family.point_widths),
         )
         for key, family in model.families.items()
     }  # fmt: skip

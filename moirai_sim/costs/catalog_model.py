@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 FORMAT = "moirai-sim/cost-model@2"
 _READ = (FORMAT, "moirai-sim/cost-model@1")
 """Formats that can be read; in the first one sharp ensembles corrected shared ones, so a model of it must have none."""
+_RENAMED = {"tile_points": "points", "tile_widths": "point_widths"}
+"""Fields that models of an earlier version have by another name."""
 _BROKEN = (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 """What reading a file of a model raises that does not hold what it should."""
 _KEY = re.compile(r"[a-z-]+")
@@ -184,7 +186,8 @@ class LearnedModel:
             "sharp": None if plain["sharp"] is None else stored("sharp", plain["sharp"]),
             "kernels": kernels,
         }
-        model = FamilyModel(**{**plain, **boosters})
+        renamed = {_RENAMED.get(name, name): value for name, value in plain.items()}
+        model = FamilyModel(**{**renamed, **boosters})
         _check(key, model)
         return model
 
@@ -229,11 +232,11 @@ def _check(key: str, model: FamilyModel) -> None:
         **{f"ops.{name}": (ratio, ()) for name, ratio in model.ops.items()},
         **{f"corrections.{name}": (each, (len(each),)) for name, each in model.corrections.items()},
         **{f"tiles.{name}": (each, (len(tiles.PARAMETERS),)) for name, each in model.tiles.items()},
-        **{f"tile_widths.{name}": (width, ()) for name, width in model.tile_widths.items()},
+        **{f"point_widths.{name}": (width, ()) for name, width in model.point_widths.items()},
     }
-    for name, points in model.tile_points.items():
+    for name, points in model.points.items():
         count = len(points["stack"])
-        at, missed = (f"tile_points.{name}.{what}" for what in ("at", "missed"))
+        at, missed = (f"points.{name}.{what}" for what in ("at", "missed"))
         numbers |= {at: (points["at"], (count, 4)), missed: (points["missed"], (count,))}
     for what, (value, shape) in numbers.items():
         found = np.asarray(value, dtype=np.float64)

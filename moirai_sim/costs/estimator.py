@@ -18,25 +18,28 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
-from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.base import BaseEstimator, RegressorMixin, clone
 from sklearn.ensemble import HistGradientBoostingRegressor
+from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import threadpool_limits
 
 from moirai_sim.costs import tiles
 from moirai_sim.costs.families import COLUMNS
 from moirai_sim.costs.features import KERNEL, kernel_traits
+from moirai_sim.costs.few_shot import adapt_family
 from moirai_sim.costs.kernels import (
     DOMAIN,
     Booster,
     FamilyModel,
     Rows,
     alignment_of,
-    answering,
+    blended,
     design_of,
-    few_shot_basis,
+    family_of_key,
     inputs_of,
     launch_of,
+    parameters_for,
     predict_rows,
     rows_of,
     sharp_of,
@@ -60,19 +63,21 @@ if TYPE_CHECKING:
 
 _FEW_CROSS = 300
 """Rows from which on it is cross-validated which kernel a library takes, and which row is noise."""
-_PRODUCTS = ("gemm", "batched-matmul")
-"""Families whose kernels differ by what `KERNEL` says. Knowing it of convolutions told nothing (14.2 % either way)."""
+_CHOSEN = "gemm"
+"""Family of which it is learned what `KERNEL` says: batched products gain a hundredth of their error from it, and cost
+as much time; of convolutions it told nothing."""
 _KERNEL_RATE = 0.1
 """Learning rate of the ensembles that expect kernels."""
 _ROUGH_TREES, _ROUGH_LEAVES, _ROUGH_RATE = 60, 63, 0.2
 """Size and learning rate of the fits that tell which rows are noise: quick, and sharp enough for that."""
+_ROUTED = "moe"
+"""Family without noise of that kind: what a fit misses of mixtures of experts is a routing that few rows share."""
 _NOISE_FLOOR = 0.05
 """Misses in log time below which no row is trusted more than another: what repeats of a kernel scatter by."""
 _FEW_ROWS = 20_000
+"""Rows below which threads mostly wait for each other, and on a busy machine for long; and a profile is small."""
 _UNKNOWN = 0.7
 """Half-width of an interval, in log time, where there is too little to learn one from: half to twice the time."""
-_NOISE = 0.12
-"""Scatter of log time that no correction of a device's level explains; sets the weight of the ridge prior."""
 
 
 class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -150,21 +155,23 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
             parts = _thin(parts, self.max_rows, generator)
             self.devices_ |= {part.device.name: part.device for part in parts}
             samples = _Samples(key, parts, seconds, traits)
-            model = self._fit_family(samples, np.arange(len(samples.target)))
+            with _threads(len(samples.target)):
+                model = self._fit_family(samples, np.arange(len(samples.target)))
             if self.intervals:
                 few = _Samples(key, _thin(parts, self.interval_rows, generator), seconds, traits)
-                self._calibrate_intervals(model, few, generator)
+                with _threads(len(few.target)):
+                    self._calibrate_intervals(model, few, generator)
             self.models_[key] = model
         return self
 
     def adapt(self, X: pd.DataFrame, y: Array | None = None) -> Self:  # noqa: N803
         """Sharpen the prices of a device that `fit` never saw by a few of its measurements.
 
-        Matrix products on matrix units of GPUs: the parameters of the tile model are fitted to the points, around what
-        the devices already known make them expect; what it still misses there is carried to similar sizes, and the
-        interval becomes what five-fold fits miss, narrower near the points. Elsewhere a ridge regression on a handful
-        of features corrects what the shared ensemble predicts; its prior spreads are those between devices, so that
-        few points move little but the level. Each data type has one of its own, around that of all of them.
+        Where the tile model has a say (`kernels.tiled`) its parameters are fitted to the points, around what the
+        devices already known make them expect. Elsewhere a ridge regression on a handful of features corrects what is
+        predicted; its prior spreads are those between devices, so that few points move little but the level. Each data
+        type has one of its own, around that of all of them. What is still missed of the points is carried to similar
+        sizes (`kriging`), and the interval becomes what five-fold fits miss, narrower near the points.
 
         Parameters
         ----------
@@ -175,24 +182,7 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         for key, parts in rows_of(X).items():
             for name in sorted({part.device.name for part in parts}) if key in self.models_ else ():
                 own = [part for part in parts if part.device.name == name]
-                _answer_for(self.models_[key], name, own)
-                if tiled(key, own[0].device) and answering(self.models_[key], self.devices_, own[0]).group is None:
-                    _adapt_tiles(self.models_[key], own, np.log(seconds))
-                    continue
-                pairs = [few_shot_basis(self.models_[key], self.devices_, key, part) for part in own]
-                basis = np.concatenate([pair[0] for pair in pairs])
-                base = np.concatenate([pair[1] for pair in pairs])
-                rest = np.log(seconds[np.concatenate([part.index for part in own])]) - base
-                dtype = np.concatenate([np.full(len(part.index), part.dtype) for part in own])
-                whole = _ridge(basis, rest)
-                for earlier in [k for k in self.models_[key].corrections if k.partition("|")[0] == name]:
-                    del self.models_[key].corrections[earlier]
-                self.models_[key].corrections[name] = whole.tolist()
-                kinds = np.unique(dtype)
-                for kind in kinds if len(kinds) > 1 else ():  # around what all data types have in common
-                    here = dtype == kind
-                    more = _ridge(basis[here], rest[here] - basis[here] @ whole)
-                    self.models_[key].corrections[f"{name}|{kind}"] = (whole + more).tolist()
+                adapt_family(self.models_[key], self.devices_, key, own, np.log(seconds))
         return self
 
     def predict(self, X: pd.DataFrame) -> Array:  # noqa: N803
@@ -210,25 +200,21 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
                 out[:, part.index], flag[part.index] = np.stack(found[:3]), found[3]
         return out[0], out[1], out[2], flag
 
-    def _boost(
+    def _booster(
         self,
-        x: NDArray[np.float32],
-        y: Array,
+        rows: int,
         trees: int,
         leaves: int,
         rising: Sequence[int] | None = None,
         features: float = 1.0,
         rate: float | None = None,
-        weight: Array | None = None,
     ) -> HistGradientBoostingRegressor:
-        leaf = min(self.min_leaf, max(len(y) // 20, 1))
-        booster = HistGradientBoostingRegressor(
-            max_iter=trees, max_leaf_nodes=leaves, learning_rate=rate or self.learning_rate, min_samples_leaf=leaf,
-            early_stopping=False, random_state=self.random_state, monotonic_cst=rising, max_features=features,
+        """Return an ensemble that is yet to be fitted to so many rows."""
+        return HistGradientBoostingRegressor(
+            max_iter=trees, max_leaf_nodes=leaves, learning_rate=rate or self.learning_rate,
+            min_samples_leaf=min(self.min_leaf, max(rows // 20, 1)), early_stopping=False,
+            random_state=self.random_state, monotonic_cst=rising, max_features=features,
         )  # fmt: skip
-        # On few rows threads mostly wait for each other, and on a busy machine for long. The trees are the same.
-        with threadpool_limits(1 if len(y) < _FEW_ROWS else None, user_api="openmp"):
-            return booster.fit(x, y, weight)
 
     def _fit_kernels(
         self, samples: _Samples, coded: NDArray[np.float32], train: NDArray[np.int64]
@@ -238,39 +224,36 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         What a row's own kernel is must not tell: each is expected by fits to the other two thirds.
         """
         known = np.isfinite(samples.traits[train]).all(axis=1)
-        if known.sum() < _FEW_CROSS or not samples.key.startswith(_PRODUCTS):
-            return {}, []
-
-        def learn(trait: Array, rows: NDArray[np.bool_]) -> Booster:
-            some = coded[rows], trait[rows]
-            found = self._boost(*some, self.kernel_trees, self.kernel_leaves, None, self.sharp_features, _KERNEL_RATE)
-            return found.predict  # type: ignore[no-any-return]
-
-        fold = np.random.default_rng(self.random_state).permutation(len(train)) % 3
         kernels: dict[str, Booster] = {}
-        expected = []
+        expected: list[Array] = []
+        if known.sum() < _FEW_CROSS or family_of_key(samples.key) != _CHOSEN:
+            return kernels, expected
+        rows = int(known.sum())
+        booster = self._booster(rows, self.kernel_trees, self.kernel_leaves, None, self.sharp_features, _KERNEL_RATE)
         for name, trait in zip(KERNEL, samples.traits[train].T, strict=True):
             if np.ptp(trait[known]) == 0:
                 continue
-            kernels[name] = learn(trait, known)
-            guess = kernels[name](coded)
-            for i in range(3):
-                own = known & (fold == i)
-                guess[own] = learn(trait, known & (fold != i))(coded[own])
+            kernels[name] = clone(booster).fit(coded[known], trait[known]).predict
+            guess = np.empty(len(train))
+            guess[known] = self._unseen(booster, coded[known], trait[known])
+            if not known.all():
+                guess[~known] = kernels[name](coded[~known])
             expected.append(guess)
         return kernels, expected
 
-    def _trust(self, x: NDArray[np.float32], y: Array) -> Array:
+    def _trust(self, samples: _Samples, x: NDArray[np.float32], y: Array) -> Array:
         """Return the weight of each row, [n]: one over what fits to the other two thirds miss, noise aside."""
-        if len(y) < _FEW_CROSS:
+        if len(y) < _FEW_CROSS or family_of_key(samples.key) == _ROUTED:
             return np.ones(len(y))
-        fold = np.random.default_rng(self.random_state).permutation(len(y)) % 3
-        missed = np.empty(len(y))
-        for i in range(3):
-            rest = fold != i
-            rough = self._boost(x[rest], y[rest], _ROUGH_TREES, _ROUGH_LEAVES, None, self.sharp_features, _ROUGH_RATE)
-            missed[~rest] = y[~rest] - rough.predict(x[~rest])
-        return 1 / np.hypot(missed, _NOISE_FLOOR)
+        rough = self._booster(len(y), _ROUGH_TREES, _ROUGH_LEAVES, None, self.sharp_features, _ROUGH_RATE)
+        weight: Array = 1 / np.hypot(y - self._unseen(rough, x, y), _NOISE_FLOOR)
+        return weight
+
+    def _unseen(self, booster: HistGradientBoostingRegressor, x: NDArray[np.float32], y: Array) -> Array:
+        """Return what fits to the other two thirds say of each row, [n]."""
+        folds = KFold(3, shuffle=True, random_state=self.random_state)
+        found: Array = cross_val_predict(booster, x, y, cv=folds)
+        return found
 
     def _fit_family(self, samples: _Samples, train: NDArray[np.int64], *, known: bool = True) -> FamilyModel:
         """Fit a family; unless its devices are to be ``known``, without what answers for those alone."""
@@ -281,7 +264,8 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         x[:, -1] = [ops.get(op, 0.0) for op in samples.op]
         general = x[train]
         general[:, samples.own] = 0  # what is constant is never split on
-        shared = self._boost(general, y[train], self.trees, self.leaves, samples.rising)
+        rows = len(train)
+        shared = self._booster(rows, self.trees, self.leaves, samples.rising).fit(general, y[train])
         sharp = None
         kernels: dict[str, Booster] = {}
         if self.sharp_trees and known:  # fitted to the times: what the shared one leaves has its noise, too
@@ -289,9 +273,9 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
             kernels, expected = self._fit_kernels(samples, coded, train)
             rising = [*samples.rising, 0, *[0] * len(kernels)]
             inputs = with_kernels(coded, expected)
-            weight = self._trust(inputs, y[train])
-            size = self.sharp_trees, self.sharp_leaves
-            sharp = self._boost(inputs, y[train], *size, rising, self.sharp_features, weight=weight)
+            weight = self._trust(samples, inputs, y[train])
+            sharp = self._booster(rows, self.sharp_trees, self.sharp_leaves, rising, self.sharp_features)
+            sharp.fit(inputs, y[train], weight)
         load = samples.load(launch)[train]
         table = samples.table[train][:, DOMAIN]
         return FamilyModel(
@@ -308,7 +292,7 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
             bins=np.quantile(load, [0.25, 0.5, 0.75]).tolist(),
             widths={kind: [_UNKNOWN] * 4 for kind in ("random", "larger", "device")},
             defaults=samples.defaults(),
-            tiles=samples.tiles(train),
+            tiles=samples.tiles(train, launch),
             types=samples.types(),
             alignment=float(alignment_of(samples.key, samples.table[train]).min()),
         )
@@ -335,8 +319,9 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
             residual = samples.residual(fitted, everything[test], known=known)
             found.setdefault(kind, []).append((samples.load(fitted.launch_s)[test], np.abs(residual)))
         for kind, pieces in found.items():
-            if kind == "device":  # the next one may be as strange as the strangest of them
-                model.widths[kind] = np.max([_conformal(*piece, model.bins) for piece in pieces], axis=0).tolist()
+            if kind == "device":  # the next one may be stranger than the strangest of them, the fewer they are
+                widest = np.max([_conformal(*piece, model.bins) for piece in pieces], axis=0)
+                model.widths[kind] = (widest * (1 + 1 / len(pieces))).tolist()
                 continue
             load, size = (np.concatenate(part) for part in zip(*pieces, strict=True))
             model.widths[kind] = _conformal(load, size, model.bins)
@@ -358,36 +343,9 @@ def estimator_for(profile: pd.DataFrame, *, intervals: bool = True) -> TimeEstim
     )  # fmt: skip
 
 
-def _ridge(basis: Array, rest: Array) -> Array:
-    """Return coefficients that explain ``rest``, [n], of a prior with mean 0 and spread 1."""
-    system = basis.T @ basis + _NOISE**2 * np.eye(basis.shape[1])
-    return np.linalg.solve(system, basis.T @ rest).astype(np.float64)
-
-
-def _answer_for(model: FamilyModel, device: str, parts: list[Rows]) -> None:
-    """Let the software stack with most points answer for a device that was not measured, where none is asked for."""
-    if model.defaults.get(device) not in model.groups:
-        model.defaults[device] = f"{device}|{max(parts, key=lambda part: len(part.index)).stack}"
-
-
-def _adapt_tiles(model: FamilyModel, parts: list[Rows], log_time: Array) -> None:
-    """Fit the tile model of a device that was not measured to a few points of it, each data type by itself."""
-    name = parts[0].device.name
-    if any(group.startswith(f"{name}|") for group in model.groups):
-        return
-    for dtype in sorted({part.dtype for part in parts}):
-        own = [part for part in parts if part.dtype == dtype]
-        table = np.concatenate([part.table for part in own])
-        points = log_time[np.concatenate([part.index for part in own])]
-        stacks = np.concatenate([np.full(len(part.index), part.stack) for part in own])
-        key = f"{name}|{dtype}"
-        others = {k: v for k, v in model.tiles.items() if k != key}
-        centre = tiles.parameters_of(others, name, dtype)
-        found = tiles.refit(table, points, stacks, dtype, own[0].device, centre)
-        model.tiles[key], model.tile_points[key], width = found
-        model.tile_widths.pop(key, None)
-        if width is not None:
-            model.tile_widths[key] = width
+def _threads(rows: int) -> threadpool_limits:
+    """Return a context in which as many threads fit ensembles as that many rows keep busy. The trees are the same."""
+    return threadpool_limits(1 if rows < _FEW_ROWS else None, user_api="openmp")
 
 
 def _conformal(load: Array, residual: Array, bins: list[float]) -> list[float]:
@@ -498,7 +456,7 @@ class _Samples:
             found.setdefault(group, set()).add(dtype)
         return {group: sorted(dtypes) for group, dtypes in sorted(found.items())}
 
-    def tiles(self, train: NDArray[np.int64]) -> dict[str, list[float]]:
+    def tiles(self, train: NDArray[np.int64], launch: Mapping[str, float]) -> dict[str, list[float]]:
         """Return the parameters of the tile model of each GPU and data type, where there is such a model."""
         alike: dict[str, list[int]] = {}
         for i, (device, dtype) in enumerate(zip(self.devices, self.dtypes, strict=True)):
@@ -509,7 +467,8 @@ class _Samples:
             rows = train[np.isin(self.part_code[train], parts)]
             if rows.size:
                 device, dtype = self.devices[parts[0]], self.dtypes[parts[0]]
-                found[name] = tiles.fit(self.table[rows], self.log_time[rows], dtype, device)
+                floor = self._launch_each(launch)[rows]
+                found[name] = tiles.fit(self.table[rows], self.log_time[rows], dtype, device, floor)
         return found
 
     def residual(self, model: FamilyModel, test: NDArray[np.int64], *, known: bool) -> Array:
@@ -522,9 +481,12 @@ class _Samples:
             predicted = base[test] + model.shared(x[test])
         if not known and model.tiles:
             for i in np.unique(self.part_code[test]):
-                here = self.part_code[test] == i
-                if tiled(self.key, self.devices[i]):
-                    parameters = tiles.parameters_of(model.tiles, self.devices[i].name, self.dtypes[i])
-                    rows = self.table[test[here]]
-                    predicted[here] = tiles.log_seconds(parameters, rows, self.dtypes[i], self.devices[i])
+                here, device, dtype = self.part_code[test] == i, self.devices[i], self.dtypes[i]
+                if tiled(self.key, device):
+                    parameters = parameters_for(model, device.name, dtype)
+                    rows = test[here]
+                    floor = self._launch_each(model.launch_s)[rows]
+                    predicted[here] = blended(
+                        model, parameters, predicted[here], self.table[rows], dtype, device, floor
+                    )
         return np.asarray(self.log_time[test] - predicted)

@@ -228,6 +228,10 @@ def _moved(op_type: str, inputs: Sequence[Shape], out: Shape, attributes: Mappin
     return float(out[-1]) if out else 1.0
 
 
+_REMEMBERED = 10_000
+"""Distinct shapes whose dimensions `describe` keeps: of more, the garbage collector's rounds cost what that saves."""
+
+
 def describe(operators: Sequence[Operator]) -> tuple[list[str], NDArray[np.float64]]:
     """Return the family of every operator and its row of `COLUMNS`, [n, len(COLUMNS)].
 
@@ -248,12 +252,14 @@ def describe(operators: Sequence[Operator]) -> tuple[list[str], NDArray[np.float
         if known is None:
             try:
                 sizes = dimensions(op.op_type, inputs, outputs, attributes)
-                known = seen[key] = family(op.op_type, inputs, attributes), tuple(map(float, sizes))
+                known = family(op.op_type, inputs, attributes), tuple(map(float, sizes))
             except (TypeError, ValueError, LookupError, ArithmeticError) as error:
                 raise InputError(
                     f"operator '{op.name}': {op.op_type} of shapes {inputs} with attributes {dict(attributes)} cannot "
                     f"be priced ({error}); give those that ONNX asks for"
                 ) from error
+            if len(seen) < _REMEMBERED:
+                seen[key] = known
         names.append(known[0])
         flat += (
             *known[1],

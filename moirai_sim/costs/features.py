@@ -65,6 +65,16 @@ _ENERGY = {"tf32": 0.24, "float16": 0.12, "bfloat16": 0.12, "float8": 0.06, "int
 _MATRIX_FAMILIES = ("gemm", "batched-matmul", "conv")
 
 
+def tiles_of(dtype: str) -> tuple[tuple[int, int], ...]:
+    """Return the tiles that libraries cut products of a data type into, (columns, rows) of the result."""
+    return VECTOR_TILES if on_vectors(dtype) else TENSOR_TILES
+
+
+def on_vectors(dtype: str) -> bool:
+    """Return whether GPUs multiply matrices of a data type on vector units, not on matrix units."""
+    return dtype in ("float32", "float64")
+
+
 @cache
 def kernel_traits(name: str) -> tuple[float, ...]:
     """Return the numbers of `KERNEL` for the name of a kernel of NVIDIA's libraries; NaN where it names no tile."""
@@ -153,7 +163,7 @@ class Design:
         if cpu:
             self.limit_s, self._found = cpu_design(family, self._columns, self.peak, device)
         elif family in _MATRIX_FAMILIES:
-            self._matrix(VECTOR_TILES if dtype in ("float32", "float64") else TENSOR_TILES, window=family == "conv")
+            self._matrix(tiles_of(dtype), window=family == "conv")
         elif family == "attention":
             self._attention()
         elif family == "moe":

@@ -15,7 +15,8 @@ import numpy as np
 from moirai_sim.clusters.cluster import DeviceType
 from moirai_sim.costs import tiles
 from moirai_sim.costs.families import COLUMNS, dimensions, family
-from moirai_sim.costs.features import Design, alignment, peak_flops
+from moirai_sim.costs.features import Design, alignment, on_vectors, peak_flops
+from moirai_sim.costs.kriging import krige
 from moirai_sim.errors import InputError
 from moirai_sim.graphs.operator import DTYPE_BITS
 
@@ -29,6 +30,8 @@ Booster = Callable[["NDArray[np.float32]"], "Array"]
 """A fitted ensemble: [n, features] float32 -> [n] log ratio."""
 
 _CPU = "-cpu"
+_SEVERAL = 3
+"""Devices that a shared ensemble has to have met: of one or two it learns what no other device does."""
 DOMAIN = tuple(COLUMNS.index(c) for c in ("batch", "m", "n", "k", "flops", "read_bytes", "write_bytes"))
 
 
@@ -41,7 +44,7 @@ def arithmetic(family_name: str, dtype: str, kind: str = "gpu") -> str:
         return family_name + _CPU
     if family_name not in ("gemm", "batched-matmul", "conv", "attention", "moe"):
         return family_name
-    return f"{family_name}-{'vector' if dtype in ('float32', 'float64') else 'tensor'}"
+    return f"{family_name}-{'vector' if on_vectors(dtype) else 'tensor'}"
 
 
 def family_of_key(key: str) -> str:
@@ -79,8 +82,33 @@ def _physical_s(rows: Rows) -> Array:
 
 
 def tiled(key: str, device: DeviceType) -> bool:
-    """Return whether the tile model prices what was not measured: matrix products on matrix units of GPUs."""
-    return key == "gemm-tensor" and device.kind == "gpu"
+    """Return whether the tile model has a say in what was not measured: matrix products on GPUs."""
+    return family_of_key(key) == "gemm" and device.kind == "gpu"
+
+
+def parameters_for(model: FamilyModel, device: str, dtype: str) -> Sequence[float]:
+    """Return the parameters of the tile model for a device: what a few points tell of one says nothing of another."""
+    known = {k: v for k, v in model.tiles.items() if k not in model.points or k.partition("|")[0] == device}
+    return tiles.parameters_of(known, device, dtype)
+
+
+def blended(
+    model: FamilyModel,
+    parameters: Sequence[float],
+    shared: Array,
+    table: Array,
+    dtype: str,
+    device: DeviceType,
+    launch_s: Array,
+) -> Array:
+    """Return the log time of matrix products on a device that was not measured, [n], by the tile model.
+
+    Where the shared ensemble has met several devices, it has half of the say: the two err in different ways. ``shared``
+    is the log time that it expects, ``launch_s`` the floor of the software stack, [n] both.
+    """
+    by_tiles = tiles.log_seconds(parameters, table, dtype, device, launch_s)
+    met = {group.partition("|")[0] for group in model.launch_s}
+    return by_tiles if len(met) < _SEVERAL else (by_tiles + shared) / 2
 
 
 @dataclass
@@ -129,14 +157,15 @@ class FamilyModel:
     """The group that answers for a device when no stack is asked for; of one known by a few points, their stack."""
     tiles: dict[str, list[float]] = field(default_factory=dict)
     """Parameters of the tile model, which prices GPUs that were not measured, by ``device|dtype``; see `tiled`."""
-    tile_widths: dict[str, float] = field(default_factory=dict)
-    """Half-widths of the 90 % interval far from the points of those that a few were fitted to, by ``device|dtype``."""
     types: dict[str, list[str]] = field(default_factory=dict)
     """Data types that each group was measured with."""
     alignment: float = 1.0
     """Largest power of two, at most 64, that divides the rows of both operands of every measured matrix product."""
-    tile_points: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Those points, and what the fitted tile model misses there, by ``device|dtype``; see `tiles.krige`."""
+    points: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The few measurements of a device that was not fitted to, and what is missed of them, by ``device|dtype``; see
+    `krige`."""
+    point_widths: dict[str, float] = field(default_factory=dict)
+    """Half-widths of the 90 % interval far from those points."""
 
 
 def rows_of(profile: pd.DataFrame) -> dict[str, list[Rows]]:
@@ -192,11 +221,21 @@ def inputs_of(features: NDArray[np.float32], limit: Array, launch: Array) -> tup
 
 
 def launch_of(launch: Mapping[str, float], group: str) -> float:
-    """Return the launch floor of a group; of an unknown one the median of its software stack, or of all."""
+    """Return the launch floor of a group; of an unknown one the median of the same software, or of all.
+
+    The same is what has the same words but for versions ("vllm 0.14.0 fp8_block" and "vllm 0.24.0 fp8_block"), or else
+    the same first word.
+    """
     if group in launch:
         return launch[group]
-    stack = group.split("|", 1)[1].split(" ")[0]
-    alike = [v for name, v in launch.items() if name.split("|", 1)[1].split(" ")[0] == stack]
+
+    def software(name: str) -> list[str]:
+        return [word for word in name.partition("|")[2].split() if not word[0].isdigit()]
+
+    known = {name: software(name) for name in launch}
+    own = software(group)
+    alike = [launch[name] for name, words in known.items() if words == own]
+    alike = alike or [launch[name] for name, words in known.items() if words[:1] == own[:1]]
     return float(np.median(alike or list(launch.values())))
 
 
@@ -219,16 +258,17 @@ def predict_rows(
     own = f"{rows.device.name}|{rows.dtype}"
     share = np.ones(len(rows.table))
     if by_tiles:
-        parameters = tiles.parameters_of(model.tiles, rows.device.name, rows.dtype)
-        log_time = tiles.log_seconds(parameters, rows.table, rows.dtype, rows.device)
-        if own in model.tile_points:
-            more, share = tiles.krige(model.tile_points[own], rows.table, rows.stack, rows.device)
-            log_time += more
+        parameters = parameters_for(model, rows.device.name, rows.dtype)
+        floor = np.full(len(rows.table), launch)
+        log_time = blended(model, parameters, base + model.shared(x), rows.table, rows.dtype, rows.device, floor)
     else:
         log_time = base + _learned(model, x, group)
         correction = model.corrections.get(own, model.corrections.get(rows.device.name))
         if not seen and correction is not None:
             log_time += _few_shot(design, x) @ np.asarray(correction)
+    if not seen and own in model.points:
+        more, share = krige(model.points[own], rows.table, rows.stack, rows.device)
+        log_time += more
     sizes = rows.table[:, DOMAIN]
     low, high = (np.asarray(edge) for edge in model.domain)
     larger = (sizes > high * 1.0001).any(axis=1)
@@ -244,8 +284,8 @@ def predict_rows(
     width = np.where(outside, np.asarray(model.widths["larger"])[bins], width)
     if not seen or not known or stand_in != key:
         width = np.maximum(width, np.asarray(model.widths["device"])[bins])
-    if by_tiles and stand_in == key and own in model.tile_widths:
-        width = model.tile_widths[own] * share
+    if not seen and stand_in == key and own in model.point_widths:
+        width = model.point_widths[own] * share
     seconds = np.exp(log_time)
     least = _physical_s(rows) if by_tiles else np.zeros(len(seconds))
     seconds = np.maximum(seconds, least)
@@ -335,12 +375,14 @@ def with_position(x: NDArray[np.float32], position: NDArray[np.int64] | int) -> 
     return np.column_stack([x, np.broadcast_to(np.float32(position), len(x))])
 
 
-def few_shot_basis(model: FamilyModel, devices: Mapping[str, DeviceType], key: str, rows: Rows) -> tuple[Array, Array]:
-    """Return the basis of the few-shot correction, [n, b], and the log time that it corrects, [n]."""
+def few_shot_basis(
+    model: FamilyModel, devices: Mapping[str, DeviceType], key: str, rows: Rows
+) -> tuple[Array, Array, Array]:
+    """Return the basis of the few-shot correction, [n, b], the log time that it corrects and the floor, s, [n]."""
     design = design_of(key, rows.table, rows.dtype, rows.device)
     answer = answering(model, devices, rows)
-    x, base, _ = _inputs(key, model, design, rows, answer)
-    return _few_shot(design, x), base + _learned(model, x, answer.group)
+    x, base, launch = _inputs(key, model, design, rows, answer)
+    return _few_shot(design, x), base + _learned(model, x, answer.group), np.full(len(x), launch)
 
 
 def _inputs(
@@ -390,6 +432,5 @@ def _stand_ins(key: str) -> list[str]:
     name = family_of_key(key)
     gpu = [f"{name}-vector", f"{name}-tensor", "elementwise", "normalization", "gemm-vector", "gemm-tensor"]
     cpu = [name + _CPU, "elementwise" + _CPU, "normalization" + _CPU, "gemm" + _CPU, "conv" + _CPU]
-    if key == "batched-matmul-tensor":
-        gpu.insert(0, "gemm-tensor")
-    return [key, *cpu, *gpu] if key.endswith(_CPU) else [key, *gpu, *cpu]
+    first = [key, key.replace("batched-matmul", "gemm")]
+    return [*first, *cpu, *gpu] if key.endswith(_CPU) else [*first, *gpu, *cpu]

@@ -16,7 +16,7 @@ from moirai_sim.costs.catalog_model import Ensemble, LearnedModel, load_cost_mod
 from moirai_sim.costs.estimator import TimeEstimator
 from moirai_sim.costs.families import describe, dimensions, family
 from moirai_sim.costs.features import generation, kernel_traits, peak_flops, sustained_flops
-from moirai_sim.costs.kernels import design_of
+from moirai_sim.costs.kernels import _stand_ins, design_of, launch_of
 from moirai_sim.costs.measured import read_table
 from moirai_sim.costs.model import Prediction
 from moirai_sim.costs.roofline import LAUNCH_S, Roofline
@@ -53,6 +53,26 @@ def synthetic(device: DeviceType, rows: int = 400, seed: int = 0, efficiency: fl
         "time_s": time * np.exp(0.03 * generator.standard_normal(rows)),
     }  # fmt: skip
     return profile(columns, rows)
+
+
+def test_an_unknown_device_starts_kernels_as_others_do_with_the_same_software():
+    known = {"a|x 1.0": 1.0, "b|x 2.0": 3.0, "a|x 1.0 int8": 9.0, "b|y 1": 20.0}
+    asked = {"a|x 1.0": 1.0, "c|x 3.0": 2.0, "c|x 3 int8": 9.0, "c|x 3 int4": 3.0, "c|y": 20.0, "c|z 1": 6.0, "c|": 6.0}
+    assert {group: launch_of(known, group) for group in asked} == asked
+
+
+@pytest.mark.parametrize("arithmetic", ["vector", "tensor", "cpu"])
+def test_a_batch_of_products_is_priced_as_products_where_no_batches_were_measured(arithmetic):
+    assert _stand_ins(f"batched-matmul-{arithmetic}")[1] == f"gemm-{arithmetic}"
+
+
+def test_more_shapes_than_are_remembered_are_described_alike(monkeypatch):
+    operators = [matmul(m, 8, 16) for m in (1, 2, 3, 1, 2, 3)]
+    whole = describe(operators)
+    monkeypatch.setattr("moirai_sim.costs.families._REMEMBERED", 1)
+    again = describe(operators)
+    assert whole[0] == again[0]
+    assert (whole[1] == again[1]).all()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,114 @@
+"""Sharpens what was learned about a family of kernels by a few measurements of a device that it was not fitted to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moirai_sim.costs import kriging, tiles
+from moirai_sim.costs.kernels import answering, blended, few_shot_basis, parameters_for, tiled
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from moirai_sim.clusters.cluster import DeviceType
+    from moirai_sim.costs.kernels import FamilyModel, Rows
+
+    Array = NDArray[np.float64]
+
+_NOISE = 0.12
+"""Scatter of log time that no correction of a device's level explains; sets the weight of the ridge prior."""
+
+
+def adapt_family(
+    model: FamilyModel, devices: Mapping[str, DeviceType], key: str, parts: list[Rows], log_time: Array
+) -> None:
+    """Let a family's model learn from points of one device, and forget those of an earlier time.
+
+    Points of a device that it was fitted to change nothing.
+
+    Parameters
+    ----------
+    devices
+        Those that the model was fitted to, by name.
+    key
+        Of the family's ensemble.
+    parts
+        The points, all of one device.
+    log_time
+        Of the whole profile, logarithm of seconds.
+    """
+    device, answer = parts[0].device, answering(model, devices, parts[0])
+    if answer.measured:
+        return
+    _answer_for(model, device.name, parts)
+    for learned in (model.corrections, model.tiles, model.points, model.point_widths):
+        for earlier in [k for k in learned if k.partition("|")[0] == device.name]:
+            del learned[earlier]
+    points = _Points(model, devices, key, parts, log_time)
+    by_tiles = tiled(key, device) and answer.group is None
+    if not by_tiles:  # for data types without points
+        model.corrections[device.name] = _ridge(points.basis, points.rest).tolist()
+    for kind in np.unique(points.dtype).tolist():
+        _adapt_type(points, kind, by_tiles=by_tiles)
+
+
+def _adapt_type(points: _Points, kind: str, *, by_tiles: bool) -> None:
+    """Learn what the points of one data type tell of it."""
+    model, own = points.model, f"{points.device.name}|{kind}"
+    here, others = np.flatnonzero(points.dtype == kind), np.flatnonzero(points.dtype != kind)
+    if len(here) > kriging.MOST_POINTS:
+        here = here[np.random.default_rng(0).permutation(len(here))[: kriging.MOST_POINTS]]
+    table, log_time, base, basis = (x[here] for x in (points.table, points.log_time, points.base, points.basis))
+    launch_s = points.launch_s[here]
+    centre = parameters_for(model, points.device.name, kind) if by_tiles else ()
+
+    def learn(rows: NDArray[np.bool_]) -> tuple[list[float], Array]:
+        """Fit to some of the points; return what that learned, and by how much it then misses each of them."""
+        if by_tiles:
+            parameters = tiles.fit(table[rows], log_time[rows], kind, points.device, launch_s[rows], centre)
+            return parameters, log_time - blended(model, parameters, base, table, kind, points.device, launch_s)
+        together = np.concatenate([here[rows], others])
+        found = _ridge(points.basis[together], points.rest[together])
+        if others.size:  # around what all types have in common
+            found += _ridge(basis[rows], (log_time - base - basis @ found)[rows])
+        return found.tolist(), log_time - base - basis @ found
+
+    learned, missed = learn(np.ones(len(here), dtype=bool))
+    (model.tiles if by_tiles else model.corrections)[own] = learned
+    stacks = points.stack[here]
+    model.points[own], width = kriging.sharpen(table, missed, stacks, points.device, lambda rows: learn(rows)[1])
+    if width is not None:
+        model.point_widths[own] = width
+
+
+class _Points:
+    """Measurements of one device, and what a family's model expects of them."""
+
+    def __init__(
+        self, model: FamilyModel, devices: Mapping[str, DeviceType], key: str, parts: list[Rows], log_time: Array
+    ) -> None:
+        expected = [few_shot_basis(model, devices, key, part) for part in parts]
+        self.model = model
+        self.device = parts[0].device
+        self.table = np.concatenate([part.table for part in parts])
+        self.stack = np.concatenate([np.full(len(part.index), part.stack) for part in parts])
+        self.dtype = np.concatenate([np.full(len(part.index), part.dtype) for part in parts])
+        self.log_time = log_time[np.concatenate([part.index for part in parts])]
+        self.basis, self.base, self.launch_s = (np.concatenate(column) for column in zip(*expected, strict=True))
+        self.rest = self.log_time - self.base
+
+
+def _ridge(basis: Array, rest: Array) -> Array:
+    """Return coefficients that explain ``rest``, [n], of a prior with mean 0 and spread 1."""
+    system = basis.T @ basis + _NOISE**2 * np.eye(basis.shape[1])
+    return np.linalg.solve(system, basis.T @ rest).astype(np.float64)
+
+
+def _answer_for(model: FamilyModel, device: str, parts: list[Rows]) -> None:
+    """Let the software stack with most points answer for a device that was not measured, where none is asked for."""
+    if model.defaults.get(device) not in model.groups:
+        model.defaults[device] = f"{device}|{max(parts, key=lambda part: len(part.index)).stack}"
