@@ -136,7 +136,7 @@ def _stored(name: str, booster: Booster) -> tuple[str, bytes]:
     kind = [("x", FloatTensorType([None, fitted.n_features_in_]))]
     with warnings.catch_warnings():  # skl2onnx hands NumPy's integers to protobuf, which objects
         warnings.simplefilter("ignore")
-        proto = convert_sklearn(fitted, initial_types=kind, target_opset={"": 21, "ai.onnx.ml": 3})
+        proto = convert_sklearn(fitted, name, initial_types=kind, target_opset={"": 21, "ai.onnx.ml": 3})
     return f"{name}.gz", gzip.compress(proto.SerializeToString(), mtime=0)
 
 

@@ -55,6 +55,15 @@ def synthetic(device: DeviceType, rows: int = 400, seed: int = 0, efficiency: fl
     return profile(columns, rows)
 
 
+def test_the_same_fit_is_stored_as_the_same_bytes(fitted, tmp_path):
+    for name in ("one", "two"):
+        save_cost_model(fitted, tmp_path / name, {"name": "x"})
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert any(name.endswith(".onnx.gz") for name in files)
+    for name in files:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
 def test_an_unknown_device_starts_kernels_as_others_do_with_the_same_software():
     known = {"a|x 1.0": 1.0, "b|x 2.0": 3.0, "a|x 1.0 int8": 9.0, "b|y 1": 20.0}
     asked = {"a|x 1.0": 1.0, "c|x 3.0": 2.0, "c|x 3 int8": 9.0, "c|x 3 int4": 3.0, "c|y": 20.0, "c|z 1": 6.0, "c|": 6.0}
