@@ -4,10 +4,10 @@ For each family of kernels two gradient boosted ensembles explain ``log(time / (
 dimensionless features alone, which carries over to devices that were never measured, and a *sharp* one that also knows
 device and software stack and answers for those that were. Where it is known which kernels ran, further ensembles learn
 which one the library takes for what size, and the sharp one reads what they expect. It is fitted to rows as far as they
-can be trusted: those that a cross-validated fit misses by far count less. A few measurements of a new device fit a
-ridge correction of the shared one. Those of matrix products and convolutions on GPUs are monotone where physics is,
-given the kernel: never faster for more padding, reading or waiting, never slower for rows that begin on a larger
-boundary.
+can be trusted: those that a cross-validated fit misses by far count less. Ensembles of matrix products and convolutions
+on GPUs are monotone where physics is, given the kernel: never faster for more padding, reading or waiting, never slower
+for rows that begin on a larger boundary. Products on a GPU that was not measured are priced by a physical tile model,
+too (`kernels.blended`), and a few measurements of a device correct what is expected of it (`few_shot`).
 
 Intervals are split-conformal (Vovk et al. 2005) with residuals of the matching kind of hold-out: random rows for what
 resembles the training data, the largest tenth for what is larger, left-out devices for a device never seen.

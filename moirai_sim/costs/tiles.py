@@ -43,6 +43,7 @@ PARAMETERS: dict[str, tuple[float, float]] = {
 """What is expected of a device of which nothing is known, and the spread of its logarithm between devices."""
 _EXPECTED = np.log([value for value, _ in PARAMETERS.values()])
 _SPREAD = np.array([spread for _, spread in PARAMETERS.values()])
+_STRANGE = 3.0
 _ALIKE = {"float16": "bfloat16", "bfloat16": "float16"}
 """Data types of the same size and, on matrix units, the same rate: what is known of one says most of the other."""
 _BLOCK = 64
@@ -57,11 +58,12 @@ _MOST_STEPS = 25
 
 
 def expected(known: Sequence[Sequence[float]]) -> list[float]:
-    """Return the parameters of a device of which nothing was measured: the median of those known and of the prior.
+    """Return the parameters of a device of which nothing was measured: the mean of those known and of the prior.
 
-    A strange device among them, whose parameters stand for something else, does not move it.
+    One that lies further from the prior than `_STRANGE` spreads stands for something else, and counts as that far away.
     """
-    found: list[float] = np.median(np.vstack([_EXPECTED, *known]), axis=0).tolist()
+    near = [np.clip(each, _EXPECTED - _STRANGE * _SPREAD, _EXPECTED + _STRANGE * _SPREAD) for each in known]
+    found: list[float] = np.mean([_EXPECTED, *near], axis=0).tolist()
     return found
 
 

@@ -88,7 +88,9 @@ def test_devices_that_are_not_known_take_after_those_that_are_and_after_the_prio
     prior = np.log([value for value, _ in tiles.PARAMETERS.values()])
     assert tiles.parameters_of(known, "a", "bfloat16") == list(LIKE)
     assert np.allclose(tiles.parameters_of(known, "b", "bfloat16"), (LIKE + prior) / 2)
-    assert np.allclose(tiles.parameters_of(known, "b", "int8"), np.median([LIKE, LIKE + 1, prior], axis=0))
+    spread = np.array([spread for _, spread in tiles.PARAMETERS.values()])
+    near = np.minimum(LIKE + 1, prior + 3 * spread)  # what is strange counts as three spreads away
+    assert np.allclose(tiles.parameters_of(known, "b", "int8"), (LIKE + near + prior) / 3)
     assert np.allclose(tiles.parameters_of({}, "b", "int8"), prior)
 
 
@@ -246,7 +248,7 @@ def test_a_row_times_a_matrix_goes_as_fast_as_memory_where_there_are_no_matrix_u
 def test_what_nobody_measured_is_never_faster_than_the_data_sheet_allows(fitted):
     """Whatever the parameters say: not than its arithmetic, not than its memory."""
     sheet = replace(NEW, l2_cache_bytes=10**6)
-    greedy = {"a|bfloat16": list(LIKE + np.array([-9, 1.0, 1.0, 1.0, -9, -9, -9, 0, -9, -9]))}
+    greedy = {"new|bfloat16": list(LIKE + np.array([-9, 1.0, 1.0, 1.0, -9, -9, -9, 0, -9, -9]))}
     models = {"gemm-tensor": replace(fitted.models_["gemm-tensor"], tiles=greedy)}
     operators = [
         make_operator("x", "MatMul", [(m, 8192), (8192, 8192)], [(m, 8192)], dtype="bfloat16") for m in (1, 8192)
