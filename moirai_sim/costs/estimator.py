@@ -76,6 +76,8 @@ _NOISE_FLOOR = 0.05
 """Misses in log time below which no row is trusted more than another: what repeats of a kernel scatter by."""
 _FEW_ROWS = 20_000
 """Rows below which threads mostly wait for each other, and on a busy machine for long; and a profile is small."""
+_STRANGER = 0.5
+"""Least half-width of an interval for a second device, in log time: what one says of it is 26 % off on average."""
 _UNKNOWN = 0.7
 """Half-width of an interval, in log time, where there is too little to learn one from: half to twice the time."""
 
@@ -326,9 +328,9 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
             load, size = (np.concatenate(part) for part in zip(*pieces, strict=True))
             model.widths[kind] = _conformal(load, size, model.bins)
         at_least = model.widths["random"]
-        for kind, factor in (("larger", 1.5), ("device", 3.0)):
+        for kind, factor, least in (("larger", 1.5, 0.0), ("device", 3.0, _STRANGER)):
             if kind not in found:  # nothing of the kind to learn from: say that little is known
-                model.widths[kind] = [factor * w for w in at_least]
+                model.widths[kind] = [max(factor * w, least) for w in at_least]
             model.widths[kind] = [max(a, b) for a, b in zip(model.widths[kind], at_least, strict=True)]
 
 
