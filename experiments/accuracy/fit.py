@@ -2,8 +2,8 @@
 
 MOIRAI_SIM_DATA=FOLDER python experiments/accuracy/fit.py OUT
 
-About ten minutes on two idle cores. The errors by split are of smaller fits, which flatter nobody; they are also left
-in ``splits.csv``.
+About twenty minutes on two idle cores. The errors by split are of smaller fits, which flatter nobody; they are also
+left in ``splits.csv``.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 PART is ``neusight``, ``few``, ``families``, ``known``, ``told``, ``models``, ``unseen``, ``boards``, ``transfer``;
 default all. Each leaves a CSV of its name here.
-Nothing that is predicted here was seen by the fit that predicts it, except for ``told``, which is a bound. Where
+Nothing that is predicted here was seen by the fit that predicts it, except for ``told``, which is a yardstick. Where
 features saturate, and the energies of operations, were chosen with NeuSight's linear splits in view, so those figures
 flatter; see the README.
 """
@@ -42,7 +42,7 @@ from moirai_sim.profiling.published import import_published
 HERE = Path(__file__).parent
 DATA = Path(os.environ["MOIRAI_SIM_DATA"])
 FEW_DRAWS = 5
-FAMILY_ROWS = 8_000
+FAMILY_ROWS, FAMILY_DRAWS = 8_000, 2
 DRAWS = 20
 """Draws of the points that adapt a transfer: with 30 points the standard deviation of the error is 0.3 to 0.4 %."""
 
@@ -75,6 +75,16 @@ def neusight() -> None:
             pd.DataFrame(rows).to_csv(HERE / "neusight.csv", index=False, float_format="%.4g")
 
 
+def sharpened(fitted: TimeEstimator, own: pd.DataFrame, points: int, draws: int) -> pd.DataFrame:
+    """Return the errors on a GPU's other rows after points of its own, one row a draw of them."""
+    found = []
+    for seed in range(draws):
+        chosen = own.sample(points, random_state=seed)
+        adapted = copy.deepcopy(fitted).adapt(chosen.reset_index(drop=True))
+        found.append(errors(adapted, own.drop(chosen.index).reset_index(drop=True)))
+    return pd.DataFrame(found)
+
+
 def few() -> None:
     """Each GPU left out, then sharpened by a few points of its own; and what single facts about it would be worth."""
     rows = []
@@ -96,14 +106,8 @@ def few() -> None:
                 ape = np.abs(seconds / truth - 1)
                 rows.append({"operator": name, "device": device, "points": facts, **_mean_and_median(ape)})
             for points in (10, 30, 100, 300):
-                drawn = []
-                for seed in range(FEW_DRAWS):
-                    chosen = own.sample(points, random_state=seed)
-                    adapted = copy.deepcopy(fitted).adapt(chosen.reset_index(drop=True))
-                    rest = own.drop(chosen.index).reset_index(drop=True)
-                    drawn.append(errors(adapted, rest))
                 row = {"operator": name, "device": device, "points": str(points)}
-                rows.append(row | pd.DataFrame(drawn).mean().to_dict())
+                rows.append(row | sharpened(fitted, own, points, FEW_DRAWS).mean().to_dict())
             print(*rows[-7:], sep="\n", flush=True)
     table = pd.DataFrame(rows).drop(columns=["n", "flagged"])
     measures = ["mean_ape", "median_ape", "coverage"]
@@ -130,13 +134,10 @@ def families() -> None:
             fitted = TimeEstimator(sharp_trees=0, interval_rows=800).fit(others)
             row = {"family": family, "device": device}
             rows.append(row | {"points": 0} | errors(fitted, own))
-            for points in (10, 30, 100, 300):
-                drawn = []
-                for seed in range(2):
-                    chosen = own.sample(points, random_state=seed)
-                    adapted = copy.deepcopy(fitted).adapt(chosen.reset_index(drop=True))
-                    drawn.append(errors(adapted, own.drop(chosen.index).reset_index(drop=True)))
-                rows.append(row | {"points": points} | pd.DataFrame(drawn).mean().to_dict())
+            rows += [
+                row | {"points": points} | sharpened(fitted, own, points, FAMILY_DRAWS).mean().to_dict()
+                for points in (10, 30, 100, 300)
+            ]
     table = pd.DataFrame(rows).drop(columns="flagged")
     table.to_csv(HERE / "families.csv", index=False, float_format="%.4g")
     print(table.groupby(["family", "points"])[["mean_ape", "median_ape", "coverage"]].mean().round(3).to_string())
@@ -170,10 +171,10 @@ def known() -> None:
 
 
 def told() -> None:
-    """What the other GPUs tell of one at best: its log time as a weighted sum of theirs at the very same size.
+    """What the other GPUs' own times tell of one: its log time as a weighted sum of theirs at the very same size.
 
-    Nobody knows those times of a size that is only planned, and the weights are fitted to the GPU's own rows, to their
-    absolute errors; so no honest forecast of a GPU that was not measured gets near it.
+    A yardstick and no bound: nobody knows those times of a size that is only planned, and the weights are fitted to
+    the GPU's own rows; but what the size itself tells beyond the others' times is left out.
     """
     shape = ["op_type", "input_shapes", "output_shapes", "attributes"]
     rows = []
@@ -203,14 +204,8 @@ def transfer() -> None:
         others = frame[frame["device"] != device].reset_index(drop=True)
         fitted = TimeEstimator(sharp_trees=0, interval_rows=4_000).fit(others)
         for points in (0, 10, 30, 100, 300):
-            fits = []
-            for seed in range(DRAWS if points else 1):
-                adapted = copy.deepcopy(fitted)
-                chosen = own.sample(points, random_state=seed) if points else own.iloc[:0]
-                if points:
-                    adapted.adapt(chosen.reset_index(drop=True))
-                fits.append(errors(adapted, own.drop(chosen.index).reset_index(drop=True)))
-            found = pd.DataFrame(fits)
+            whole = own.reset_index(drop=True)
+            found = sharpened(fitted, own, points, DRAWS) if points else pd.DataFrame([errors(fitted, whole)])
             row = {"device": device, "points": points, **found.mean().to_dict()}
             row["spread"] = found["mean_ape"].std(ddof=0)
             rows.append(row)

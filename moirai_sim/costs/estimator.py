@@ -75,7 +75,9 @@ _ROUTED = "moe"
 _NOISE_FLOOR = 0.05
 """Misses in log time below which no row is trusted more than another: what repeats of a kernel scatter by."""
 _FEW_ROWS = 20_000
-"""Rows below which threads mostly wait for each other, and on a busy machine for long; and a profile is small."""
+"""Rows below which threads mostly wait for each other, and on a busy machine for long."""
+_SMALL = 20_000
+"""Rows below which a profile is small."""
 _STRANGER = 0.5
 """Least half-width of an interval for a second device, in log time: what one says of it is 26 % off on average."""
 _UNKNOWN = 0.7
@@ -181,10 +183,11 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
             As for `fit`. Rows of families that the estimator does not know are ignored.
         """
         seconds = np.asarray(X["median_s"] if y is None else y, dtype=np.float64)
+        log_time = np.log(seconds)
         for key, parts in rows_of(X).items():
             for name in sorted({part.device.name for part in parts}) if key in self.models_ else ():
                 own = [part for part in parts if part.device.name == name]
-                adapt_family(self.models_[key], self.devices_, key, own, np.log(seconds))
+                adapt_family(self.models_[key], self.devices_, key, own, log_time)
         return self
 
     def predict(self, X: pd.DataFrame) -> Array:  # noqa: N803
@@ -336,7 +339,7 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
 
 def estimator_for(profile: pd.DataFrame, *, intervals: bool = True) -> TimeEstimator:
     """Return an unfitted estimator of a size that suits a profile: small data wants small leaves."""
-    if len(profile) >= _FEW_ROWS:
+    if len(profile) >= _SMALL:
         return TimeEstimator(intervals=intervals)
     several = profile["device"].nunique() > 1
     return TimeEstimator(

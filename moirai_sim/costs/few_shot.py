@@ -62,8 +62,8 @@ def _adapt_type(points: _Points, kind: str, *, by_tiles: bool) -> None:
     here, others = np.flatnonzero(points.dtype == kind), np.flatnonzero(points.dtype != kind)
     if len(here) > kriging.MOST_POINTS:
         here = here[np.random.default_rng(0).permutation(len(here))[: kriging.MOST_POINTS]]
-    table, log_time, base, basis = (x[here] for x in (points.table, points.log_time, points.base, points.basis))
-    launch_s = points.launch_s[here]
+    table, basis, rest, launch_s = (x[here] for x in (points.table, points.basis, points.rest, points.launch_s))
+    log_time, base = points.log_time[here], points.base[here]
     centre = parameters_for(model, points.device.name, kind) if by_tiles else ()
 
     def learn(rows: NDArray[np.bool_]) -> tuple[list[float], Array]:
@@ -74,8 +74,8 @@ def _adapt_type(points: _Points, kind: str, *, by_tiles: bool) -> None:
         together = np.concatenate([here[rows], others])
         found = _ridge(points.basis[together], points.rest[together])
         if others.size:  # around what all types have in common
-            found += _ridge(basis[rows], (log_time - base - basis @ found)[rows])
-        return found.tolist(), log_time - base - basis @ found
+            found += _ridge(basis[rows], (rest - basis @ found)[rows])
+        return found.tolist(), rest - basis @ found
 
     learned, missed = learn(np.ones(len(here), dtype=bool))
     (model.tiles if by_tiles else model.corrections)[own] = learned

@@ -31,7 +31,7 @@ kernels than products is for `families` to say."""
 _COMMON, _OWN, _LEVEL, _REST = 0.05, 0.05, 0.02, 0.07
 """Standard deviations, in log time, of what it misses with every software stack, with one of them, of a stack's level,
 and of what no neighbour tells. These and `_LENGTHS` are rounded from the likeliest values for products of 16 bits on
-A100 and on H100; they are as good a choice for every other family."""
+A100 and on H100; most other families gain by them, too."""
 _OUTLIER = 0.6
 """What is missed by more counts as this much."""
 MOST_POINTS = 500
