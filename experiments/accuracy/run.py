@@ -158,7 +158,7 @@ def known() -> None:
                 model = fitted.models_[key]
                 for part in parts:
                     _, trees, floor = few_shot_basis(model, fitted.devices_, key, part)
-                    parameters = parameters_for(model, part.device.name, part.dtype)
+                    parameters = parameters_for(model, f"{part.device.name}|{part.dtype}")
                     tile = tiles.log_seconds(parameters, part.table, part.dtype, part.device, floor)
                     truth = np.log(rest["median_s"].to_numpy()[part.index])
                     row = {"known": count, "device": part.device.name}

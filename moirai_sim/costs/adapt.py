@@ -14,7 +14,7 @@ from moirai_sim.catalog import MODEL_FILES, find
 from moirai_sim.costs.calibrate import NOTHING_S, PROFILE, cpus_of, hashes, output_shapes, read_profiles, times_table
 from moirai_sim.costs.card import FORMAT, error_rows, errors_of, licence
 from moirai_sim.costs.catalog_model import LearnedModel, save_cost_model
-from moirai_sim.costs.kernels import rows_of
+from moirai_sim.costs.kernels import rows_of, stand_in_for
 from moirai_sim.costs.measured import FILE, key_hash, read_table, write_table
 from moirai_sim.errors import InputError
 from moirai_sim.files import folder_in_place_of
@@ -55,9 +55,9 @@ def adapt(
     Returns
     -------
     dict
-        The card. ``adapted`` has for each device its ``points``, how many rows were ``ignored`` because the model knows
-        no kernels of their family, and ``unadapted_median_ape``. ``splits`` has the errors of adaptations that did not
-        see the points in question, by five folds, as ``left-out points of DEVICE``.
+        The card. ``adapted`` has for each device its ``points``, how many rows were ``ignored`` because nothing in the
+        model answers for their family, and ``unadapted_median_ape``. ``splits`` has the errors of adaptations that did
+        not see the points in question, by five folds, as ``left-out points of DEVICE``.
 
     Raises
     ------
@@ -139,7 +139,7 @@ def _with_others(frame: pd.DataFrame, earlier: Path) -> pd.DataFrame:
 
 
 def _known(model: LearnedModel, frame: pd.DataFrame) -> NDArray[np.bool_]:
-    """Return which rows the model has an ensemble for, [n]; refuse devices that it was fitted to."""
+    """Return which rows an ensemble of the model answers for, [n]; refuse devices that it was fitted to."""
     fitted = {group.split("|", 1)[0] for family in model.families.values() for group in family.groups}
     again = sorted(fitted & set(frame["device"]))
     if again:
@@ -147,7 +147,7 @@ def _known(model: LearnedModel, frame: pd.DataFrame) -> NDArray[np.bool_]:
     known = np.zeros(len(frame), dtype=bool)
     for key, parts in rows_of(frame).items():
         for part in parts:
-            known[part.index] = key in model.families
+            known[part.index] = stand_in_for(model.families, key) is not None
     return known
 
 
@@ -158,8 +158,8 @@ def _held_out(
     distinct, group = np.unique(keys, return_inverse=True)
     if len(distinct) < 2:
         raise InputError(
-            f"profile: {len(distinct)} operators of '{device}' are of a family that '{model.name}' knows; at least 2 "
-            "are needed to leave one out"
+            f"profile: {len(distinct)} operators of '{device}' are of a family that '{model.name}' can price; at least "
+            "2 are needed to leave one out"
         )
     fold = np.random.default_rng(seed).permutation(len(distinct))[group] % _FOLDS
     pieces = []

@@ -180,14 +180,16 @@ class TimeEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         Parameters
         ----------
         X, y
-            As for `fit`. Rows of families that the estimator does not know are ignored.
+            As for `fit`. Rows of families that the estimator does not know correct what stands in for them; those that
+            nothing can stand in for are ignored.
         """
         seconds = np.asarray(X["median_s"] if y is None else y, dtype=np.float64)
         log_time = np.log(seconds)
-        for key, parts in rows_of(X).items():
-            for name in sorted({part.device.name for part in parts}) if key in self.models_ else ():
-                own = [part for part in parts if part.device.name == name]
-                adapt_family(self.models_[key], self.devices_, key, own, log_time)
+        found = rows_of(X)
+        for key in sorted(found, key=lambda key: key not in self.models_):  # a family's own points before a guest's
+            for name in sorted({part.device.name for part in found[key]}):
+                own = [part for part in found[key] if part.device.name == name]
+                adapt_family(self.models_, self.devices_, key, own, log_time)
         return self
 
     def predict(self, X: pd.DataFrame) -> Array:  # noqa: N803
@@ -488,7 +490,7 @@ class _Samples:
             for i in np.unique(self.part_code[test]):
                 here, device, dtype = self.part_code[test] == i, self.devices[i], self.dtypes[i]
                 if tiled(self.key, device):
-                    parameters = parameters_for(model, device.name, dtype)
+                    parameters = parameters_for(model, f"{device.name}|{dtype}")
                     rows = test[here]
                     floor = self._launch_each(model.launch_s)[rows]
                     predicted[here] = blended(

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moirai_sim.costs import kriging, tiles
-from moirai_sim.costs.kernels import answering, blended, few_shot_basis, parameters_for, tiled
+from moirai_sim.costs.kernels import (
+    answering,
+    blended,
+    by_tile_model,
+    few_shot_basis,
+    name_of_points,
+    parameters_for,
+    stand_in_for,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,47 +32,60 @@ _NOISE = 0.12
 
 
 def adapt_family(
-    model: FamilyModel, devices: Mapping[str, DeviceType], key: str, parts: list[Rows], log_time: Array
+    models: Mapping[str, FamilyModel], devices: Mapping[str, DeviceType], key: str, parts: list[Rows], log_time: Array
 ) -> None:
-    """Let a family's model learn from points of one device, and forget those of an earlier time.
+    """Let the model that answers for a family learn from points of one device, and forget those of an earlier time.
 
-    Points of a device that it was fitted to change nothing.
+    Points of a device that it was fitted to change nothing, and neither do those that nothing answers for.
 
     Parameters
     ----------
+    models
+        By key of the ensemble.
     devices
-        Those that the model was fitted to, by name.
+        Those that the models were fitted to, by name.
     key
-        Of the family's ensemble.
+        Of the family's ensemble; where that is missing, what stands in for it learns how far it is off.
     parts
         The points, all of one device.
     log_time
         Of the whole profile, logarithm of seconds.
     """
-    device, answer = parts[0].device, answering(model, devices, parts[0])
+    stand_in = stand_in_for(models, key)
+    if stand_in is None:
+        return
+    model, device = models[stand_in], parts[0].device
+    answer = answering(model, devices, parts[0])
     if answer.measured:
         return
-    _answer_for(model, device.name, parts)
+    if key == stand_in or device.name not in model.defaults:
+        _answer_for(model, device.name, parts)
     for learned in (model.corrections, model.tiles, model.points, model.point_widths):
-        for earlier in [k for k in learned if k.partition("|")[0] == device.name]:
+        for earlier in [name for name in learned if _told(name, device.name, key, stand_in)]:
             del learned[earlier]
-    points = _Points(model, devices, key, parts, log_time)
-    by_tiles = tiled(key, device) and answer.group is None
-    if not by_tiles:  # for data types without points
+    by_tiles = by_tile_model(model, key, stand_in, answer, device)
+    points = _Points(model, devices, stand_in, parts, log_time, by_tiles=by_tiles)
+    if not by_tiles and key == stand_in:  # for data types without points
         model.corrections[device.name] = _ridge(points.basis, points.rest).tolist()
     for kind in np.unique(points.dtype).tolist():
-        _adapt_type(points, kind, by_tiles=by_tiles)
+        _adapt_type(points, kind, name_of_points(device.name, kind, key, stand_in), by_tiles=by_tiles)
 
 
-def _adapt_type(points: _Points, kind: str, *, by_tiles: bool) -> None:
-    """Learn what the points of one data type tell of it."""
-    model, own = points.model, f"{points.device.name}|{kind}"
+def _told(name: str, device: str, key: str, stand_in: str) -> bool:
+    """Return whether it is points of a family on a device that told what a model keeps under a name."""
+    dtype = name.split("|")[1] if "|" in name else ""
+    return name in (name_of_points(device, dtype, key, stand_in), device if key == stand_in else "")
+
+
+def _adapt_type(points: _Points, kind: str, own: str, *, by_tiles: bool) -> None:
+    """Learn what the points of one data type tell of it, and keep that under the name ``own``."""
+    model = points.model
     here, others = np.flatnonzero(points.dtype == kind), np.flatnonzero(points.dtype != kind)
     if len(here) > kriging.MOST_POINTS:
         here = here[np.random.default_rng(0).permutation(len(here))[: kriging.MOST_POINTS]]
     table, basis, rest, launch_s = (x[here] for x in (points.table, points.basis, points.rest, points.launch_s))
     log_time, base = points.log_time[here], points.base[here]
-    centre = parameters_for(model, points.device.name, kind) if by_tiles else ()
+    centre = parameters_for(model, own) if by_tiles else ()
 
     def learn(rows: NDArray[np.bool_]) -> tuple[list[float], Array]:
         """Fit to some of the points; return what that learned, and by how much it then misses each of them."""
@@ -89,9 +110,16 @@ class _Points:
     """Measurements of one device, and what a family's model expects of them."""
 
     def __init__(
-        self, model: FamilyModel, devices: Mapping[str, DeviceType], key: str, parts: list[Rows], log_time: Array
+        self,
+        model: FamilyModel,
+        devices: Mapping[str, DeviceType],
+        key: str,
+        parts: list[Rows],
+        log_time: Array,
+        *,
+        by_tiles: bool,
     ) -> None:
-        expected = [few_shot_basis(model, devices, key, part) for part in parts]
+        expected = [few_shot_basis(model, devices, key, part, by_tiles=by_tiles) for part in parts]
         self.model = model
         self.device = parts[0].device
         self.table = np.concatenate([part.table for part in parts])

@@ -6,7 +6,7 @@ Shared by the estimator, which fits, and by stored models, which must not need s
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -86,10 +86,37 @@ def tiled(key: str, device: DeviceType) -> bool:
     return family_of_key(key) == "gemm" and device.kind == "gpu"
 
 
-def parameters_for(model: FamilyModel, device: str, dtype: str) -> Sequence[float]:
-    """Return the parameters of the tile model for a device: what a few points tell of one says nothing of another."""
-    known = {k: v for k, v in model.tiles.items() if k not in model.points or k.partition("|")[0] == device}
-    return tiles.parameters_of(known, device, dtype)
+def by_tile_model(model: FamilyModel, key: str, stand_in: str, answer: Answer, device: DeviceType) -> bool:
+    """Return whether the tile model prices kernels: products on a GPU that was not measured, or batches where none was.
+
+    Each of those is taken for one larger product.
+    """
+    product = family_of_key(key) in ("gemm", "batched-matmul") and tiled(stand_in, device)
+    return product and bool(model.tiles) and (answer.group is None or stand_in != key)
+
+
+def name_of_points(device: str, dtype: str, key: str, stand_in: str) -> str:
+    """Return the name under which a family's model keeps what a few points of a device told.
+
+    Parameters
+    ----------
+    key, stand_in
+        Of the ensemble that the points ask for, and of the one that answers; see `stand_in_for`.
+    """
+    return f"{device}|{dtype}" if key == stand_in else f"{device}|{dtype}|{family_of_key(key)}"
+
+
+def parameters_for(model: FamilyModel, name: str) -> Sequence[float]:
+    """Return the parameters of the tile model for a device and data type, by `name_of_points`.
+
+    What a few points tell of one device says nothing of another, and those of a family that the model only stands in
+    for nothing of its own.
+    """
+    if name in model.tiles:
+        return model.tiles[name]
+    device, dtype = name.split("|")[:2]
+    own = [k for k in model.tiles if k.count("|") == 1 and (k not in model.points or k.partition("|")[0] == device)]
+    return tiles.parameters_of({k: model.tiles[k] for k in own}, device, dtype)
 
 
 def blended(
@@ -152,17 +179,17 @@ class FamilyModel:
     unmasked: bool = False
     """Whether attention of several queries that all see every key was measured."""
     corrections: dict[str, list[float]] = field(default_factory=dict)
-    """Coefficients of the few-shot correction, by device and by ``device|dtype``."""
+    """Coefficients of the few-shot correction, by device and by `name_of_points`."""
     defaults: dict[str, str] = field(default_factory=dict)
     """The group that answers for a device when no stack is asked for; of one known by a few points, their stack."""
     tiles: dict[str, list[float]] = field(default_factory=dict)
-    """Parameters of the tile model, which prices GPUs that were not measured, by ``device|dtype``; see `tiled`."""
+    """Parameters of the tile model, which prices GPUs that were not measured, by `name_of_points`; see `tiled`."""
     types: dict[str, list[str]] = field(default_factory=dict)
     """Data types that each group was measured with."""
     alignment: float = 1.0
     """Largest power of two, at most 64, that divides the rows of both operands of every measured matrix product."""
     points: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """The few measurements of a device that was not fitted to, and what is missed of them, by ``device|dtype``; see
+    """The few measurements of a device that was not fitted to, and what is missed of them, by `name_of_points`; see
     `krige`."""
     point_widths: dict[str, float] = field(default_factory=dict)
     """Half-widths of the 90 % interval far from those points."""
@@ -243,7 +270,7 @@ def predict_rows(
     models: Mapping[str, FamilyModel], devices: Mapping[str, DeviceType], key: str, rows: Rows
 ) -> tuple[Array, Array, Array, NDArray[np.bool_]]:
     """Return seconds, low, high and the extrapolation flag of kernels of one family on one device, [n] each."""
-    stand_in = next((k for k in _stand_ins(key) if k in models), None)
+    stand_in = stand_in_for(models, key)
     if stand_in is None:
         raise InputError(f"the model has no ensemble for {family_of_key(key)}; known: {', '.join(models)}")
     model = models[stand_in]
@@ -253,21 +280,21 @@ def predict_rows(
     known = rows.dtype in (model.types.get(group, model.dtypes) if group is not None else model.dtypes)
     x, base, launch = _inputs(stand_in, model, design, rows, answer)
     op_types = rows.op_type.tolist()
-    # A batch of products was measured on no matrix units: each is taken for one larger product.
-    by_tiles = (group is None or stand_in != key) and bool(model.tiles) and tiled(stand_in, rows.device)
-    own = f"{rows.device.name}|{rows.dtype}"
+    by_tiles = by_tile_model(model, key, stand_in, answer, rows.device)
+    name = name_of_points(rows.device.name, rows.dtype, key, stand_in)
+    told = name if name in model.points else name_of_points(rows.device.name, rows.dtype, stand_in, stand_in)
     share = np.ones(len(rows.table))
     if by_tiles:
-        parameters = parameters_for(model, rows.device.name, rows.dtype)
+        parameters = parameters_for(model, name)
         floor = np.full(len(rows.table), launch)
         log_time = blended(model, parameters, base + model.shared(x), rows.table, rows.dtype, rows.device, floor)
     else:
         log_time = base + _learned(model, x, group)
-        correction = model.corrections.get(own, model.corrections.get(rows.device.name))
+        correction = model.corrections.get(told, model.corrections.get(rows.device.name))
         if not seen and correction is not None:
             log_time += _few_shot(design, x) @ np.asarray(correction)
-    if not seen and own in model.points:
-        more, share = krige(model.points[own], rows.table, rows.stack, rows.device)
+    if not seen and told in model.points:
+        more, share = krige(model.points[told], rows.table, rows.stack, rows.device)
         log_time += more
     sizes = rows.table[:, DOMAIN]
     low, high = (np.asarray(edge) for edge in model.domain)
@@ -284,8 +311,8 @@ def predict_rows(
     width = np.where(outside, np.asarray(model.widths["larger"])[bins], width)
     if not seen or not known or stand_in != key:
         width = np.maximum(width, np.asarray(model.widths["device"])[bins])
-    if not seen and stand_in == key and own in model.point_widths:
-        width = model.point_widths[own] * share
+    if not seen and name in model.point_widths:
+        width = model.point_widths[name] * share
     seconds = np.exp(log_time)
     least = _physical_s(rows) if by_tiles else np.zeros(len(seconds))
     seconds = np.maximum(seconds, least)
@@ -376,13 +403,16 @@ def with_position(x: NDArray[np.float32], position: NDArray[np.int64] | int) -> 
 
 
 def few_shot_basis(
-    model: FamilyModel, devices: Mapping[str, DeviceType], key: str, rows: Rows
+    model: FamilyModel, devices: Mapping[str, DeviceType], key: str, rows: Rows, *, by_tiles: bool = False
 ) -> tuple[Array, Array, Array]:
-    """Return the basis of the few-shot correction, [n, b], the log time that it corrects and the floor, s, [n]."""
+    """Return the basis of the few-shot correction, [n, b], the log time that it corrects and the floor, s, [n].
+
+    ``by_tiles``: that log time is what the tile model is averaged with, of the shared ensemble.
+    """
     design = design_of(key, rows.table, rows.dtype, rows.device)
     answer = answering(model, devices, rows)
     x, base, launch = _inputs(key, model, design, rows, answer)
-    return _few_shot(design, x), base + _learned(model, x, answer.group), np.full(len(x), launch)
+    return _few_shot(design, x), base + _learned(model, x, None if by_tiles else answer.group), np.full(len(x), launch)
 
 
 def _inputs(
@@ -427,8 +457,12 @@ def _few_shot(design: Design, x: NDArray[np.float32]) -> Array:
     return np.column_stack(columns)
 
 
+def stand_in_for(models: Collection[str], key: str) -> str | None:
+    """Return the key of the ensemble that answers for kernels, theirs if there is one; None if none can."""
+    return next((k for k in _stand_ins(key) if k in models), None)
+
+
 def _stand_ins(key: str) -> list[str]:
-    """Return the ensembles that may answer, best first; all but the first are extrapolations."""
     name = family_of_key(key)
     gpu = [f"{name}-vector", f"{name}-tensor", "elementwise", "normalization", "gemm-vector", "gemm-tensor"]
     cpu = [name + _CPU, "elementwise" + _CPU, "normalization" + _CPU, "gemm" + _CPU, "conv" + _CPU]

@@ -118,13 +118,16 @@ def test_what_cannot_be_adapted_is_refused(folder, tmp_path):
     profile(tmp_path / "one.parquet", NEW, 1, 0, 0.3)
     with pytest.raises(InputError, match=r"1 operators of 'new' .* at least 2"):
         adapt([tmp_path / "one.parquet"], folder / "base", tmp_path / "out")
-    sums = [make_operator("s", "ReduceSum", [(n, 64)], [(n, 1)]) for n in (8, 64)]
-    frame = (
-        pd.read_parquet(folder / "points.parquet")
-        .iloc[:2]
-        .assign(**{key: [operator_row(op)[key] for op in sums] for key in operator_row(sums[0])})
-    )
-    write_profile(frame, tmp_path / "sums.parquet", metadata={})
-    with pytest.raises(InputError, match="0 operators of 'new'"):
-        adapt([tmp_path / "sums.parquet"], folder / "base", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_points_that_nothing_in_the_model_answers_for_are_refused(folder, tmp_path):
+    """A model of softmax alone says nothing of products."""
+    frame = profile(tmp_path / "p.parquet", KNOWN, 40, 0, 0.7)
+    ops = [make_operator("s", "Softmax", [(n, 64)], [(n, 64)], {"axis": -1}) for n in range(8, 48)]
+    frame = frame.assign(**{key: [operator_row(op)[key] for op in ops] for key in operator_row(ops[0])})
+    estimator = TimeEstimator(trees=5, sharp_trees=0, intervals=False)
+    save_cost_model(estimator.fit(frame), tmp_path / "softmax", {"name": "softmax", "splits": []})
+    with pytest.raises(InputError, match=r"0 operators of 'new' .* can price"):
+        adapt([folder / "points.parquet"], tmp_path / "softmax", tmp_path / "out")
     assert not (tmp_path / "out").exists()

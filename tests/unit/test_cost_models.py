@@ -16,7 +16,7 @@ from moirai_sim.costs.catalog_model import Ensemble, LearnedModel, load_cost_mod
 from moirai_sim.costs.estimator import TimeEstimator
 from moirai_sim.costs.families import describe, dimensions, family
 from moirai_sim.costs.features import generation, kernel_traits, peak_flops, sustained_flops
-from moirai_sim.costs.kernels import _stand_ins, design_of, launch_of
+from moirai_sim.costs.kernels import design_of, launch_of, stand_in_for
 from moirai_sim.costs.measured import read_table
 from moirai_sim.costs.model import Prediction
 from moirai_sim.costs.roofline import LAUNCH_S, Roofline
@@ -72,7 +72,8 @@ def test_an_unknown_device_starts_kernels_as_others_do_with_the_same_software():
 
 @pytest.mark.parametrize("arithmetic", ["vector", "tensor", "cpu"])
 def test_a_batch_of_products_is_priced_as_products_where_no_batches_were_measured(arithmetic):
-    assert _stand_ins(f"batched-matmul-{arithmetic}")[1] == f"gemm-{arithmetic}"
+    models = [f"{name}-{arithmetic}" for name in ("elementwise", "conv", "gemm")]
+    assert stand_in_for(models, f"batched-matmul-{arithmetic}") == f"gemm-{arithmetic}"
 
 
 def test_more_shapes_than_are_remembered_are_described_alike(monkeypatch):
