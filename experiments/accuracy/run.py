@@ -2,8 +2,8 @@
 
     MOIRAI_SIM_DATA=FOLDER python experiments/accuracy/run.py [PART...]
 
-PART is ``neusight``, ``few``, ``families``, ``known``, ``told``, ``models``, ``unseen``, ``boards``, ``transfer``;
-default all. Each leaves a CSV of its name here.
+PART is ``neusight``, ``few``, ``families``, ``guests``, ``known``, ``told``, ``models``, ``unseen``, ``boards``,
+``transfer`` or ``elsewhere``; default all. Each leaves a CSV of its name here.
 Nothing that is predicted here was seen by the fit that predicts it, except for ``told``, which is a yardstick. Where
 features saturate, and the energies of operations, were chosen with NeuSight's linear splits in view, so those figures
 flatter; see the README.
@@ -33,7 +33,7 @@ from moirai_sim.clusters.reader import read_device_type
 from moirai_sim.costs import tiles
 from moirai_sim.costs.catalog_model import load_cost_model, save_cost_model
 from moirai_sim.costs.estimator import TimeEstimator
-from moirai_sim.costs.kernels import few_shot_basis, parameters_for, rows_of
+from moirai_sim.costs.kernels import expect, family_of_key, parameters_for, rows_of
 from moirai_sim.costs.model import CostModel
 from moirai_sim.graphs.operator import Operator
 from moirai_sim.graphs.work import make_operator
@@ -143,6 +143,30 @@ def families() -> None:
     print(table.groupby(["family", "points"])[["mean_ape", "median_ape", "coverage"]].mean().round(3).to_string())
 
 
+def guests() -> None:
+    """Families that a model lacks, on a GPU that it did not meet: what stands in, then sharpened by a few points."""
+    frame = fit.read(DATA)
+    frame = frame.groupby("family").head(FAMILY_ROWS)
+    rows = []
+    for device in sorted(frame["device"].unique()):
+        fitted = TimeEstimator(sharp_trees=0, interval_rows=800).fit(
+            frame[frame["device"] != device].reset_index(drop=True)
+        )
+        here = frame[frame["device"] == device]
+        for family in sorted(set(here["family"]) - {"gemm"}):
+            own = here[here["family"] == family].reset_index(drop=True)
+            lacking = copy.deepcopy(fitted)
+            lacking.models_ = {key: m for key, m in lacking.models_.items() if family_of_key(key) != family}
+            row = {"family": family, "device": device}
+            rows.append(row | {"points": 0} | errors(lacking, own))
+            for points in (10, 30, 300):
+                found = sharpened(lacking, own, points, FAMILY_DRAWS).mean().to_dict()
+                rows.append(row | {"points": points} | found)
+    table = pd.DataFrame(rows).drop(columns="flagged")
+    table.to_csv(HERE / "guests.csv", index=False, float_format="%.4g")
+    print(table.groupby(["family", "points"])[["mean_ape", "median_ape", "coverage"]].mean().round(3).to_string())
+
+
 def known() -> None:
     """What trees, the tile model and the mean of both say of a GPU, over every choice of one to four known others."""
     frame, _ = import_published("neusight", DATA / "neusight/train/linear")
@@ -157,7 +181,8 @@ def known() -> None:
             for key, parts in rows_of(rest).items():
                 model = fitted.models_[key]
                 for part in parts:
-                    _, trees, floor = few_shot_basis(model, fitted.devices_, key, part)
+                    expected = expect(fitted.models_, fitted.devices_, key, part)
+                    trees, floor = expected.log_time, np.full(len(part.index), expected.launch_s)
                     parameters = parameters_for(model, f"{part.device.name}|{part.dtype}")
                     tile = tiles.log_seconds(parameters, part.table, part.dtype, part.device, floor)
                     truth = np.log(rest["median_s"].to_numpy()[part.index])
@@ -322,16 +347,34 @@ def boards() -> None:
     table.to_csv(HERE / "boards.csv", index=False, float_format="%.4g")
 
 
+def elsewhere() -> None:
+    """Products that others timed, in part on GPUs of which nothing was measured here, by the shipped model."""
+    model = load_cost_model("nvidia-gpus")
+    table = pd.read_csv(HERE / "published_rates.csv")
+    table["measured_us"] = 2e-6 * table["m"] * table["n"] * table["k"] / table["tflops"]
+    rows = []
+    for row in table.itertuples():
+        op = make_operator("x", "MatMul", [(row.m, row.k), (row.k, row.n)], [(row.m, row.n)], dtype=row.dtype)
+        found = model.predict([op], read_device_type(row.device))
+        rows.append(1e6 * np.array([found.latency_s[0], found.low_s[0], found.high_s[0]]))
+    table[["predicted_us", "low_us", "high_us"]] = rows
+    table["ratio"] = table["predicted_us"] / table["measured_us"]
+    table.to_csv(HERE / "elsewhere.csv", index=False, float_format="%.4g")
+    print(table.to_string())
+
+
 PARTS = {
     "neusight": neusight,
     "few": few,
     "families": families,
+    "guests": guests,
     "known": known,
     "told": told,
     "transfer": transfer,
     "models": models,
     "unseen": unseen,
     "boards": boards,
+    "elsewhere": elsewhere,
 }
 
 if __name__ == "__main__":

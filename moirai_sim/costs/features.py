@@ -150,7 +150,16 @@ class Design:
         [n, f] float32, the columns are called `names`.
     """
 
-    def __init__(self, family: str, table: Table, dtype: str, device: DeviceType, *, cpu: bool = False) -> None:
+    def __init__(
+        self,
+        family: str,
+        table: Table,
+        dtype: str,
+        device: DeviceType,
+        *,
+        cpu: bool = False,
+        products: bool = False,
+    ) -> None:
         self._columns = {name: table[:, i] for i, name in enumerate(COLUMNS)}
         self.peak = sustained_flops(device, dtype)
         self.vector_peak = sustained_flops(device, "float32")
@@ -169,7 +178,7 @@ class Design:
         elif family == "moe":
             self._experts()
         else:
-            self._stream(peak_flops(device, "float32"))
+            self._stream(self.peak if products else peak_flops(device, "float32"))
         self.names = tuple(self._found)
         self.features = np.stack([np.clip(v, -12.0, 25.0) for v in self._found.values()], axis=1).astype(np.float32)
 

@@ -7,15 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moirai_sim.costs import kriging, tiles
-from moirai_sim.costs.kernels import (
-    answering,
-    blended,
-    by_tile_model,
-    few_shot_basis,
-    name_of_points,
-    parameters_for,
-    stand_in_for,
-)
+from moirai_sim.costs.kernels import blended, expect, name_of_points, parameters_for, stand_in_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moirai_sim.clusters.cluster import DeviceType
-    from moirai_sim.costs.kernels import FamilyModel, Rows
+    from moirai_sim.costs.kernels import Expected, FamilyModel, Rows
 
     Array = NDArray[np.float64]
 
@@ -51,24 +43,21 @@ def adapt_family(
     log_time
         Of the whole profile, logarithm of seconds.
     """
-    stand_in = stand_in_for(models, key)
-    if stand_in is None:
+    if stand_in_for(models, key) is None:
         return
-    model, device = models[stand_in], parts[0].device
-    answer = answering(model, devices, parts[0])
-    if answer.measured:
+    points = _Points([expect(models, devices, key, part) for part in parts], parts, log_time)
+    model, stand_in, device = points.model, points.stand_in, points.device
+    if points.measured:
         return
     if key == stand_in or device.name not in model.defaults:
         _answer_for(model, device.name, parts)
     for learned in (model.corrections, model.tiles, model.points, model.point_widths):
         for earlier in [name for name in learned if _told(name, device.name, key, stand_in)]:
             del learned[earlier]
-    by_tiles = by_tile_model(model, key, stand_in, answer, device)
-    points = _Points(model, devices, stand_in, parts, log_time, by_tiles=by_tiles)
-    if not by_tiles and key == stand_in:  # for data types without points
+    if not points.by_tiles and key == stand_in:  # for data types without points
         model.corrections[device.name] = _ridge(points.basis, points.rest).tolist()
     for kind in np.unique(points.dtype).tolist():
-        _adapt_type(points, kind, name_of_points(device.name, kind, key, stand_in), by_tiles=by_tiles)
+        _adapt_type(points, kind, name_of_points(device.name, kind, key, stand_in))
 
 
 def _told(name: str, device: str, key: str, stand_in: str) -> bool:
@@ -77,9 +66,9 @@ def _told(name: str, device: str, key: str, stand_in: str) -> bool:
     return name in (name_of_points(device, dtype, key, stand_in), device if key == stand_in else "")
 
 
-def _adapt_type(points: _Points, kind: str, own: str, *, by_tiles: bool) -> None:
+def _adapt_type(points: _Points, kind: str, own: str) -> None:
     """Learn what the points of one data type tell of it, and keep that under the name ``own``."""
-    model = points.model
+    model, by_tiles = points.model, points.by_tiles
     here, others = np.flatnonzero(points.dtype == kind), np.flatnonzero(points.dtype != kind)
     if len(here) > kriging.MOST_POINTS:
         here = here[np.random.default_rng(0).permutation(len(here))[: kriging.MOST_POINTS]]
@@ -109,24 +98,18 @@ def _adapt_type(points: _Points, kind: str, own: str, *, by_tiles: bool) -> None
 class _Points:
     """Measurements of one device, and what a family's model expects of them."""
 
-    def __init__(
-        self,
-        model: FamilyModel,
-        devices: Mapping[str, DeviceType],
-        key: str,
-        parts: list[Rows],
-        log_time: Array,
-        *,
-        by_tiles: bool,
-    ) -> None:
-        expected = [few_shot_basis(model, devices, key, part, by_tiles=by_tiles) for part in parts]
-        self.model = model
+    def __init__(self, expected: list[Expected], parts: list[Rows], log_time: Array) -> None:
+        first = expected[0]
+        self.model, self.stand_in, self.by_tiles = first.model, first.stand_in, first.by_tiles
+        self.measured = first.answer.measured
         self.device = parts[0].device
         self.table = np.concatenate([part.table for part in parts])
         self.stack = np.concatenate([np.full(len(part.index), part.stack) for part in parts])
         self.dtype = np.concatenate([np.full(len(part.index), part.dtype) for part in parts])
         self.log_time = log_time[np.concatenate([part.index for part in parts])]
-        self.basis, self.base, self.launch_s = (np.concatenate(column) for column in zip(*expected, strict=True))
+        self.basis = np.concatenate([each.basis() for each in expected])
+        self.base = np.concatenate([each.log_time for each in expected])
+        self.launch_s = np.concatenate([np.full(len(each.log_time), each.launch_s) for each in expected])
         self.rest = self.log_time - self.base
 
 

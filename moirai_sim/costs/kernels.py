@@ -30,8 +30,14 @@ Booster = Callable[["NDArray[np.float32]"], "Array"]
 """A fitted ensemble: [n, features] float32 -> [n] log ratio."""
 
 _CPU = "-cpu"
+_PRODUCTS = ("gemm", "batched-matmul", "conv", "attention", "moe")
+"""Families that GPUs compute on vector or matrix units, by data type."""
 _SEVERAL = 3
 """Devices that a shared ensemble has to have met: of one or two it learns what no other device does."""
+_GUEST = 1.6
+"""Least half-width of an interval, in log time, where another family's ensemble stands in: a fifth to five times. What
+stands in for each family of the shipped models, were it missing, is off by a factor of 1.8 to 9, with 90 % certainty
+each; that covers nine in ten of all of them together."""
 DOMAIN = tuple(COLUMNS.index(c) for c in ("batch", "m", "n", "k", "flops", "read_bytes", "write_bytes"))
 
 
@@ -42,7 +48,7 @@ def arithmetic(family_name: str, dtype: str, kind: str = "gpu") -> str:
     """
     if kind == "cpu":
         return family_name + _CPU
-    if family_name not in ("gemm", "batched-matmul", "conv", "attention", "moe"):
+    if family_name not in _PRODUCTS:
         return family_name
     return f"{family_name}-{'vector' if on_vectors(dtype) else 'tensor'}"
 
@@ -52,9 +58,16 @@ def family_of_key(key: str) -> str:
     return key.removesuffix("-vector").removesuffix("-tensor").removesuffix(_CPU)
 
 
-def design_of(key: str, table: Array, dtype: str, device: DeviceType) -> Design:
-    """Return the limits and features that the ensemble of a key reads."""
-    return Design(family_of_key(key), table, dtype, device, cpu=key.endswith(_CPU))
+def design_of(key: str, table: Array, dtype: str, device: DeviceType, asked: str = "") -> Design:
+    """Return the limits and features that the ensemble of a key reads.
+
+    Parameters
+    ----------
+    asked
+        Key of the ensemble that it stands in for.
+    """
+    products = family_of_key(asked or key) in _PRODUCTS
+    return Design(family_of_key(key), table, dtype, device, cpu=key.endswith(_CPU), products=products)
 
 
 def unmasked(key: str, table: Array) -> NDArray[np.bool_]:
@@ -270,51 +283,44 @@ def predict_rows(
     models: Mapping[str, FamilyModel], devices: Mapping[str, DeviceType], key: str, rows: Rows
 ) -> tuple[Array, Array, Array, NDArray[np.bool_]]:
     """Return seconds, low, high and the extrapolation flag of kernels of one family on one device, [n] each."""
-    stand_in = stand_in_for(models, key)
-    if stand_in is None:
-        raise InputError(f"the model has no ensemble for {family_of_key(key)}; known: {', '.join(models)}")
-    model = models[stand_in]
-    design = design_of(stand_in, rows.table, rows.dtype, rows.device)
-    answer = answering(model, devices, rows)
-    group, seen = answer.group, answer.measured
-    known = rows.dtype in (model.types.get(group, model.dtypes) if group is not None else model.dtypes)
-    x, base, launch = _inputs(stand_in, model, design, rows, answer)
-    op_types = rows.op_type.tolist()
-    by_tiles = by_tile_model(model, key, stand_in, answer, rows.device)
+    expected = expect(models, devices, key, rows)
+    model, stand_in, seen = expected.model, expected.stand_in, expected.answer.measured
     name = name_of_points(rows.device.name, rows.dtype, key, stand_in)
     told = name if name in model.points else name_of_points(rows.device.name, rows.dtype, stand_in, stand_in)
-    share = np.ones(len(rows.table))
-    if by_tiles:
-        parameters = parameters_for(model, name)
-        floor = np.full(len(rows.table), launch)
-        log_time = blended(model, parameters, base + model.shared(x), rows.table, rows.dtype, rows.device, floor)
-    else:
-        log_time = base + _learned(model, x, group)
+    log_time = expected.log_time
+    share = np.ones(len(log_time))
+    if expected.by_tiles:
+        floor = np.full(len(log_time), expected.launch_s)
+        log_time = blended(model, parameters_for(model, name), log_time, rows.table, rows.dtype, rows.device, floor)
+    elif not seen:
         correction = model.corrections.get(told, model.corrections.get(rows.device.name))
-        if not seen and correction is not None:
-            log_time += _few_shot(design, x) @ np.asarray(correction)
+        if correction is not None:
+            log_time = log_time + expected.basis() @ np.asarray(correction)
     if not seen and told in model.points:
         more, share = krige(model.points[told], rows.table, rows.stack, rows.device)
-        log_time += more
+        log_time = log_time + more
     sizes = rows.table[:, DOMAIN]
     low, high = (np.asarray(edge) for edge in model.domain)
     larger = (sizes > high * 1.0001).any(axis=1)
     outside = larger | (sizes < low * 0.9999).any(axis=1)
-    outside |= np.array([op not in model.ops for op in op_types], dtype=bool)
+    outside |= np.array([op not in model.ops for op in rows.op_type.tolist()], dtype=bool)
     outside |= rows.table[:, COLUMNS.index("parts")] > model.parts
     outside |= alignment_of(stand_in, rows.table) < model.alignment
     if not model.unmasked:
         outside |= unmasked(stand_in, rows.table)
+    known = rows.dtype in model.types.get(expected.answer.group or "", model.dtypes)
     outside |= stand_in != key or not known or not seen or not _computes_in(rows.device, key, rows.dtype)
-    bins = np.searchsorted(model.bins, np.log(design.limit_s / launch))
+    bins = np.searchsorted(model.bins, np.log(expected.design.limit_s / expected.launch_s))
     width = np.asarray(model.widths["random"])[bins]
     width = np.where(outside, np.asarray(model.widths["larger"])[bins], width)
     if not seen or not known or stand_in != key:
         width = np.maximum(width, np.asarray(model.widths["device"])[bins])
+    if stand_in not in _relatives(key):
+        width = np.maximum(width, _GUEST)
     if not seen and name in model.point_widths:
         width = model.point_widths[name] * share
     seconds = np.exp(log_time)
-    least = _physical_s(rows) if by_tiles else np.zeros(len(seconds))
+    least = _physical_s(rows) if expected.by_tiles else np.zeros(len(seconds))
     seconds = np.maximum(seconds, least)
     return seconds, np.maximum(seconds * np.exp(-width), least), seconds * np.exp(width), outside
 
@@ -402,31 +408,64 @@ def with_position(x: NDArray[np.float32], position: NDArray[np.int64] | int) -> 
     return np.column_stack([x, np.broadcast_to(np.float32(position), len(x))])
 
 
-def few_shot_basis(
-    model: FamilyModel, devices: Mapping[str, DeviceType], key: str, rows: Rows, *, by_tiles: bool = False
-) -> tuple[Array, Array, Array]:
-    """Return the basis of the few-shot correction, [n, b], the log time that it corrects and the floor, s, [n].
+@dataclass(frozen=True)
+class Expected:
+    """What is expected of kernels before points of their device are heeded."""
 
-    ``by_tiles``: that log time is what the tile model is averaged with, of the shared ensemble.
+    key: str
+    """Of the ensemble that is asked for."""
+    stand_in: str
+    """Of the one that answers; see `stand_in_for`."""
+    model: FamilyModel
+    answer: Answer
+    by_tiles: bool
+    """Whether the tile model has a say; see `blended`."""
+    design: Design
+    x: NDArray[np.float32]
+    """What ensembles read, [n, features]."""
+    log_time: Array
+    """What ensembles say, [n]; where the tile model has a say, the shared one."""
+    launch_s: float
+    """Floor under every time."""
+
+    def basis(self) -> Array:
+        """Return the basis of the few-shot correction, [n, b], each column times its prior standard deviation.
+
+        Level, share of work, and a few slopes; not those where another family stands in, of which they say nothing.
+        """
+        share = 1 / (1 + np.exp(-self.x[:, -2].astype(np.float64)))  # limit / (launch + limit)
+        columns = [np.full(len(share), 0.25), 0.35 * share]
+        names = self.design.names
+        columns += [s * share * self.x[:, names.index(name)] for name, s in _SPREADS.items() if name in names]
+        return np.column_stack(columns)
+
+
+def expect(models: Mapping[str, FamilyModel], devices: Mapping[str, DeviceType], key: str, rows: Rows) -> Expected:
+    """Return what is expected of kernels of one family on one device.
+
+    Raises
+    ------
+    InputError
+        If the models have no ensemble that answers for the family.
     """
-    design = design_of(key, rows.table, rows.dtype, rows.device)
+    stand_in = stand_in_for(models, key)
+    if stand_in is None:
+        raise InputError(f"the model has no ensemble for {family_of_key(key)}; known: {', '.join(models)}")
+    model = models[stand_in]
     answer = answering(model, devices, rows)
-    x, base, launch = _inputs(key, model, design, rows, answer)
-    return _few_shot(design, x), base + _learned(model, x, None if by_tiles else answer.group), np.full(len(x), launch)
-
-
-def _inputs(
-    key: str, model: FamilyModel, design: Design, rows: Rows, answer: Answer
-) -> tuple[NDArray[np.float32], Array, float]:
-    """Return what ensembles read, the log time that they correct, and the floor under it, s."""
     own = f"{rows.device.name}|{rows.stack}"
     if not rows.stack:
         own = model.defaults.get(rows.device.name, own)
     launch = launch_of(model.launch_s, answer.group or own)
-    read = design if answer.device == rows.device else design_of(key, rows.table, rows.dtype, answer.device)
+    design = design_of(stand_in, rows.table, rows.dtype, rows.device, key)
+    read = design
+    if answer.device != rows.device:
+        read = design_of(stand_in, rows.table, rows.dtype, answer.device, key)
     x, _ = inputs_of(read.features, read.limit_s, np.full(len(rows.table), launch))
     x[:, -1] = [model.ops.get(op, 0.0) for op in rows.op_type.tolist()]
-    return x, np.log(launch + design.limit_s), launch
+    by_tiles = by_tile_model(model, key, stand_in, answer, rows.device)
+    log_time = np.log(launch + design.limit_s) + _learned(model, x, None if by_tiles else answer.group)
+    return Expected(key, stand_in, model, answer, by_tiles, design, x, log_time, launch)
 
 
 def _learned(model: FamilyModel, x: NDArray[np.float32], group: str | None) -> Array:
@@ -449,22 +488,18 @@ _SPREADS = {
 """Prior standard deviation, between devices, of the slope of log time along a feature."""
 
 
-def _few_shot(design: Design, x: NDArray[np.float32]) -> Array:
-    """Return the basis, each column times its prior standard deviation: level, share of work, a few slopes."""
-    share = 1 / (1 + np.exp(-x[:, -2].astype(np.float64)))  # limit / (launch + limit)
-    columns = [np.full(len(x), 0.25), 0.35 * share]
-    columns += [s * share * x[:, design.names.index(name)] for name, s in _SPREADS.items() if name in design.names]
-    return np.column_stack(columns)
-
-
 def stand_in_for(models: Collection[str], key: str) -> str | None:
     """Return the key of the ensemble that answers for kernels, theirs if there is one; None if none can."""
     return next((k for k in _stand_ins(key) if k in models), None)
+
+
+def _relatives(key: str) -> tuple[str, str]:
+    """Return the ensembles of a family's own kind of kernel: a batch of products is much like one larger product."""
+    return key, key.replace("batched-matmul", "gemm")
 
 
 def _stand_ins(key: str) -> list[str]:
     name = family_of_key(key)
     gpu = [f"{name}-vector", f"{name}-tensor", "elementwise", "normalization", "gemm-vector", "gemm-tensor"]
     cpu = [name + _CPU, "elementwise" + _CPU, "normalization" + _CPU, "gemm" + _CPU, "conv" + _CPU]
-    first = [key, key.replace("batched-matmul", "gemm")]
-    return [*first, *cpu, *gpu] if key.endswith(_CPU) else [*first, *gpu, *cpu]
+    return [*_relatives(key), *(cpu + gpu if key.endswith(_CPU) else gpu + cpu)]
