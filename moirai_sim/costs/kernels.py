@@ -299,30 +299,41 @@ def predict_rows(
     if not seen and told in model.points:
         more, share = krige(model.points[told], rows.table, rows.stack, rows.device)
         log_time = log_time + more
-    sizes = rows.table[:, DOMAIN]
-    low, high = (np.asarray(edge) for edge in model.domain)
-    larger = (sizes > high * 1.0001).any(axis=1)
-    outside = larger | (sizes < low * 0.9999).any(axis=1)
-    outside |= np.array([op not in model.ops for op in rows.op_type.tolist()], dtype=bool)
-    outside |= rows.table[:, COLUMNS.index("parts")] > model.parts
-    outside |= alignment_of(stand_in, rows.table) < model.alignment
-    if not model.unmasked:
-        outside |= unmasked(stand_in, rows.table)
-    known = rows.dtype in model.types.get(expected.answer.group or "", model.dtypes)
-    outside |= stand_in != key or not known or not seen or not _computes_in(rows.device, key, rows.dtype)
-    bins = np.searchsorted(model.bins, np.log(expected.design.limit_s / expected.launch_s))
-    width = np.asarray(model.widths["random"])[bins]
-    width = np.where(outside, np.asarray(model.widths["larger"])[bins], width)
-    if not seen or not known or stand_in != key:
-        width = np.maximum(width, np.asarray(model.widths["device"])[bins])
-    if stand_in not in _relatives(key):
-        width = np.maximum(width, _GUEST)
-    if not seen and name in model.point_widths:
-        width = model.point_widths[name] * share
+    outside = _outside(expected, rows)
+    width = model.point_widths[name] * share if not seen and name in model.point_widths else _width(expected, outside)
     seconds = np.exp(log_time)
     least = _physical_s(rows) if expected.by_tiles else np.zeros(len(seconds))
     seconds = np.maximum(seconds, least)
     return seconds, np.maximum(seconds * np.exp(-width), least), seconds * np.exp(width), outside
+
+
+def _outside(expected: Expected, rows: Rows) -> NDArray[np.bool_]:
+    """Return which kernels lie outside what the model saw, [n]."""
+    model = expected.model
+    if expected.stranger or not _computes_in(rows.device, expected.key, rows.dtype):
+        return np.ones(len(rows.table), dtype=bool)
+    sizes = rows.table[:, DOMAIN]
+    low, high = (np.asarray(edge) for edge in model.domain)
+    outside: NDArray[np.bool_] = np.any((sizes > high * 1.0001) | (sizes < low * 0.9999), axis=1)
+    outside |= np.array([op not in model.ops for op in rows.op_type.tolist()], dtype=bool)
+    outside |= rows.table[:, COLUMNS.index("parts")] > model.parts
+    outside |= alignment_of(expected.key, rows.table) < model.alignment
+    if not model.unmasked:
+        outside |= unmasked(expected.key, rows.table)
+    return outside
+
+
+def _width(expected: Expected, outside: NDArray[np.bool_]) -> Array:
+    """Return half of the 90 % interval of log time, [n], that hold-outs tell; points of the device tell another."""
+    model = expected.model
+    bins = np.searchsorted(model.bins, np.log(expected.design.limit_s / expected.launch_s))
+    random, larger, device = (np.asarray(model.widths[kind])[bins] for kind in ("random", "larger", "device"))
+    width: Array = np.where(outside, larger, random)
+    if expected.stranger:
+        width = np.maximum(width, device)
+    if expected.stand_in not in _relatives(expected.key):
+        width = np.maximum(width, _GUEST)
+    return width
 
 
 @dataclass(frozen=True)
@@ -427,11 +438,18 @@ class Expected:
     """What ensembles say, [n]; where the tile model has a say, the shared one."""
     launch_s: float
     """Floor under every time."""
+    knows_type: bool
+    """Whether what answers was measured with the data type."""
+
+    @property
+    def stranger(self) -> bool:
+        """Whether what answers was not measured on the device, with the data type, or with the family."""
+        return self.stand_in != self.key or not self.knows_type or not self.answer.measured
 
     def basis(self) -> Array:
         """Return the basis of the few-shot correction, [n, b], each column times its prior standard deviation.
 
-        Level, share of work, and a few slopes; not those where another family stands in, of which they say nothing.
+        Level, share of work, and a few slopes.
         """
         share = 1 / (1 + np.exp(-self.x[:, -2].astype(np.float64)))  # limit / (launch + limit)
         columns = [np.full(len(share), 0.25), 0.35 * share]
@@ -465,7 +483,8 @@ def expect(models: Mapping[str, FamilyModel], devices: Mapping[str, DeviceType],
     x[:, -1] = [model.ops.get(op, 0.0) for op in rows.op_type.tolist()]
     by_tiles = by_tile_model(model, key, stand_in, answer, rows.device)
     log_time = np.log(launch + design.limit_s) + _learned(model, x, None if by_tiles else answer.group)
-    return Expected(key, stand_in, model, answer, by_tiles, design, x, log_time, launch)
+    known = rows.dtype in model.types.get(answer.group or "", model.dtypes)
+    return Expected(key, stand_in, model, answer, by_tiles, design, x, log_time, launch, known)
 
 
 def _learned(model: FamilyModel, x: NDArray[np.float32], group: str | None) -> Array:
