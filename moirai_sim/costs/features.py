@@ -56,9 +56,11 @@ _PAGE = 2.0**21
 """Bytes of a page of a GPU's memory. How many pages it finds without a delay is not published, and no other limit."""
 
 _AMPERE = 2
-_JOULES = (17e-12, 15e-12, 7.5e-12, 5e-12, 4e-12)
+_JOULES = (19e-12, 17e-12, 7.5e-12, 5e-12, 4e-12)
 """Energy of a single-precision operation at the lowest voltage, by `generation`; the last one from published rates of
 B200 in 16-bit products, of which none was measured here."""
+_RESPITE_S = 0.2e-3
+"""Time before each kernel of a sweep in which a board draws little, and which its power limit is averaged over."""
 _ENERGY = {"tf32": 0.24, "float16": 0.12, "bfloat16": 0.12, "float8": 0.06, "int8": 0.06, "uint8": 0.06,
            "float4": 0.03}  # fmt: skip
 """Energy of an operation on matrix units as a share of one in single precision on vector units."""
@@ -113,17 +115,22 @@ def generation(device: DeviceType) -> int:
     return int(rates.get("float16", 0.0) >= 4 * rates.get("float32", np.inf))
 
 
-def sustained_flops(device: DeviceType, dtype: str) -> float:
-    """Return the arithmetic rate that a GPU's power limit lets it hold, FLOP/s.
+def sustained_flops(device: DeviceType, dtype: str, flops: Table) -> Table:
+    """Return the arithmetic rate that a GPU's power limit lets it hold for kernels of so many operations, FLOP/s, [n].
 
     Boards of 70 W promise peaks that they cannot power for longer than a moment: the clock falls until the voltage is
-    at its lowest, and from there the rate goes with the power that idling leaves.
+    at its lowest, and from there the energy of the operations takes as long as the power that idling leaves needs for
+    it. A short kernel may spend what was saved before it, `_RESPITE_S` long.
     """
     peak = peak_flops(device, dtype)
     if device.kind != "gpu" or not device.peak_watts:
-        return peak
+        return np.full_like(flops, peak)
     watts = device.peak_watts - (device.idle_watts or 0.1 * device.peak_watts)
-    return float(min(peak, watts / (_JOULES[generation(device)] * _ENERGY.get(dtype, 1.0))))
+    held = watts / (_JOULES[generation(device)] * _ENERGY.get(dtype, 1.0))
+    if held >= peak:
+        return np.full_like(flops, peak)
+    flops = np.maximum(flops, 1.0)
+    return flops / np.maximum(flops / peak, flops / held - _RESPITE_S)
 
 
 def roofline_s(flops: Table, size: Table, device: DeviceType, dtype: str) -> Table:
@@ -161,8 +168,7 @@ class Design:
         products: bool = False,
     ) -> None:
         self._columns = {name: table[:, i] for i, name in enumerate(COLUMNS)}
-        self.peak = sustained_flops(device, dtype)
-        self.vector_peak = sustained_flops(device, "float32")
+        self._device, self._dtype = device, dtype
         self.generation = float(generation(device))
         self.bandwidth = device.memory_bandwidth_bytes_per_s
         self.units = float(device.compute_units or (64 if device.kind == "gpu" else 1))
@@ -170,7 +176,7 @@ class Design:
         self._found: dict[str, Table] = {}
         self._size = np.maximum(self["read_bytes"] + self["write_bytes"], 1.0)
         if cpu:
-            self.limit_s, self._found = cpu_design(family, self._columns, self.peak, device)
+            self.limit_s, self._found = cpu_design(family, self._columns, peak_flops(device, dtype), device)
         elif family in _MATRIX_FAMILIES:
             self._matrix(tiles_of(dtype), window=family == "conv")
         elif family == "attention":
@@ -178,12 +184,16 @@ class Design:
         elif family == "moe":
             self._experts()
         else:
-            self._stream(self.peak if products else peak_flops(device, "float32"))
+            flops = np.maximum(self["flops"], 1.0)
+            self._stream(flops / (self._rate(flops) if products else peak_flops(device, "float32")))
         self.names = tuple(self._found)
         self.features = np.stack([np.clip(v, -12.0, 25.0) for v in self._found.values()], axis=1).astype(np.float32)
 
     def __getitem__(self, column: str) -> Table:
         return self._columns[column]
+
+    def _rate(self, flops: Table, dtype: str = "") -> Table:
+        return sustained_flops(self._device, dtype or self._dtype, flops)
 
     def _add(self, **features: Table) -> None:
         self._found.update(features)
@@ -206,7 +216,7 @@ class Design:
         if window:  # windows overlap: an image is read once, whatever the product has for rows
             left = element * np.minimum(np.maximum(self["extra"], 1.0) ** 2 / np.maximum(self["width"], 1.0), 1.0)
             right, result = element, np.minimum(result, np.maximum(self["write_bytes"], 1.0))
-        per_unit = self.peak / self.units
+        useful = flops / self._rate(flops)
         once = np.maximum(self._size, 1.0)
         times, loads, alone, pages, paddings, occupied = [], [], [], [], [], []
         for tile_n, tile_m in tiles:
@@ -215,7 +225,9 @@ class Design:
             # Few tiles leave units idle; libraries then cut the contraction as well.
             split = np.clip(np.floor(self.units / count), 1, np.maximum(np.floor(k / 256), 1))
             waves = _whole(count * split / self.units)
-            compute = waves * (2.0 * tile_m * tile_n) * np.maximum(k / split, 32.0) / per_unit
+            each = 2.0 * tile_m * tile_n
+            per_unit = self._rate(count * each * k) / self.units
+            compute = waves * each * np.maximum(k / split, 32.0) / per_unit
             # A wave covers a rectangle of tiles, filled along n first; its operands come from memory once.
             wave_columns = np.minimum(columns, self.units)
             wave_rows = np.minimum(rows, np.maximum(np.floor(self.units / columns), 1))
@@ -234,15 +246,16 @@ class Design:
         pick = np.arange(len(best))
         compute, load = np.array(times)[best, pick], np.array(loads)[best, pick]
         if window:  # of a few channels a group: no product, but a kernel that slides the window
-            slid = (b > 1) & (flops / self.vector_peak < compute)
-            compute, load = np.where(slid, flops / self.vector_peak, compute), np.where(slid, once, load)
+            sliding = flops / self._rate(flops, "float32")
+            slid = (b > 1) & (sliding < compute)
+            compute, load = np.where(slid, sliding, compute), np.where(slid, once, load)
         self._common(compute, load / self.bandwidth)
-        self._add(quantisation=_log(compute / (flops / self.peak)), reload=np.clip(_log(load / once), 0, 5))
+        self._add(quantisation=_log(compute / useful), reload=np.clip(_log(load / once), 0, 5))
         for (tile_n, tile_m), limit, time, unshared, span in zip(tiles, limits, times, alone, pages, strict=True):
             self._add(**{f"alone_{tile_n}x{tile_m}": np.clip(_log(unshared / self.limit_s), -4, 4)})
             self._add(**{f"pages_{tile_n}x{tile_m}": span})
             self._add(**{f"limit_{tile_n}x{tile_m}": np.clip(_log(limit / self.limit_s), 0, 3)})
-            self._add(**{f"pad_{tile_n}x{tile_m}": np.clip(_log(time / (flops / self.peak)), 0, 4)})
+            self._add(**{f"pad_{tile_n}x{tile_m}": np.clip(_log(time / useful), 0, 4)})
         for one, other in _RIVALS:
             name = "{}x{}_or_{}x{}".format(*tiles[one], *tiles[other])
             self._add(**{f"pad_{name}": np.clip(paddings[one] - paddings[other], -3, 3)})
@@ -267,10 +280,10 @@ class Design:
         if window:
             self._add(window=self["width"], stride=self["extra"], group=np.clip(_log(k / self["width"]), 0, 8))
 
-    def _stream(self, vector_peak: float) -> None:
+    def _stream(self, compute: Table) -> None:
         memory = self._size / self.bandwidth
         rows, width = np.maximum(self["m"], 1.0), np.maximum(self["k"], 1.0)
-        self._common(np.maximum(self["flops"], 1.0) / vector_peak, memory)
+        self._common(compute, memory)
         self._add(
             waves=np.clip(_log(rows / self.units), -6, 10),
             width=np.clip(_log(width), 0, 10),
@@ -290,7 +303,7 @@ class Design:
         flops = 4 * scores * d * seen + projection
         tiles = b * heads * _whole(m / 128)
         waves = _whole(tiles / self.units)
-        self._common(flops / self.peak, self._size / self.bandwidth)
+        self._common(flops / self._rate(flops), self._size / self.bandwidth)
         self._add(
             tiles=np.clip(_log(tiles / self.units), -6, 4),
             last_wave=_log(waves * self.units / tiles) * (tiles > self.units),
@@ -314,7 +327,7 @@ class Design:
         each = pairs / active
         padded = active * _whole(each / 64) * 64
         tiles = active * _whole(each / 64) * _whole(2 * inner / 128)
-        self._common(flops / self.peak, size / self.bandwidth)
+        self._common(flops / self._rate(flops), size / self.bandwidth)
         self._add(
             each=np.clip(_log(each), 0, 9),
             padding=_log(padded / pairs),

@@ -466,10 +466,14 @@ def test_roofline_is_its_formula():
 
 
 def test_a_power_limit_lowers_what_a_board_sustains():
-    rich, poor = gpu(peak_watts=500.0), gpu(peak_watts=50.0)
-    assert sustained_flops(rich, "float32") == pytest.approx(10e12)
-    assert sustained_flops(poor, "float32") < 7e12
-    assert sustained_flops(gpu(), "float32") == pytest.approx(10e12)
+    flops = np.array([0.0, 1e6, 1e8, 3e9, 3e10, 1e15])
+    for rich in (gpu(peak_watts=500.0), gpu()):
+        assert sustained_flops(rich, "float32", flops) == pytest.approx(10e12)
+    rate = sustained_flops(gpu(peak_watts=50.0), "float32", flops)
+    assert rate[:3] == pytest.approx(10e12), "short kernels spend what was saved before them"
+    assert (np.diff(rate[2:]) < 0).all(), "longer ones less and less"
+    assert rate[-1] < 6e12
+    assert (np.diff(flops[1:] / rate[1:]) > 0).all(), "more work never takes less time"
 
 
 def test_generations_by_what_they_compute_in():
@@ -501,7 +505,8 @@ def test_overlapping_windows_are_read_once():
     kernel = make_operator("x", "Conv", shapes, [shapes[0]], {"pads": [1, 1, 1, 1]}, "float16")
     limit = design_of("conv-tensor", describe([kernel])[1], "float16", device).limit_s[0]
     by_bytes = (kernel.read_bytes + kernel.write_bytes) / device.memory_bandwidth_bytes_per_s
-    assert max(by_bytes, kernel.flops / sustained_flops(device, "float16")) <= limit < 1.5 * by_bytes
+    rate = sustained_flops(device, "float16", np.array([kernel.flops]))[0]
+    assert max(by_bytes, kernel.flops / rate) <= limit < 1.5 * by_bytes
 
 
 def test_packed_weights_are_read_as_they_lie():
