@@ -56,11 +56,12 @@ _PAGE = 2.0**21
 """Bytes of a page of a GPU's memory. How many pages it finds without a delay is not published, and no other limit."""
 
 _AMPERE = 2
-_JOULES = (19e-12, 17e-12, 7.5e-12, 5e-12, 4e-12)
+_JOULES = (17e-12, 15e-12, 7.5e-12, 5e-12, 4e-12)
 """Energy of a single-precision operation at the lowest voltage, by `generation`; the last one from published rates of
 B200 in 16-bit products, of which none was measured here."""
-_RESPITE_S = 0.2e-3
-"""Time before each kernel of a sweep in which a board draws little, and which its power limit is averaged over."""
+_RESPITE_S = 0.1e-3
+"""Time before each kernel in which a board draws little, and which its power limit is averaged over: what prices GPUs
+best of which nothing was measured, when two of five are left out (`experiments/accuracy`)."""
 _ENERGY = {"tf32": 0.24, "float16": 0.12, "bfloat16": 0.12, "float8": 0.06, "int8": 0.06, "uint8": 0.06,
            "float4": 0.03}  # fmt: skip
 """Energy of an operation on matrix units as a share of one in single precision on vector units."""
