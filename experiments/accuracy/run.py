@@ -2,8 +2,8 @@
 
     MOIRAI_SIM_DATA=FOLDER python experiments/accuracy/run.py [PART...]
 
-PART is ``neusight``, ``few``, ``families``, ``guests``, ``known``, ``told``, ``models``, ``unseen``, ``boards``,
-``transfer`` or ``elsewhere``; default all. Each leaves a CSV of its name here.
+PART is ``neusight``, ``few``, ``families``, ``guests``, ``known``, ``respite``, ``told``, ``models``,
+``unseen``, ``boards``, ``transfer`` or ``elsewhere``; default all. Each leaves a CSV of its name here.
 Nothing that is predicted here was seen by the fit that predicts it, except for ``told``, which is a yardstick. Where
 features saturate, and the energies of operations, were chosen with NeuSight's linear splits in view, so those figures
 flatter; see the README.
@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import fit
 import numpy as np
@@ -30,7 +31,7 @@ from sklearn.linear_model import QuantileRegressor
 
 from moirai_sim.clusters.cluster import DeviceType
 from moirai_sim.clusters.reader import read_device_type
-from moirai_sim.costs import tiles
+from moirai_sim.costs import features, tiles
 from moirai_sim.costs.catalog_model import load_cost_model, save_cost_model
 from moirai_sim.costs.estimator import TimeEstimator
 from moirai_sim.costs.kernels import expect, family_of_key, parameters_for, rows_of
@@ -41,6 +42,7 @@ from moirai_sim.profiling.published import import_published
 
 HERE = Path(__file__).parent
 DATA = Path(os.environ["MOIRAI_SIM_DATA"])
+RESPITES_S = (0.0, 0.05e-3, 0.1e-3, 0.15e-3, 0.2e-3, 0.3e-3)
 FEW_DRAWS = 5
 FAMILY_ROWS, FAMILY_DRAWS = 8_000, 2
 DRAWS = 20
@@ -193,6 +195,27 @@ def known() -> None:
     table = pd.DataFrame(rows).groupby("known").mean(numeric_only=True)
     print(table.to_string())
     table.to_csv(HERE / "known.csv", float_format="%.4g")
+
+
+def respite() -> None:
+    """How long a board saves power before a kernel: GPUs priced by fits that know neither them nor a second one."""
+    rows = []
+    for name, share in (("linear", 0.2), ("bmm", 0.06)):
+        frame, _ = import_published("neusight", DATA / "neusight/train" / name)
+        frame = frame.sample(frac=share, random_state=0)
+        for respite_s, pair in itertools.product(
+            RESPITES_S, itertools.combinations(sorted(frame["device"].unique()), 2)
+        ):
+            left = frame["device"].isin(pair)
+            with patch.object(features, "_RESPITE_S", respite_s):
+                quick = TimeEstimator(trees=60, learning_rate=0.1, sharp_trees=0, intervals=False)
+                fitted = quick.fit(frame[~left].reset_index(drop=True))
+                for device in pair:
+                    row = {"operator": name, "respite_ms": 1e3 * respite_s, "device": device, "with": pair}
+                    rows.append(row | errors(fitted, frame[frame["device"] == device].reset_index(drop=True)))
+    table = pd.DataFrame(rows).groupby(["operator", "respite_ms"])[["mean_ape", "median_ape"]].mean()
+    print(table.round(4).to_string())
+    table.to_csv(HERE / "respite.csv", float_format="%.4g")
 
 
 def told() -> None:
@@ -369,6 +392,7 @@ PARTS = {
     "families": families,
     "guests": guests,
     "known": known,
+    "respite": respite,
     "told": told,
     "transfer": transfer,
     "models": models,
