@@ -116,19 +116,26 @@ def generation(device: DeviceType) -> int:
     return int(rates.get("float16", 0.0) >= 4 * rates.get("float32", np.inf))
 
 
-def sustained_flops(device: DeviceType, dtype: str, flops: Table) -> Table:
-    """Return the arithmetic rate that a GPU's power limit lets it hold for kernels of so many operations, FLOP/s, [n].
+def sustained_flops(device: DeviceType, dtype: str) -> float:
+    """Return the arithmetic rate that a GPU's power limit lets it hold, FLOP/s.
 
     Boards of 70 W promise peaks that they cannot power for longer than a moment: the clock falls until the voltage is
-    at its lowest, and from there the energy of the operations takes as long as the power that idling leaves needs for
-    it. A short kernel may spend what was saved before it, `_RESPITE_S` long.
+    at its lowest, and from there the rate goes with the power that idling leaves.
     """
     peak = peak_flops(device, dtype)
     if device.kind != "gpu" or not device.peak_watts:
-        return np.full_like(flops, peak)
+        return peak
     watts = device.peak_watts - (device.idle_watts or 0.1 * device.peak_watts)
-    held = watts / (_JOULES[generation(device)] * _ENERGY.get(dtype, 1.0))
-    if held >= peak:
+    return float(min(peak, watts / (_JOULES[generation(device)] * _ENERGY.get(dtype, 1.0))))
+
+
+def allowed_flops(device: DeviceType, dtype: str, flops: Table) -> Table:
+    """Return the arithmetic rate that the power limit allows kernels of so many operations, FLOP/s, [n].
+
+    It is averaged over more than a kernel: a short one may spend what was saved before it, in `_RESPITE_S`.
+    """
+    peak, held = peak_flops(device, dtype), sustained_flops(device, dtype)
+    if held == peak:
         return np.full_like(flops, peak)
     flops = np.maximum(flops, 1.0)
     return flops / np.maximum(flops / peak, flops / held - _RESPITE_S)
@@ -194,7 +201,7 @@ class Design:
         return self._columns[column]
 
     def _rate(self, flops: Table, dtype: str = "") -> Table:
-        return sustained_flops(self._device, dtype or self._dtype, flops)
+        return allowed_flops(self._device, dtype or self._dtype, flops)
 
     def _add(self, **features: Table) -> None:
         self._found.update(features)

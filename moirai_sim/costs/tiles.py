@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moirai_sim.costs.families import COLUMNS
-from moirai_sim.costs.features import peak_flops, sustained_flops, tiles_of
+from moirai_sim.costs.features import sustained_flops, tiles_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -96,20 +96,20 @@ def log_seconds(
     launch, peak, read, write, step, prologue, split, overlap, quantisation, reload = np.exp(parameters)
     b, m, n, k = (np.maximum(table[:, COLUMNS.index(c)], 1.0) for c in ("batch", "m", "n", "k"))
     units = float(device.compute_units or 64)
+    rate = sustained_flops(device, dtype) / units
     bandwidth = device.memory_bandwidth_bytes_per_s
+    block = 2.0 * _BLOCK**3 / rate
     once = table[:, COLUMNS.index("read_bytes")]
     best = np.full(len(table), np.inf)
-    if peak_flops(device, dtype) < _MATRIX_UNITS * peak_flops(device, "float32"):
-        flops = 2.0 * b * m * n * k  # no matrix units: a product of few rows needs no tiles
-        computing = flops / (sustained_flops(device, "float32", flops) * peak)
+    plain = sustained_flops(device, "float32")
+    if rate * units < _MATRIX_UNITS * plain:  # no matrix units: a product of few rows needs no tiles
+        computing = 2.0 * b * m * n * k / (plain * peak)
         reading = once / (bandwidth * read)
         together = (computing**overlap + reading**overlap) ** (1 / overlap)
         best = np.where(np.minimum(m, n) <= _FEW, together, best)
     for tile_n, tile_m in tiles_of(dtype):
         columns, rows = np.ceil(n / tile_n), np.ceil(m / tile_m)
         tiles = columns * rows * b
-        rate = sustained_flops(device, dtype, 2.0 * tiles * tile_n * tile_m * k) / units
-        block = 2.0 * _BLOCK**3 / rate
         # A wave covers a rectangle of tiles, filled along n first, and reads the operands of that.
         wave_columns = np.minimum(columns, units)
         wave_rows = np.minimum(rows, np.maximum(np.floor(units / columns), 1))
