@@ -37,7 +37,7 @@ _SEVERAL = 3
 _GUEST = 1.6
 """Least half-width of an interval, in log time, where another family's ensemble stands in: a fifth to five times. What
 stands in for each family of the shipped models, were it missing, is off by a factor of 1.8 to 9, with 90 % certainty
-each; that covers nine in ten of all of them together."""
+each (by a script that is not kept); that covers nine in ten of all of them together."""
 DOMAIN = tuple(COLUMNS.index(c) for c in ("batch", "m", "n", "k", "flops", "read_bytes", "write_bytes"))
 
 
@@ -97,15 +97,6 @@ def _physical_s(rows: Rows) -> Array:
 def tiled(key: str, device: DeviceType) -> bool:
     """Return whether the tile model has a say in what was not measured: matrix products on GPUs."""
     return family_of_key(key) == "gemm" and device.kind == "gpu"
-
-
-def by_tile_model(model: FamilyModel, key: str, stand_in: str, answer: Answer, device: DeviceType) -> bool:
-    """Return whether the tile model prices kernels: products on a GPU that was not measured, or batches where none was.
-
-    Each of those is taken for one larger product.
-    """
-    product = family_of_key(key) in ("gemm", "batched-matmul") and tiled(stand_in, device)
-    return product and bool(model.tiles) and (answer.group is None or stand_in != key)
 
 
 def name_of_points(device: str, dtype: str, key: str, stand_in: str) -> str:
@@ -481,7 +472,9 @@ def expect(models: Mapping[str, FamilyModel], devices: Mapping[str, DeviceType],
         read = design_of(stand_in, rows.table, rows.dtype, answer.device, key)
     x, _ = inputs_of(read.features, read.limit_s, np.full(len(rows.table), launch))
     x[:, -1] = [model.ops.get(op, 0.0) for op in rows.op_type.tolist()]
-    by_tiles = by_tile_model(model, key, stand_in, answer, rows.device)
+    # Products on a GPU that was not measured, or batches where none was: each is taken for one larger product.
+    product = family_of_key(key) in ("gemm", "batched-matmul") and tiled(stand_in, rows.device)
+    by_tiles = product and bool(model.tiles) and (answer.group is None or stand_in != key)
     log_time = np.log(launch + design.limit_s) + _learned(model, x, None if by_tiles else answer.group)
     known = rows.dtype in model.types.get(answer.group or "", model.dtypes)
     return Expected(key, stand_in, model, answer, by_tiles, design, x, log_time, launch, known)
